@@ -1,0 +1,118 @@
+//! `rowlock append`: the demo's command. Same lock, same file, no server.
+
+use std::{borrow::Cow, io::Read, time::Duration};
+
+use serde::Serialize;
+
+use super::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, WRONG_USAGE, serve::open_failed};
+use crate::{
+    commit::{self, AppendError, Appender},
+    config::{Config, Switch},
+    record::{Ack, Record, Simulation},
+    schema::Data,
+};
+
+/// What to append, and how.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The row's first data cell; `-` reads the lines of standard input, all appended or none.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    data: String,
+    /// Seconds to hold the lock before the row is written.
+    #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = parse_sleep)]
+    sleep: Duration,
+    /// Leave the lock to expire after the write, as if this process had crashed.
+    #[arg(long)]
+    skip_release: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Output<'a> {
+    rows: usize,
+    #[serde(flatten)]
+    ack: &'a Ack,
+}
+
+pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
+    let simulation = Simulation { sleep: args.sleep, skip_release: args.skip_release };
+    if simulation.sleep > config.max_sleep {
+        let max = config.max_sleep.as_secs_f64();
+        return Err(Exit::new(WRONG_USAGE, format_args!("--sleep: accepted: 0 to {max} seconds (ROWLOCK_MAX_SLEEP)")));
+    }
+    if simulation.wants_own_turn() && config.simulation == Switch::Off {
+        return Err(Exit::new(WRONG_USAGE, "--sleep and --skip-release are switched off here (ROWLOCK_SIMULATION)"));
+    }
+    let lines = if args.data == "-" { read_lines(config.queue_bytes)? } else { vec![args.data] };
+    // One batch may be as large as all that may wait: nothing else does.
+    let config = Config { queue_rows: config.queue_rows.max(lines.len()), queue_bytes: usize::MAX, ..config };
+    let (appender, ended) = commit::open(&config).await.map_err(|e| Exit::new(open_failed(&e), e))?;
+    let rows = records(&appender, lines)?;
+    if rows.is_empty() {
+        return Err(Exit::new(FAILED, "standard input is empty: nothing appended"));
+    }
+    let result = appender.append_all(rows, simulation).await;
+    appender.close();
+    // The lock is released after the answer.
+    let _ = ended.await;
+    let ack = result.map_err(|e| Exit::new(exit_code(&e), e))?;
+    print(&ack, args.json).map_err(|e| Exit::new(FAILED, e))
+}
+
+fn parse_sleep(text: &str) -> Result<Duration, String> {
+    let secs = text.parse().ok().and_then(|secs| Duration::try_from_secs_f64(secs).ok());
+    secs.ok_or_else(|| "a number of seconds, such as 2 or 0.5".to_owned())
+}
+
+fn read_lines(bytes_max: usize) -> Result<Vec<String>, Exit> {
+    let mut text = String::new();
+    let read = std::io::stdin().lock().take(bytes_max as u64 + 1).read_to_string(&mut text);
+    read.map_err(|e| Exit::new(FAILED, format_args!("standard input: {e}")))?;
+    if text.len() > bytes_max {
+        return Err(Exit::new(
+            FAILED,
+            format_args!("standard input: more than {bytes_max} bytes (ROWLOCK_QUEUE_BYTES); nothing appended"),
+        ));
+    }
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+fn records(appender: &Appender, lines: Vec<String>) -> Result<Vec<Record>, Exit> {
+    let record = |(at, line)| {
+        let data = Data::Text(Cow::Owned(line));
+        appender
+            .schema()
+            .record(&data)
+            .map_err(|e| Exit::new(FAILED, format_args!("line {}: {e}; nothing appended", at + 1)))
+    };
+    lines.into_iter().enumerate().map(record).collect()
+}
+
+fn exit_code(e: &AppendError) -> u8 {
+    match e {
+        AppendError::SyncFailed => SYNC_FAILED,
+        AppendError::QueueFull
+        | AppendError::WaitTimeout(_)
+        | AppendError::LockUnavailable(_)
+        | AppendError::LockLost
+        | AppendError::FileBusy
+        | AppendError::Draining => TRY_AGAIN,
+        AppendError::InvalidField(_) | AppendError::DiskFull | AppendError::Internal(_) => FAILED,
+    }
+}
+
+fn print(ack: &Ack, json: bool) -> serde_json::Result<()> {
+    let Ack { rows, offset, bytes, token, waited_ms, held_ms, released, .. } = ack;
+    if json {
+        println!("{}", serde_json::to_string(&Output { rows: *rows, ack })?);
+        return Ok(());
+    }
+    let plural = if *rows == 1 { "" } else { "s" };
+    let left = if *released { "" } else { "; the lock is left to expire" };
+    println!(
+        "appended {rows} row{plural} at offset {offset} ({bytes} bytes), token {token}, waited {waited_ms} ms, held {held_ms} ms{left}"
+    );
+    Ok(())
+}

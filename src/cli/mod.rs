@@ -1,0 +1,128 @@
+//! The command line: parses, starts logging, dispatches. One file a command.
+
+mod append;
+mod serve;
+mod usage;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::config::{Config, LogFormat};
+
+/// Something failed.
+const FAILED: u8 = 1;
+/// The command or a setting is wrong.
+const WRONG_USAGE: u8 = 2;
+/// A sync failed: `EX_IOERR` of sysexits.h.
+const SYNC_FAILED: u8 = 74;
+/// Could not get the lock in time, try again: `EX_TEMPFAIL` of sysexits.h.
+const TRY_AGAIN: u8 = 75;
+
+/// Many replicas, one CSV: rows posted over HTTP are appended under one lock.
+///
+/// Without a command it serves. Each option is an environment variable, too; a `.env` file in the working directory is
+/// read first, and real variables win over it.
+#[derive(Debug, Parser)]
+#[command(name = "rowlock", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    config: Config,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  rowlock                                              serve rows.csv on 127.0.0.1:8080, embedded lock
+  rowlock serve --redis redis://localhost --csv a.csv  one of many replicas
+  rowlock append --data hello                          one row, no server needed
+  curl -d data=hello http://127.0.0.1:8080/append      one row, through a server";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve HTTP until SIGTERM or SIGINT (the default).
+    Serve,
+    /// Append to the CSV from here: same lock, same file, no server.
+    Append(append::Args),
+}
+
+/// Runs the command that the arguments name.
+pub fn main() -> ExitCode {
+    match parse().and_then(run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Exit { code, message }) => {
+            eprint!("{message}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// How a command ends when it does not end well.
+struct Exit {
+    code: u8,
+    /// Ends with a line break.
+    message: String,
+}
+
+impl Exit {
+    /// One line, in the program's name.
+    fn new(code: u8, message: impl std::fmt::Display) -> Self {
+        Self { code, message: format!("rowlock: {message}\n") }
+    }
+}
+
+fn parse() -> Result<Cli, Exit> {
+    read_dotenv()?;
+    let mut command = usage::without_empty_variables(Cli::command());
+    match command.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => Ok(cli),
+        Err(e) if e.use_stderr() => Err(usage::explain(&command, &e)),
+        Err(help) => {
+            help.print().map_err(|e| Exit::new(FAILED, e))?;
+            std::process::exit(0);
+        }
+    }
+}
+
+/// Only `.env` in the working directory: the library's own search climbs to parent folders.
+fn read_dotenv() -> Result<(), Exit> {
+    match dotenvy::from_path(".env") {
+        Err(dotenvy::Error::LineParse(line, _)) => {
+            // The line itself may hold a secret.
+            let name = line.split('=').next().unwrap_or_default().trim().to_owned();
+            Err(Exit::new(
+                WRONG_USAGE,
+                format_args!(
+                    ".env: the line of {name:?} cannot be read; accepted: NAME=value, quoted with '…' if it has $ or spaces"
+                ),
+            ))
+        }
+        Err(e) if !e.not_found() => Err(Exit::new(WRONG_USAGE, format_args!(".env cannot be read: {e}"))),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Exit> {
+    start_logging(cli.config.log_format, matches!(cli.command, Some(Command::Append(_))));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| Exit::new(FAILED, e))?;
+    let result = match cli.command {
+        None | Some(Command::Serve) => runtime.block_on(serve::run(cli.config)),
+        Some(Command::Append(args)) => runtime.block_on(append::run(cli.config, args)),
+    };
+    runtime.shutdown_background();
+    result
+}
+
+/// Logs go to standard error, so that results can be piped. A one-off command is quiet unless something is wrong.
+fn start_logging(format: LogFormat, quiet: bool) {
+    use tracing_subscriber::{EnvFilter, fmt};
+    let default = if quiet { "warn" } else { "info" };
+    let filter = std::env::var("RUST_LOG").ok().filter(|level| !level.is_empty());
+    let filter = EnvFilter::builder().parse_lossy(filter.as_deref().unwrap_or(default));
+    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    match format {
+        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+}

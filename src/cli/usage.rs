@@ -1,0 +1,49 @@
+//! Wrong settings, told in one line that names the variable, the value, and what is accepted.
+
+use clap::{
+    Command,
+    builder::Resettable,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
+
+use super::{Exit, WRONG_USAGE};
+
+/// An empty variable is as good as none.
+pub(super) fn without_empty_variables(command: Command) -> Command {
+    command.mut_args(|arg| {
+        let empty = arg.get_env().is_some_and(|name| std::env::var_os(name).is_some_and(|value| value.is_empty()));
+        if empty { arg.env(Resettable::Reset) } else { arg }
+    })
+}
+
+/// A wrong value in one line; every other mistake as clap tells it, usage and hints included.
+pub(super) fn explain(command: &Command, error: &clap::Error) -> Exit {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let is_value = matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue);
+    let (true, Some(arg), Some(value)) = (is_value, text(ContextKind::InvalidArg), text(ContextKind::InvalidValue))
+    else {
+        return Exit { code: WRONG_USAGE, message: error.render().to_string() };
+    };
+    let flag = arg.split(' ').next().unwrap_or(arg);
+    let variable = command
+        .get_arguments()
+        .find(|known| known.get_long().is_some_and(|long| flag.strip_prefix("--") == Some(long)));
+    let name = match variable.and_then(|arg| arg.get_env()) {
+        Some(variable) => format!("{} ({flag})", variable.to_string_lossy()),
+        None => flag.to_owned(),
+    };
+    Exit::new(WRONG_USAGE, format_args!("{name}: {value:?} is not accepted; accepted: {}", accepted(error)))
+}
+
+fn accepted(error: &clap::Error) -> String {
+    if let Some(source) = std::error::Error::source(error) {
+        return source.to_string();
+    }
+    match error.get(ContextKind::ValidValue) {
+        Some(ContextValue::Strings(values)) => values.join(", "),
+        _ => "see --help".to_owned(),
+    }
+}

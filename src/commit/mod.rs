@@ -1,0 +1,148 @@
+//! Group commit: what waits becomes one batch, one hold of the lock, one sync.
+//!
+//! `Appender` is the handle that http calls, `Committer` the task behind it that owns lock and file. Only this room sees
+//! both.
+
+mod committer;
+mod error;
+mod queue;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use committer::Committer;
+pub use committer::Fatal;
+pub use error::{AppendError, Outcome};
+use queue::{Bounds, Queue, Waiting};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout_at},
+};
+
+use crate::{
+    config::Config,
+    lock::{self, Lock},
+    record::{Ack, Record, Simulation},
+    schema::Schema,
+    storage::{self, Storage},
+};
+
+/// Why lock or storage could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The CSV.
+    #[error(transparent)]
+    Storage(#[from] storage::OpenError),
+    /// The lock.
+    #[error(transparent)]
+    Lock(#[from] lock::OpenError),
+    /// The thread that owns both.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// The way in to one CSV, for as many tasks as want to.
+#[derive(Clone)]
+pub struct Appender {
+    queue: Arc<Queue>,
+    lock: Arc<Lock>,
+    schema: Arc<Schema>,
+    wait_timeout: Duration,
+}
+
+/// How the committer ended: `Ok` after a drain, else what it could not go on from.
+pub type Ended = oneshot::Receiver<Result<(), Fatal>>;
+
+/// Opens lock and file, and starts the committer on a thread of its own: storage blocks, and only that thread.
+///
+/// # Errors
+/// If the file or the lock can't be used. A Redis that is away is no error: rows wait for it.
+pub async fn open(config: &Config) -> Result<(Appender, Ended), OpenError> {
+    let replica = config.replica_name();
+    let options =
+        storage::Options { path: config.csv.clone(), header: config.csv_header.clone(), replica: replica.clone() };
+    let lock_options = lock::Options { replica: replica.clone(), ttl: config.lock_ttl };
+    let redis =
+        config.redis.as_ref().map(|url| Lock::redis(url, &config.lock_key(), lock_options.clone())).transpose()?;
+    let storage = Storage::open(options)?;
+    let lock = match redis {
+        Some(lock) => lock,
+        None => Lock::embedded(&lock_file(&storage), lock_options)?,
+    };
+    tracing::info!(replica, csv = %storage.path().display(), lock = lock.kind(), "opened");
+
+    let lock = Arc::new(lock);
+    let queue = Arc::new(Queue::new(Bounds { rows: config.queue_rows, bytes: config.queue_bytes }));
+    let schema = storage.schema();
+    let committer = Committer::new(Arc::clone(&queue), Arc::clone(&lock), storage, replica);
+    let (ended, end) = oneshot::channel();
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::Builder::new().name("committer".to_owned()).spawn(move || {
+        // Nobody listens any more if the server went first.
+        let _ = ended.send(runtime.block_on(committer.run()));
+    })?;
+    Ok((Appender { queue, lock, schema, wait_timeout: config.wait_timeout }, end))
+}
+
+fn lock_file(storage: &Storage) -> PathBuf {
+    let mut path = storage.path().as_os_str().to_owned();
+    path.push(".lock");
+    path.into()
+}
+
+impl Appender {
+    /// The columns that rows must fit.
+    pub fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// Which lock serves, and whether it is in reach as far as the last append knows.
+    pub fn lock_state(&self) -> (&'static str, bool) {
+        (self.lock.kind(), !self.lock.in_trouble())
+    }
+
+    /// Appends one row; see `append_all`.
+    ///
+    /// # Errors
+    /// See `append_all`.
+    pub async fn append(&self, record: Record, simulation: Simulation) -> Result<Ack, AppendError> {
+        self.append_all(vec![record], simulation).await
+    }
+
+    /// Appends rows, all or none, and returns when they are durable. Dropped before their turn, they are not written;
+    /// dropped after, they are.
+    ///
+    /// # Errors
+    /// `AppendError::outcome` says whether the rows may stand in the file.
+    pub async fn append_all(&self, rows: Vec<Record>, simulation: Simulation) -> Result<Ack, AppendError> {
+        let arrived = Instant::now();
+        let deadline = arrived + self.wait_timeout;
+        let weight_bytes = size_of::<Waiting>() + rows.iter().map(Record::weight_bytes).sum::<usize>();
+        let (answer, mut answered) = oneshot::channel();
+        let ticket = self.queue.admit(Waiting { rows, weight_bytes, simulation, arrived, deadline, answer })?;
+        let result = match timeout_at(deadline, &mut answered).await {
+            Ok(result) => result,
+            Err(_) if ticket.withdraw() => {
+                let for_want_of_lock = self.lock.in_trouble();
+                return Err(if for_want_of_lock {
+                    AppendError::LockUnavailable(self.wait_timeout)
+                } else {
+                    AppendError::WaitTimeout(self.wait_timeout)
+                });
+            }
+            // Its turn has come: the answer will be the truth, and the only one.
+            Err(_) => answered.await,
+        };
+        result.unwrap_or(Err(AppendError::Internal(Outcome::Unknown)))
+    }
+
+    /// Lets no more rows in. The committer finishes what waits, and ends.
+    pub fn close(&self) {
+        self.queue.close();
+    }
+
+    /// Refuses what still waits, since time is up.
+    pub fn refuse_waiting(&self) {
+        self.queue.close();
+        self.queue.refuse_all(&AppendError::Draining);
+    }
+}

@@ -1,0 +1,217 @@
+//! Admission: what waits for its turn, bounded in rows, bytes and time, in order of arrival.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use tokio::{
+    sync::{Notify, oneshot},
+    time::Instant,
+};
+
+use super::AppendError;
+use crate::record::{Ack, Record, Simulation};
+
+/// What may wait in one replica.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    pub(super) rows: usize,
+    pub(super) bytes: usize,
+}
+
+/// The rows of one request, waiting.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) rows: Vec<Record>,
+    pub(super) weight_bytes: usize,
+    pub(super) simulation: Simulation,
+    pub(super) arrived: Instant,
+    /// Until when the rows may wait for their turn; their own `sleep` is not part of it.
+    pub(super) deadline: Instant,
+    pub(super) answer: oneshot::Sender<Result<Ack, AppendError>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// By order of arrival.
+    waiting: BTreeMap<u64, Waiting>,
+    next: u64,
+    rows: usize,
+    bytes: usize,
+    closed: bool,
+}
+
+impl State {
+    fn remove(&mut self, place: u64) -> Option<Waiting> {
+        let waiting = self.waiting.remove(&place)?;
+        self.rows -= waiting.rows.len();
+        self.bytes -= waiting.weight_bytes;
+        Some(waiting)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Queue {
+    state: Mutex<State>,
+    changed: Notify,
+    bounds: Bounds,
+}
+
+impl Queue {
+    pub(super) fn new(bounds: Bounds) -> Self {
+        Self { state: Mutex::default(), changed: Notify::new(), bounds }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder of the queue panics")
+    }
+
+    /// Takes rows in, if there is room for them.
+    pub(super) fn admit(self: &Arc<Self>, waiting: Waiting) -> Result<Ticket, AppendError> {
+        let mut state = self.state();
+        if state.closed {
+            return Err(AppendError::Draining);
+        }
+        let (rows, bytes) = (state.rows + waiting.rows.len(), state.bytes + waiting.weight_bytes);
+        if rows > self.bounds.rows || bytes > self.bounds.bytes {
+            return Err(AppendError::QueueFull);
+        }
+        let place = state.next;
+        (state.rows, state.bytes, state.next) = (rows, bytes, place + 1);
+        state.waiting.insert(place, waiting);
+        drop(state);
+        self.changed.notify_one();
+        Ok(Ticket { queue: Arc::clone(self), place })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.state().waiting.is_empty()
+    }
+
+    /// Waits until there is something to do; false when there never will be again.
+    pub(super) async fn has_work(&self) -> bool {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let state = self.state();
+                if !state.waiting.is_empty() || state.closed {
+                    return !state.waiting.is_empty();
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// The next batch: all that waits, up to `bytes_max`, but a request that wants a turn of its own gets one.
+    pub(super) fn take(&self, bytes_max: usize) -> Vec<Waiting> {
+        let mut state = self.state();
+        let (mut batch, mut bytes) = (Vec::with_capacity(state.waiting.len()), 0);
+        while let Some((&place, next)) = state.waiting.first_key_value() {
+            let own_turn = next.simulation.wants_own_turn();
+            bytes += next.weight_bytes;
+            if !batch.is_empty() && (own_turn || bytes > bytes_max) {
+                break;
+            }
+            batch.extend(state.remove(place));
+            if own_turn {
+                break;
+            }
+        }
+        batch
+    }
+
+    /// Lets nobody in any more; who waits already keeps its place.
+    pub(super) fn close(&self) {
+        self.state().closed = true;
+        self.changed.notify_one();
+    }
+
+    /// Refuses all that still wait.
+    pub(super) fn refuse_all(&self, with: &AppendError) {
+        let mut state = self.state();
+        while let Some((&place, _)) = state.waiting.first_key_value() {
+            if let Some(waiting) = state.remove(place) {
+                // Who has hung up needs no answer.
+                let _ = waiting.answer.send(Err(with.clone()));
+            }
+        }
+    }
+}
+
+/// A place in the queue. Dropping it gives the place up: a client that hung up costs nothing.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    queue: Arc<Queue>,
+    place: u64,
+}
+
+impl Ticket {
+    /// Whether the place was still there to give up: then the rows are certain never to be written.
+    pub(super) fn withdraw(&self) -> bool {
+        self.queue.state().remove(self.place).is_some()
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.withdraw();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{borrow::Cow, time::Duration};
+
+    use super::*;
+    use crate::schema::{Data, Schema};
+
+    type Answer = oneshot::Receiver<Result<Ack, AppendError>>;
+
+    fn admit(queue: &Arc<Queue>, sleep_secs: u64) -> Result<(Ticket, Answer), AppendError> {
+        let record = Schema::headerless().record(&Data::Text(Cow::Borrowed("x"))).expect("fits");
+        let (answer, receiver) = oneshot::channel();
+        let simulation = Simulation { sleep: Duration::from_secs(sleep_secs), skip_release: false };
+        let now = Instant::now();
+        let waiting =
+            Waiting { weight_bytes: 100, rows: vec![record], simulation, arrived: now, deadline: now, answer };
+        Ok((queue.admit(waiting)?, receiver))
+    }
+
+    #[test]
+    fn a_request_that_sleeps_has_a_batch_of_its_own_and_keeps_its_place() {
+        let queue = Arc::new(Queue::new(Bounds { rows: 10, bytes: 10_000 }));
+        let _tickets: Vec<_> = [0, 0, 5, 0].into_iter().map(|sleep| admit(&queue, sleep).expect("room")).collect();
+        let sizes: Vec<_> = std::iter::repeat_with(|| queue.take(10_000).len()).take(4).collect();
+        assert_eq!(sizes, [2, 1, 1, 0]);
+    }
+
+    #[test]
+    fn a_batch_ends_at_its_bytes_but_never_empty() {
+        let queue = Arc::new(Queue::new(Bounds { rows: 10, bytes: 10_000 }));
+        let _tickets: Vec<_> = (0..3).map(|_| admit(&queue, 0).expect("room")).collect();
+        let sizes: Vec<_> = [1, 250, 250].into_iter().map(|bytes| queue.take(bytes).len()).collect();
+        assert_eq!(sizes, [1, 2, 0]);
+    }
+
+    #[test]
+    fn the_queue_is_bounded_and_a_place_given_up_is_free_again() {
+        let queue = Arc::new(Queue::new(Bounds { rows: 2, bytes: 10_000 }));
+        let first = admit(&queue, 0).expect("room");
+        let _second = admit(&queue, 0).expect("room");
+        assert_eq!(admit(&queue, 0).expect_err("full"), AppendError::QueueFull);
+        drop(first);
+        let _third = admit(&queue, 0).expect("room again");
+        let by_bytes = Arc::new(Queue::new(Bounds { rows: 10, bytes: 150 }));
+        let _one = admit(&by_bytes, 0).expect("room");
+        assert_eq!(admit(&by_bytes, 0).expect_err("full"), AppendError::QueueFull);
+    }
+
+    #[test]
+    fn a_row_that_was_taken_cannot_be_withdrawn() {
+        let queue = Arc::new(Queue::new(Bounds { rows: 2, bytes: 10_000 }));
+        let (ticket, _answer) = admit(&queue, 0).expect("room");
+        assert_eq!(queue.take(1).len(), 1);
+        assert!(!ticket.withdraw());
+    }
+}

@@ -1,0 +1,259 @@
+//! The configuration: one struct, filled from flags, environment and `.env`.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use bytesize::ByteSize;
+use clap::{Args, ValueEnum};
+
+/// Everything that can be set. Each field is a flag and an environment variable of the same meaning.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Configuration")]
+pub struct Config {
+    /// Redis to lock with: redis://[user:pass@]host:port/db or redis+unix:///path.
+    /// None: the embedded lock, for replicas on this host only.
+    #[arg(long = "redis", env = "REDIS_CONN_STR", value_name = "URL", global = true, hide_env_values = true)]
+    pub redis: Option<RedisUrl>,
+
+    /// The CSV that rows are appended to; made, with its header, where it is missing.
+    #[arg(
+        long,
+        env = "REDIS_CSV_FILE_NAME",
+        value_name = "FILE",
+        default_value = "rows.csv",
+        global = true,
+        hide_env_values = true
+    )]
+    pub csv: PathBuf,
+
+    /// Address to serve on; port 0 takes a free one and logs it.
+    #[arg(long, env = "ROWLOCK_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:8080", value_parser = parse_address, global = true, hide_env_values = true)]
+    pub listen: SocketAddr,
+
+    /// This replica's name in rows, answers, logs and the lock [default: host name and a random part].
+    #[arg(long, env = "ROWLOCK_REPLICA", value_name = "NAME", value_parser = parse_replica, global = true, hide_env_values = true)]
+    pub replica: Option<String>,
+
+    /// The lock's key in Redis [default: {rowlock:<file name>}].
+    #[arg(long, env = "ROWLOCK_LOCK_KEY", value_name = "KEY", value_parser = parse_lock_key, global = true, hide_env_values = true)]
+    pub lock_key: Option<String>,
+
+    /// How long a silent holder keeps the lock (100ms to 1h).
+    #[arg(long, env = "ROWLOCK_LOCK_TTL", value_name = "DURATION", default_value = "10s", value_parser = parse_lock_ttl, global = true, hide_env_values = true)]
+    pub lock_ttl: Duration,
+
+    /// The longest that an append waits for its turn (1ms to 1h).
+    #[arg(long, env = "ROWLOCK_WAIT_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = parse_wait_timeout, global = true, hide_env_values = true)]
+    pub wait_timeout: Duration,
+
+    /// The longest accepted `sleep` (0s to 24h).
+    #[arg(long, env = "ROWLOCK_MAX_SLEEP", value_name = "DURATION", default_value = "60s", value_parser = parse_max_sleep, global = true, hide_env_values = true)]
+    pub max_sleep: Duration,
+
+    /// off: requests with `sleep` or `skip_release` are refused (403).
+    #[arg(
+        long,
+        env = "ROWLOCK_SIMULATION",
+        value_name = "on|off",
+        default_value = "on",
+        global = true,
+        hide_env_values = true,
+        hide_possible_values = true
+    )]
+    pub simulation: Switch,
+
+    /// A new file's header; `none`: no header, rows hold only data.
+    #[arg(
+        long,
+        env = "ROWLOCK_CSV_HEADER",
+        value_name = "COLUMNS",
+        default_value = "timestamp,replica,token,data",
+        global = true,
+        hide_env_values = true
+    )]
+    pub csv_header: String,
+
+    /// Rows that may wait in one replica (1 to 16777216).
+    #[arg(long, env = "ROWLOCK_QUEUE_ROWS", value_name = "ROWS", default_value = "65536", value_parser = parse_queue_rows, global = true, hide_env_values = true)]
+    pub queue_rows: usize,
+
+    /// Bytes that may wait in one replica (64KiB to 16GiB).
+    #[arg(long, env = "ROWLOCK_QUEUE_BYTES", value_name = "SIZE", default_value = "128MiB", value_parser = parse_queue_bytes, global = true, hide_env_values = true)]
+    pub queue_bytes: usize,
+
+    /// The largest body of /append (1KiB to 64MiB).
+    #[arg(long, env = "ROWLOCK_BODY_LIMIT", value_name = "SIZE", default_value = "1MiB", value_parser = parse_body_limit, global = true, hide_env_values = true)]
+    pub body_limit: usize,
+
+    /// After SIGTERM, how long to finish what was taken (0s to 1h).
+    #[arg(long, env = "ROWLOCK_GRACE", value_name = "DURATION", default_value = "30s", value_parser = parse_grace, global = true, hide_env_values = true)]
+    pub grace: Duration,
+
+    /// text or json; the level is RUST_LOG.
+    #[arg(
+        long,
+        env = "ROWLOCK_LOG_FORMAT",
+        value_name = "text|json",
+        default_value = "text",
+        global = true,
+        hide_env_values = true,
+        hide_possible_values = true
+    )]
+    pub log_format: LogFormat,
+}
+
+/// A Redis address. It may hold a password, so it prints as nothing more than its kind.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RedisUrl(String);
+
+impl RedisUrl {
+    /// The address itself, password included: for the client only, never for a log.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for RedisUrl {
+    fn from(url: String) -> Self {
+        Self(url)
+    }
+}
+
+impl std::fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RedisUrl(hidden)")
+    }
+}
+
+/// `on` or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Enabled.
+    On,
+    /// Disabled.
+    Off,
+}
+
+/// How log lines are written, on standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Config {
+    /// The replica's name, made up where none is set.
+    pub fn replica_name(&self) -> String {
+        self.replica.clone().unwrap_or_else(|| {
+            let host = gethostname::gethostname().to_string_lossy().into_owned();
+            let random = uuid::Uuid::new_v4().simple().to_string();
+            format!("{host}-{}", &random[..6])
+        })
+    }
+
+    /// The lock's key in Redis: that of the file's name where none is set.
+    pub fn lock_key(&self) -> String {
+        self.lock_key.clone().unwrap_or_else(|| {
+            let file = self.csv.file_name().unwrap_or(self.csv.as_os_str()).to_string_lossy();
+            format!("{{rowlock:{file}}}")
+        })
+    }
+}
+
+/// Parses `10s`, `250ms`, `1m 30s`, and holds it to bounds.
+fn parse_duration(text: &str, min: Duration, max: Duration) -> Result<Duration, String> {
+    let accepted = || format!("a duration from {min:?} to {max:?}, such as 10s or 250ms");
+    let parsed: jiff::SignedDuration = text.parse().map_err(|_| accepted())?;
+    let duration = Duration::try_from(parsed).map_err(|_| accepted())?;
+    if (min..=max).contains(&duration) { Ok(duration) } else { Err(accepted()) }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn parse_lock_ttl(text: &str) -> Result<Duration, String> {
+    parse_duration(text, Duration::from_millis(100), HOUR)
+}
+
+fn parse_wait_timeout(text: &str) -> Result<Duration, String> {
+    parse_duration(text, Duration::from_millis(1), HOUR)
+}
+
+fn parse_max_sleep(text: &str) -> Result<Duration, String> {
+    parse_duration(text, Duration::ZERO, 24 * HOUR)
+}
+
+fn parse_grace(text: &str) -> Result<Duration, String> {
+    parse_duration(text, Duration::ZERO, HOUR)
+}
+
+/// Parses `64MiB`, `1kB`, `4096`, and holds it to bounds.
+fn parse_size(text: &str, min: ByteSize, max: ByteSize) -> Result<usize, String> {
+    let accepted = || format!("a size from {min} to {max}, such as 64MiB or 4096");
+    let size: ByteSize = text.parse().map_err(|_| accepted())?;
+    if !(min..=max).contains(&size) {
+        return Err(accepted());
+    }
+    usize::try_from(size.as_u64()).map_err(|_| accepted())
+}
+
+fn parse_queue_bytes(text: &str) -> Result<usize, String> {
+    parse_size(text, ByteSize::kib(64), ByteSize::gib(16))
+}
+
+fn parse_body_limit(text: &str) -> Result<usize, String> {
+    parse_size(text, ByteSize::kib(1), ByteSize::mib(64))
+}
+
+fn parse_queue_rows(text: &str) -> Result<usize, String> {
+    let rows = text.parse().ok().filter(|rows| (1..=1 << 24).contains(rows));
+    rows.ok_or_else(|| "a whole number from 1 to 16777216".to_owned())
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "an address and a port, such as 127.0.0.1:8080 or [::1]:8080".to_owned())
+}
+
+fn parse_replica(text: &str) -> Result<String, String> {
+    parse_name(text, 64)
+}
+
+fn parse_lock_key(text: &str) -> Result<String, String> {
+    parse_name(text, 256)
+}
+
+/// A name that stands in headers, logs and Redis without quoting.
+fn parse_name(text: &str, max: usize) -> Result<String, String> {
+    let printable = text.bytes().all(|byte| byte.is_ascii_graphic());
+    if printable && !text.is_empty() && text.len() <= max {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("1 to {max} printable ASCII characters without spaces"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_sizes_are_read_and_held_to_their_bounds() {
+        assert_eq!(parse_lock_ttl("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(parse_wait_timeout("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(parse_max_sleep("0s"), Ok(Duration::ZERO));
+        for wrong in ["10", "-1s", "99ms", "2h", "ten", ""] {
+            assert!(parse_lock_ttl(wrong).is_err(), "{wrong:?}");
+        }
+        assert_eq!(parse_body_limit("64MiB"), Ok(64 << 20));
+        assert_eq!(parse_queue_bytes("100000"), Ok(100_000));
+        for wrong in ["1", "65MiB", "x", "-1"] {
+            assert!(parse_body_limit(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_redis_address_never_prints_its_password() {
+        let url = RedisUrl::from("redis://:secret@host".to_owned());
+        assert!(!format!("{url:?}").contains("secret"));
+    }
+}

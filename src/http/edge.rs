@@ -1,0 +1,120 @@
+//! The outermost layer: gives each request its ids, writes problems, logs one line.
+
+use std::time::Instant;
+
+use axum::{
+    body::Body,
+    extract::Request,
+    http::{HeaderMap, HeaderName, HeaderValue, header},
+    middleware::Next,
+    response::Response,
+};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::error::Problem;
+use crate::record::Ack;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+#[derive(Serialize)]
+struct ProblemBody<'a> {
+    #[serde(flatten)]
+    problem: &'a Problem,
+    request_id: &'a str,
+}
+
+/// Takes over or makes `X-Request-Id` and `traceparent`, and returns both.
+pub(super) async fn edge(request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let request_id = take_over(request.headers(), &REQUEST_ID, is_request_id)
+        .unwrap_or_else(|| header_value(Uuid::new_v4().to_string()));
+    let trace_parent = take_over(request.headers(), &TRACE_PARENT, is_trace_parent).unwrap_or_else(new_trace_parent);
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+
+    let mut response = next.run(request).await;
+
+    let id = request_id.to_str().unwrap_or_default().to_owned();
+    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+        write_problem(&mut response, &problem, &id);
+        log(&response, &id, &method, &path, (problem.outcome, Some(problem.code)), began);
+    } else {
+        log(&response, &id, &method, &path, ("ok", None), began);
+    }
+    response.headers_mut().insert(REQUEST_ID, request_id);
+    response.headers_mut().insert(TRACE_PARENT, trace_parent);
+    response
+}
+
+fn take_over(headers: &HeaderMap, name: &HeaderName, valid: fn(&[u8]) -> bool) -> Option<HeaderValue> {
+    headers.get(name).filter(|value| valid(value.as_bytes())).cloned()
+}
+
+fn is_request_id(value: &[u8]) -> bool {
+    (1..=REQUEST_ID_BYTES_MAX).contains(&value.len()) && value.iter().all(u8::is_ascii_graphic)
+}
+
+/// `00-<32 hex>-<16 hex>-<2 hex>`, neither id all zeros: <https://www.w3.org/TR/trace-context/>.
+fn is_trace_parent(value: &[u8]) -> bool {
+    let parts: Vec<&[u8]> = value.split(|&byte| byte == b'-').collect();
+    let hex = |part: &[u8]| part.iter().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte));
+    let lengths = parts.iter().map(|part| part.len()).eq([2, 32, 16, 2]);
+    lengths
+        && parts.iter().all(|part| hex(part))
+        && parts[0] != b"ff"
+        && parts[1..3].iter().all(|id| id.iter().any(|&byte| byte != b'0'))
+}
+
+fn new_trace_parent() -> HeaderValue {
+    let (trace, span) = (Uuid::new_v4().simple().to_string(), Uuid::new_v4().simple().to_string());
+    header_value(format!("00-{trace}-{}-01", &span[..16]))
+}
+
+fn header_value(text: String) -> HeaderValue {
+    HeaderValue::try_from(text).expect("hex digits and dashes make a header")
+}
+
+fn write_problem(response: &mut Response, problem: &Problem, request_id: &str) {
+    let body = serde_json::to_vec(&ProblemBody { problem, request_id }).expect("a problem is plain data");
+    response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    *response.body_mut() = Body::from(body);
+}
+
+fn log(
+    response: &Response,
+    request_id: &str,
+    method: &axum::http::Method,
+    path: &str,
+    (outcome, code): (&str, Option<&str>),
+    began: Instant,
+) {
+    let status = response.status().as_u16();
+    let took_ms = began.elapsed().as_millis();
+    match response.extensions().get::<Ack>() {
+        Some(Ack { token, waited_ms, held_ms, offset, .. }) => {
+            tracing::info!(request_id, %method, path, status, outcome = "written", token, waited_ms, held_ms, offset, took_ms, "request");
+        }
+        None if code.is_some() => tracing::info!(request_id, %method, path, status, outcome, code, took_ms, "request"),
+        // Probes ask several times a second.
+        None => tracing::debug!(request_id, %method, path, status, took_ms, "request"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_ids_that_are_safe_to_repeat_are_taken_over() {
+        assert!(is_request_id(b"abc-1"));
+        assert!(!is_request_id(b"a b") && !is_request_id(b"") && !is_request_id(&[b'x'; 129]));
+        assert!(is_trace_parent(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
+        assert!(!is_trace_parent(b"00-00000000000000000000000000000000-00f067aa0ba902b7-01"));
+        assert!(!is_trace_parent(b"00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01"));
+        assert!(!is_trace_parent(b"00-1-2-3"));
+        assert!(is_trace_parent(new_trace_parent().as_bytes()));
+    }
+}

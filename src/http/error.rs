@@ -1,0 +1,172 @@
+//! Every status code and every error code that this service answers.
+
+use std::time::Duration;
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+
+use crate::{
+    commit::{AppendError, Outcome},
+    schema::InvalidField,
+};
+
+/// A refusal, as http knows it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(super) enum ApiError {
+    #[error("{}", .0.detail)]
+    InvalidField(#[from] InvalidField),
+    #[error("{0}")]
+    BrokenBody(String),
+    #[error("this version does not remember idempotency keys: leave Idempotency-Key out")]
+    BadKey,
+    #[error("the body is larger than {0} bytes")]
+    BodyTooLarge(usize),
+    #[error("the body did not arrive within {0:?}")]
+    BodyTimeout(Duration),
+    #[error("accepted: application/json or application/x-www-form-urlencoded, in UTF-8")]
+    UnsupportedMediaType,
+    #[error("sleep and skip_release are switched off here (ROWLOCK_SIMULATION)")]
+    SimulationOff,
+    #[error("there is nothing at this path; see the README for what there is")]
+    NotFound,
+    #[error("the Allow header names the methods of this path")]
+    MethodNotAllowed,
+    #[error(transparent)]
+    Append(#[from] AppendError),
+}
+
+/// What a kind of refusal always says.
+struct Facts {
+    status: StatusCode,
+    code: &'static str,
+    title: &'static str,
+    retryable: bool,
+    retry_after_secs: Option<u64>,
+}
+
+impl Facts {
+    const fn refused(status: StatusCode, code: &'static str, title: &'static str) -> Self {
+        Self { status, code, title, retryable: false, retry_after_secs: None }
+    }
+
+    const fn try_again(status: StatusCode, code: &'static str, title: &'static str, secs: u64) -> Self {
+        Self { status, code, title, retryable: true, retry_after_secs: Some(secs) }
+    }
+}
+
+impl ApiError {
+    fn facts(&self) -> Facts {
+        use StatusCode as S;
+        match self {
+            Self::InvalidField(_) | Self::Append(AppendError::InvalidField(_)) => {
+                Facts::refused(S::UNPROCESSABLE_ENTITY, "invalid_field", "A field is wrong")
+            }
+            Self::BrokenBody(_) => Facts::refused(S::BAD_REQUEST, "broken_body", "The body cannot be read"),
+            Self::BadKey => Facts::refused(S::BAD_REQUEST, "bad_key", "Idempotency-Key cannot be taken"),
+            Self::BodyTooLarge(_) => Facts::refused(S::PAYLOAD_TOO_LARGE, "body_too_large", "The body is too large"),
+            Self::BodyTimeout(_) => {
+                Facts::try_again(S::REQUEST_TIMEOUT, "body_timeout", "The body did not arrive in time", 1)
+            }
+            Self::UnsupportedMediaType => {
+                Facts::refused(S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The body's type is not accepted")
+            }
+            Self::SimulationOff => Facts::refused(S::FORBIDDEN, "simulation_off", "Simulation is switched off"),
+            Self::NotFound => Facts::refused(S::NOT_FOUND, "not_found", "No such path"),
+            Self::MethodNotAllowed => {
+                Facts::refused(S::METHOD_NOT_ALLOWED, "method_not_allowed", "No such method here")
+            }
+            Self::Append(AppendError::QueueFull) => {
+                Facts::try_again(S::SERVICE_UNAVAILABLE, "queue_full", "Too much waits already", 1)
+            }
+            Self::Append(AppendError::WaitTimeout(_)) => {
+                Facts::try_again(S::SERVICE_UNAVAILABLE, "wait_timeout", "The turn did not come in time", 1)
+            }
+            Self::Append(AppendError::LockUnavailable(_)) => {
+                Facts::try_again(S::SERVICE_UNAVAILABLE, "redis_unavailable", "Redis is out of reach", 2)
+            }
+            Self::Append(AppendError::LockLost) => {
+                Facts::try_again(S::SERVICE_UNAVAILABLE, "lock_lost", "The lock was lost", 1)
+            }
+            Self::Append(AppendError::FileBusy) => {
+                Facts::try_again(S::SERVICE_UNAVAILABLE, "file_busy", "Another process keeps the file", 2)
+            }
+            Self::Append(AppendError::Draining) => {
+                Facts::try_again(S::SERVICE_UNAVAILABLE, "draining", "This replica is shutting down", 1)
+            }
+            Self::Append(AppendError::DiskFull) => {
+                Facts::try_again(S::INSUFFICIENT_STORAGE, "disk_full", "The volume is full", 10)
+            }
+            Self::Append(AppendError::SyncFailed) => {
+                Facts::refused(S::INTERNAL_SERVER_ERROR, "sync_failed", "The rows could not be made durable")
+            }
+            Self::Append(AppendError::Internal(_)) => {
+                Facts::refused(S::INTERNAL_SERVER_ERROR, "internal", "Something went wrong here")
+            }
+        }
+    }
+
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::Append(e) => e.outcome(),
+            Self::InvalidField(_)
+            | Self::BrokenBody(_)
+            | Self::BadKey
+            | Self::BodyTooLarge(_)
+            | Self::BodyTimeout(_)
+            | Self::UnsupportedMediaType
+            | Self::SimulationOff
+            | Self::NotFound
+            | Self::MethodNotAllowed => Outcome::NotWritten,
+        }
+    }
+
+    fn field(&self) -> Option<&str> {
+        match self {
+            Self::InvalidField(e) | Self::Append(AppendError::InvalidField(e)) => Some(&e.field),
+            _ => None,
+        }
+    }
+}
+
+/// An RFC 9457 problem, without the request's id, which only the outermost layer knows.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Problem {
+    r#type: String,
+    title: &'static str,
+    status: u16,
+    detail: String,
+    pub(super) code: &'static str,
+    retryable: bool,
+    pub(super) outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<String>,
+}
+
+impl IntoResponse for ApiError {
+    /// Carries the problem as an extension; `edge` writes the body.
+    fn into_response(self) -> Response {
+        let facts = self.facts();
+        let problem = Problem {
+            r#type: format!("urn:rowlock:problem:{}", facts.code),
+            title: facts.title,
+            status: facts.status.as_u16(),
+            detail: self.to_string(),
+            code: facts.code,
+            retryable: facts.retryable,
+            outcome: match self.outcome() {
+                Outcome::NotWritten => "not_written",
+                Outcome::Unknown => "unknown",
+            },
+            field: self.field().map(str::to_owned),
+        };
+        let mut response = facts.status.into_response();
+        if let Some(secs) = facts.retry_after_secs {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(secs));
+        }
+        response.extensions_mut().insert(problem);
+        response
+    }
+}

@@ -1,0 +1,39 @@
+//! `/livez` and `/readyz`: for load balancers and people.
+
+use axum::{
+    extract::{RawQuery, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+
+use super::App;
+
+/// The process answers.
+pub(super) async fn livez(RawQuery(query): RawQuery) -> Response {
+    answer(StatusCode::OK, is_verbose(query.as_deref()).then(|| "[+] process: answers\n".to_owned()))
+}
+
+/// Rows are taken here. A Redis that is away leaves a replica ready: it is shared, and taking every replica out of the
+/// load balancer would only turn clear answers into broken connections.
+pub(super) async fn readyz(State(app): State<App>, RawQuery(query): RawQuery) -> Response {
+    let ready = !app.draining.has_begun();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    answer(status, is_verbose(query.as_deref()).then(|| checks(&app, ready)))
+}
+
+fn checks(app: &App, ready: bool) -> String {
+    let mark = |good| if good { '+' } else { '-' };
+    let (lock, in_reach) = app.appender.lock_state();
+    let (serving, reach) =
+        (if ready { "taking rows" } else { "draining" }, if in_reach { "in reach" } else { "out of reach" });
+    format!("[{}] replica: {serving}\n[{}] lock ({lock}): {reach}\n", mark(ready), mark(in_reach))
+}
+
+fn is_verbose(query: Option<&str>) -> bool {
+    query.is_some_and(|query| query.split('&').any(|part| part == "verbose" || part.starts_with("verbose=")))
+}
+
+fn answer(status: StatusCode, checks: Option<String>) -> Response {
+    let word = if status.is_success() { "ok\n" } else { "not ready\n" };
+    (status, checks.unwrap_or_default() + word).into_response()
+}

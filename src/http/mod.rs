@@ -1,0 +1,84 @@
+//! Router and layers: what a client sees. Knows no Redis and no path.
+
+mod append;
+mod append_request;
+mod body;
+mod edge;
+mod error;
+mod health;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use axum::{
+    Router,
+    middleware::from_fn,
+    routing::{get, post},
+};
+use error::ApiError;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::{
+    commit::{AppendError, Appender, Outcome},
+    config::{Config, Switch},
+};
+
+/// What the handlers share.
+#[derive(Clone)]
+pub struct App {
+    appender: Appender,
+    limits: Limits,
+    draining: Draining,
+}
+
+/// What a request may ask for.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    body_bytes_max: usize,
+    sleep_max: std::time::Duration,
+    simulation: bool,
+}
+
+/// Turned on once, when the replica begins to leave.
+#[derive(Debug, Clone, Default)]
+pub struct Draining(Arc<AtomicBool>);
+
+impl Draining {
+    /// From now on, this replica is not ready.
+    pub fn begin(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn has_begun(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl App {
+    /// Serves `appender` within the limits that `config` sets.
+    pub fn new(appender: Appender, config: &Config, draining: Draining) -> Self {
+        let limits = Limits {
+            body_bytes_max: config.body_limit,
+            sleep_max: config.max_sleep,
+            simulation: config.simulation == Switch::On,
+        };
+        Self { appender, limits, draining }
+    }
+
+    /// All routes.
+    pub fn router(self) -> Router {
+        Router::new()
+            .route("/append", post(append::append))
+            .route("/livez", get(health::livez))
+            .route("/readyz", get(health::readyz))
+            .fallback(async || ApiError::NotFound)
+            .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+            .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
+                axum::response::IntoResponse::into_response(ApiError::Append(AppendError::Internal(Outcome::Unknown)))
+            }))
+            .layer(from_fn(edge::edge))
+            .with_state(self)
+    }
+}

@@ -1,0 +1,19 @@
+//! Rowlock: many replicas, one CSV, every acknowledged row exactly once.
+//!
+//! The way of a row, one room a step, and arrows only go down:
+//!
+//! ```text
+//! main -> cli -> server -> http -> commit -> { lock, storage } -> { record, schema, config }
+//! ```
+//!
+//! ARCHITECTURE.md says what each room promises and where that is kept.
+
+pub mod cli;
+pub mod commit;
+pub mod config;
+pub mod http;
+pub mod lock;
+pub mod record;
+pub mod schema;
+pub mod server;
+pub mod storage;

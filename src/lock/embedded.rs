@@ -1,0 +1,119 @@
+//! The embedded lock: an OS lock on `<csv>.lock`, for processes of one host. The kernel frees it when its holder dies.
+//!
+//! The file holds, as one JSON object of fixed size, the last holder, its token, and until when an abandoned lock binds.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Options, Try};
+use crate::record::FencingToken;
+
+/// One write of this size at offset 0 replaces the state as a whole.
+const STATE_BYTES: usize = 256;
+
+pub(super) struct EmbeddedLock {
+    file: Arc<File>,
+    options: Options,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct State {
+    token: FencingToken,
+    holder: String,
+    /// Unix milliseconds; 0 where the lock was not abandoned. A wall clock, since processes must share it: it decides
+    /// about waiting only.
+    abandoned_until_ms: u64,
+}
+
+impl EmbeddedLock {
+    pub(super) fn open(path: &Path, options: Options) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let lock = Self { file: Arc::new(file), options };
+        lock.read_state()?;
+        Ok(lock)
+    }
+
+    fn read_state(&self) -> io::Result<State> {
+        let mut text = [0; STATE_BYTES];
+        let read = self.file.read_at(&mut text, 0)?;
+        if read == 0 {
+            return Ok(State::default());
+        }
+        serde_json::from_slice(&text[..read])
+            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("not a lock file: {e}")))
+    }
+
+    pub(super) fn try_acquire(&self) -> io::Result<Try<(FencingToken, EmbeddedLease)>> {
+        match self.file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(Try::Held(None)),
+            Err(TryLockError::Error(e)) => return Err(e),
+        }
+        let mut lease =
+            EmbeddedLease { file: Arc::clone(&self.file), ttl: self.options.ttl, state: self.read_state()? };
+        let left = Duration::from_millis(lease.state.abandoned_until_ms.saturating_sub(unix_ms()));
+        if !left.is_zero() {
+            // A wall clock that was set back must not bind anyone for longer than a whole time to live.
+            if left > self.options.ttl {
+                lease.state.abandoned_until_ms = unix_ms() + ms(self.options.ttl);
+                lease.write_state()?;
+            }
+            return Ok(Try::Held(Some(left)));
+        }
+        lease.state.token += 1;
+        lease.state.holder.clone_from(&self.options.replica);
+        lease.state.abandoned_until_ms = 0;
+        lease.write_state()?;
+        Ok(Try::Granted((lease.state.token, lease)))
+    }
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, ms)
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Holds the OS lock until dropped.
+pub(super) struct EmbeddedLease {
+    file: Arc<File>,
+    ttl: Duration,
+    state: State,
+}
+
+impl EmbeddedLease {
+    fn write_state(&self) -> io::Result<()> {
+        let mut text = serde_json::to_vec(&self.state)?;
+        assert!(text.len() < STATE_BYTES, "a replica's name is bounded");
+        text.resize(STATE_BYTES - 1, b' ');
+        text.push(b'\n');
+        self.file.write_all_at(&text, 0)
+    }
+
+    pub(super) fn release(self) {}
+
+    pub(super) fn abandon(mut self) {
+        self.state.abandoned_until_ms = unix_ms() + ms(self.ttl);
+        if let Err(e) = self.write_state() {
+            tracing::warn!(error = %e, "an abandoned lock is free at once");
+        }
+    }
+}
+
+impl Drop for EmbeddedLease {
+    fn drop(&mut self) {
+        if let Err(e) = self.file.unlock() {
+            tracing::error!(error = %e, "cannot unlock the lock file");
+        }
+    }
+}

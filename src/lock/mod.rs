@@ -1,0 +1,224 @@
+//! The lock: one holder at a time, told apart by a fencing token that only grows.
+//!
+//! It knows no file that rows go to. A `Lease` is kept alive until it is released, abandoned or lost.
+
+mod embedded;
+mod redis;
+
+use std::{
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use embedded::{EmbeddedLease, EmbeddedLock};
+use redis::{RedisLease, RedisLock};
+
+use crate::{config::RedisUrl, record::FencingToken};
+
+/// How soon, at first and at most, a waiter looks again whether the lock is free.
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
+
+/// What both backends need.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Who we are, as others see it in the lock.
+    pub replica: String,
+    /// How long a silent holder keeps the lock.
+    pub ttl: Duration,
+}
+
+/// Why a lock could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The address can't be parsed, or needs what this version doesn't have. Says nothing of the address itself.
+    #[error(
+        "REDIS_CONN_STR (--redis): {0}; accepted: redis://[user:password@]host:port/db or redis+unix:///path/to/socket"
+    )]
+    Address(&'static str),
+    /// The embedded lock's file.
+    #[error("cannot open the lock file {path}: {source}")]
+    File {
+        /// `<csv>.lock`.
+        path: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+/// One try's failure, of no consequence but for the delay.
+#[derive(Debug, thiserror::Error)]
+enum TryError {
+    #[error("{0}")]
+    Redis(#[from] deadpool_redis::redis::RedisError),
+    #[error("no connection: {0}")]
+    Pool(#[from] deadpool_redis::PoolError),
+    #[error("the lock file: {0}")]
+    File(#[from] std::io::Error),
+}
+
+/// What one try at the lock came to.
+enum Try<L> {
+    Granted(L),
+    /// Held by another, for as long as the backend knows.
+    Held(Option<Duration>),
+}
+
+enum Backend {
+    Redis(RedisLock),
+    Embedded(EmbeddedLock),
+}
+
+/// A lock by either backend.
+pub struct Lock {
+    backend: Backend,
+    in_trouble: AtomicBool,
+}
+
+impl Lock {
+    /// A lock in Redis. Connects when first needed, so Redis may be away now.
+    ///
+    /// # Errors
+    /// If the address can't be used.
+    pub fn redis(url: &RedisUrl, key: &str, options: Options) -> Result<Self, OpenError> {
+        Ok(Self::new(Backend::Redis(RedisLock::new(url, key, options)?)))
+    }
+
+    /// A lock in a file beside the CSV, for processes of one host.
+    ///
+    /// # Errors
+    /// If the file can't be opened or made.
+    pub fn embedded(path: &Path, options: Options) -> Result<Self, OpenError> {
+        let open = EmbeddedLock::open(path, options);
+        let lock = open.map_err(|source| OpenError::File { path: path.display().to_string(), source })?;
+        Ok(Self::new(Backend::Embedded(lock)))
+    }
+
+    fn new(backend: Backend) -> Self {
+        Self { backend, in_trouble: AtomicBool::new(false) }
+    }
+
+    /// `redis` or `embedded`, for logs and checks.
+    pub fn kind(&self) -> &'static str {
+        match self.backend {
+            Backend::Redis(_) => "redis",
+            Backend::Embedded(_) => "embedded",
+        }
+    }
+
+    /// Whether the last try failed for want of Redis (or of the lock's file), rather than for a holder.
+    pub fn in_trouble(&self) -> bool {
+        self.in_trouble.load(Ordering::Relaxed)
+    }
+
+    /// Tries until the lock is ours, or until nobody `wanted` it any more.
+    ///
+    /// A failing backend is only told of once, and tried again for as long as somebody waits.
+    pub async fn acquire(&self, wanted: impl Fn() -> bool) -> Option<Lease> {
+        let mut pause = LOOK_AGAIN.0;
+        let id = match &self.backend {
+            Backend::Redis(redis) => redis.new_lease_id(),
+            Backend::Embedded(_) => String::new(),
+        };
+        let mut in_doubt = false;
+        while wanted() {
+            let expires = match self.try_once(&id).await {
+                Ok(Try::Granted(lease)) => {
+                    self.note(None);
+                    return Some(lease);
+                }
+                Ok(Try::Held(expires)) => {
+                    self.note(None);
+                    expires
+                }
+                Err(e) => {
+                    in_doubt = true;
+                    self.note(Some(&e));
+                    None
+                }
+            };
+            tokio::time::sleep(pause.min(expires.unwrap_or(pause))).await;
+            pause = (pause * 2).min(LOOK_AGAIN.1);
+        }
+        // A grant whose answer was lost must not block everybody for its time to live.
+        if let (Backend::Redis(redis), true) = (&self.backend, in_doubt) {
+            redis.forget(&id).await;
+        }
+        None
+    }
+
+    async fn try_once(&self, id: &str) -> Result<Try<Lease>, TryError> {
+        let (token, kind) = match &self.backend {
+            Backend::Redis(redis) => match redis.try_acquire(id).await? {
+                Try::Granted((token, lease)) => (token, Kind::Redis(lease)),
+                Try::Held(expires) => return Ok(Try::Held(expires)),
+            },
+            Backend::Embedded(embedded) => match embedded.try_acquire()? {
+                Try::Granted((token, lease)) => (token, Kind::Embedded(lease)),
+                Try::Held(expires) => return Ok(Try::Held(expires)),
+            },
+        };
+        Ok(Try::Granted(Lease { token, kind }))
+    }
+
+    fn note(&self, trouble: Option<&TryError>) {
+        let was = self.in_trouble.swap(trouble.is_some(), Ordering::Relaxed);
+        match (was, trouble) {
+            (false, Some(e)) => {
+                tracing::error!(lock = self.kind(), error = %e, "the lock is out of reach; trying again")
+            }
+            (true, None) => tracing::info!(lock = self.kind(), "the lock is in reach again"),
+            (true, Some(_)) | (false, None) => {}
+        }
+    }
+}
+
+enum Kind {
+    Redis(RedisLease),
+    Embedded(EmbeddedLease),
+}
+
+/// The lock, ours for now.
+pub struct Lease {
+    token: FencingToken,
+    kind: Kind,
+}
+
+impl Lease {
+    /// The number that this grant has, and no other.
+    pub fn token(&self) -> FencingToken {
+        self.token
+    }
+
+    /// Whether the time to live has not run out by our own monotonic clock, counted from before it was asked for.
+    pub fn is_held(&self) -> bool {
+        match &self.kind {
+            Kind::Redis(lease) => lease.is_held(),
+            Kind::Embedded(_) => true,
+        }
+    }
+
+    /// Ends when the lease is lost; never, if it stays ours.
+    pub async fn lost(&mut self) {
+        match &mut self.kind {
+            Kind::Redis(lease) => lease.lost().await,
+            Kind::Embedded(_) => std::future::pending().await,
+        }
+    }
+
+    /// Gives the lock back.
+    pub async fn release(self) {
+        match self.kind {
+            Kind::Redis(lease) => lease.release().await,
+            Kind::Embedded(lease) => lease.release(),
+        }
+    }
+
+    /// Leaves the lock to expire, a whole time to live from now, as if this process had just crashed.
+    pub async fn abandon(self) {
+        match self.kind {
+            Kind::Redis(lease) => lease.abandon().await,
+            Kind::Embedded(lease) => lease.abandon(),
+        }
+    }
+}

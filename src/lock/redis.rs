@@ -1,0 +1,210 @@
+//! The lock in Redis: a plain string with a time to live, so that other clients' plain locks exclude us and we them.
+
+use std::{sync::Arc, time::Duration};
+
+use deadpool_redis::{
+    Connection, Manager, Pool, PoolConfig, Timeouts,
+    redis::{AsyncConnectionConfig, FromRedisValue, IntoConnectionInfo, Script, ScriptInvocation},
+};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
+
+use super::{OpenError, Options, Try, TryError};
+use crate::{config::RedisUrl, record::FencingToken};
+
+/// The longest that one call to Redis, or a new connection, may take. The client's own defaults are shorter and unspoken.
+const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How soon a failed renewal or release is tried again.
+const TRY_AGAIN: Duration = Duration::from_millis(50);
+/// The committer, a renewal and a release that is being retried are all that can want one at once.
+const CONNECTIONS: usize = 4;
+
+pub(super) struct RedisLock(Arc<Client>);
+
+struct Client {
+    pool: Pool,
+    key: String,
+    token_key: String,
+    options: Options,
+    acquire: Script,
+    renew: Script,
+    release: Script,
+}
+
+impl RedisLock {
+    pub(super) fn new(url: &RedisUrl, key: &str, options: Options) -> Result<Self, OpenError> {
+        let scheme = url.expose().split_once("://").map_or("", |(scheme, _)| scheme);
+        if !["redis", "redis+unix", "unix"].contains(&scheme) {
+            return Err(OpenError::Address("not a scheme that this version locks with"));
+        }
+        let info =
+            url.expose().into_connection_info().map_err(|_| OpenError::Address("not an address of that form"))?;
+        let calls = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CALL_TIMEOUT))
+            .set_response_timeout(Some(CALL_TIMEOUT));
+        let manager =
+            Manager::new_with_config(info, calls).map_err(|_| OpenError::Address("not an address to connect to"))?;
+        let timeouts = Timeouts { wait: Some(CALL_TIMEOUT), create: Some(CALL_TIMEOUT), recycle: Some(CALL_TIMEOUT) };
+        let config = PoolConfig { timeouts, ..PoolConfig::new(CONNECTIONS) };
+        let pool = Pool::builder(manager).config(config).runtime(deadpool_redis::Runtime::Tokio1).build();
+        Ok(Self(Arc::new(Client {
+            pool: pool.map_err(|_| OpenError::Address("no pool of connections"))?,
+            key: key.to_owned(),
+            token_key: derived_key(key, "token"),
+            options,
+            acquire: Script::new(include_str!("acquire.lua")),
+            renew: Script::new(include_str!("renew.lua")),
+            release: Script::new(include_str!("release.lua")),
+        })))
+    }
+
+    /// A name that no other lease of any replica has, and that tells people who holds the lock.
+    pub(super) fn new_lease_id(&self) -> String {
+        format!("{}/{}", self.0.options.replica, uuid::Uuid::new_v4().simple())
+    }
+
+    /// A repeat with the same id finds again a grant whose answer was lost.
+    pub(super) async fn try_acquire(&self, id: &str) -> Result<Try<(FencingToken, RedisLease)>, TryError> {
+        let client = &self.0;
+        let asked = Instant::now();
+        let ttl_ms = client.ttl_ms();
+        let mut call = client.acquire.key(&client.key);
+        let (token, expires_ms): (FencingToken, i64) =
+            client.call(call.key(&client.token_key).arg(id).arg(ttl_ms)).await?;
+        if token == 0 {
+            return Ok(Try::Held(u64::try_from(expires_ms).ok().map(Duration::from_millis)));
+        }
+        let (held_until, _) = watch::channel(Some(asked + client.options.ttl));
+        let renewal = tokio::spawn(keep_alive(Arc::clone(client), id.to_owned(), held_until.clone()));
+        let lease =
+            RedisLease { client: Arc::clone(client), id: id.to_owned(), held_until: held_until.subscribe(), renewal };
+        Ok(Try::Granted((token, lease)))
+    }
+
+    /// Clears what a lost answer may have left behind, once and as well as can be.
+    pub(super) async fn forget(&self, id: &str) {
+        if let Err(e) = self.0.release_now(id).await {
+            tracing::debug!(error = %e, "a lease in doubt is left to expire");
+        }
+    }
+}
+
+/// Keys beside the lock's share its hash tag, so that one script may touch them all on a cluster.
+fn derived_key(key: &str, what: &str) -> String {
+    let has_tag =
+        key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).is_some_and(|(tag, _)| !tag.is_empty());
+    if has_tag { format!("{key}:{what}") } else { format!("{{{key}}}:{what}") }
+}
+
+impl Client {
+    fn ttl_ms(&self) -> u64 {
+        u64::try_from(self.options.ttl.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    async fn call<T: FromRedisValue>(&self, call: &ScriptInvocation<'_>) -> Result<T, TryError> {
+        let mut connection = self.pool.get().await?;
+        let answer = call.invoke_async(&mut connection).await;
+        if answer.is_err() {
+            // The pool's own check is a PING, which a demoted or loading server answers gladly.
+            drop(Connection::take(connection));
+        }
+        Ok(answer?)
+    }
+
+    async fn renew_now(&self, id: &str) -> Result<bool, TryError> {
+        self.call(self.renew.key(&self.key).arg(id).arg(self.ttl_ms())).await
+    }
+
+    async fn release_now(&self, id: &str) -> Result<bool, TryError> {
+        self.call(self.release.key(&self.key).arg(id)).await
+    }
+}
+
+/// Renews every third of the time to live. One failed try ends nothing: the lease is lost when its time has truly run out.
+async fn keep_alive(client: Arc<Client>, id: String, held_until: watch::Sender<Option<Instant>>) {
+    let third = client.options.ttl / 3;
+    let mut pause = third;
+    let mut until = held_until.borrow().unwrap_or_else(Instant::now);
+    loop {
+        tokio::time::sleep_until((Instant::now() + pause).min(until)).await;
+        if Instant::now() >= until {
+            break;
+        }
+        let asked = Instant::now();
+        match tokio::time::timeout_at(until, client.renew_now(&id)).await {
+            Ok(Ok(true)) => {
+                until = asked + client.options.ttl;
+                held_until.send_replace(Some(until));
+                pause = third;
+            }
+            Ok(Ok(false)) => break,
+            Ok(Err(e)) => {
+                tracing::warn!(error = %e, "could not renew the lock; trying again");
+                pause = TRY_AGAIN;
+            }
+            Err(_) => break,
+        }
+    }
+    tracing::error!(lease = id, "the lock was lost");
+    held_until.send_replace(None);
+}
+
+pub(super) struct RedisLease {
+    client: Arc<Client>,
+    id: String,
+    /// `None` once the lease is lost.
+    held_until: watch::Receiver<Option<Instant>>,
+    renewal: JoinHandle<()>,
+}
+
+impl RedisLease {
+    pub(super) fn is_held(&self) -> bool {
+        self.held_until.borrow().is_some_and(|until| Instant::now() < until)
+    }
+
+    pub(super) async fn lost(&mut self) {
+        // An error means that the renewal has ended, and it ends only with a loss or with us.
+        let _ = self.held_until.wait_for(Option::is_none).await;
+    }
+
+    /// Tries again while the lease would otherwise block others.
+    pub(super) async fn release(self) {
+        self.renewal.abort();
+        loop {
+            match self.client.release_now(&self.id).await {
+                Ok(true) => return,
+                Ok(false) => {
+                    return tracing::warn!(lease = self.id, "the lock was no longer ours when it was released");
+                }
+                Err(e) if self.is_held() => tracing::warn!(error = %e, "could not release the lock; trying again"),
+                Err(e) => return tracing::error!(error = %e, "could not release the lock; its time has run out"),
+            }
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
+    }
+
+    pub(super) async fn abandon(self) {
+        self.renewal.abort();
+        if let Err(e) = self.client.renew_now(&self.id).await {
+            tracing::warn!(error = %e, "an abandoned lock expires sooner than a whole time to live");
+        }
+    }
+}
+
+impl Drop for RedisLease {
+    fn drop(&mut self) {
+        self.renewal.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn derived_keys_share_the_lock_keys_slot() {
+        assert_eq!(derived_key("{rowlock:rows.csv}", "token"), "{rowlock:rows.csv}:token");
+        assert_eq!(derived_key("a{b}c", "token"), "a{b}c:token");
+        assert_eq!(derived_key("plain", "token"), "{plain}:token");
+        assert_eq!(derived_key("{}x", "token"), "{{}x}:token");
+    }
+}

@@ -1,0 +1,7 @@
+//! The `rowlock` command: reads `.env`, parses, starts logging, dispatches.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    rowlock::cli::main()
+}

@@ -1,0 +1,62 @@
+//! What travels through the rooms: a row on its way in, and its acknowledgement on the way out.
+
+use serde::Serialize;
+
+/// A number that grows with every grant of the lock; a row carries that of the lease it was written under.
+pub type FencingToken = u64;
+
+/// One row's data cells, checked and quoted, waiting for the columns that only the holder can fill.
+///
+/// `Schema::record` makes it, `Schema::write_row` turns it into a line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Each run of neighbouring data columns as CSV text, without its outer commas.
+    pub(crate) runs: Vec<Box<[u8]>>,
+    /// How many data cells the runs hold.
+    pub(crate) cells: usize,
+}
+
+impl Record {
+    /// The bytes that this row keeps in memory while it waits, bookkeeping included.
+    pub fn weight_bytes(&self) -> usize {
+        size_of::<Self>() + self.runs.iter().map(|run| run.len() + size_of::<Box<[u8]>>()).sum::<usize>()
+    }
+}
+
+/// What the rows of one request ask of their turn, besides being written.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Simulation {
+    /// How long the lock is held before the rows are written.
+    pub sleep: std::time::Duration,
+    /// After the write the lock is left to expire, as if the replica had crashed.
+    pub skip_release: bool,
+}
+
+impl Simulation {
+    /// Whether this request wants a lock hold of its own, shared with nobody.
+    pub fn wants_own_turn(&self) -> bool {
+        self.skip_release || !self.sleep.is_zero()
+    }
+}
+
+/// Proof that rows are durable, and where.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Ack {
+    /// Rows written; left out of the answer where it is always one.
+    #[serde(skip)]
+    pub rows: usize,
+    /// Byte offset of the first row in the CSV.
+    pub offset: u64,
+    /// Bytes of the rows, line endings included.
+    pub bytes: u64,
+    /// The fencing token that the rows were written under.
+    pub token: FencingToken,
+    /// The replica that wrote them.
+    pub replica: String,
+    /// Milliseconds from arrival to the grant of the lock.
+    pub waited_ms: u64,
+    /// Milliseconds from the grant to the moment the rows were durable.
+    pub held_ms: u64,
+    /// False only where `skip_release` left the lock to expire.
+    pub released: bool,
+}

@@ -1,0 +1,352 @@
+//! The header is the schema: which columns the service fills, which hold data, and how a row is written.
+
+use std::{borrow::Cow, ops::Range};
+
+use crate::record::{FencingToken, Record};
+
+/// The columns of one CSV, in the file's order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Schema {
+    /// Names of all columns; `None` for a file whose rows hold only data.
+    names: Option<Vec<String>>,
+    /// How a row is put together.
+    segments: Vec<Segment>,
+    /// Names of the data columns, in order.
+    data_names: Vec<String>,
+}
+
+/// A piece of a row: one column that the service fills, or a run of neighbouring data columns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Segment {
+    Timestamp,
+    Replica,
+    Token,
+    Key,
+    Action,
+    Data(Range<usize>),
+}
+
+impl Segment {
+    /// The names that the service answers to: its own, and those of the demo's files.
+    fn of_service(name: &str) -> Option<Self> {
+        match name {
+            "timestamp" | "Timestamp" => Some(Self::Timestamp),
+            "replica" | "ClientID" => Some(Self::Replica),
+            "token" | "LockToken" => Some(Self::Token),
+            "key" => Some(Self::Key),
+            "ActionType" => Some(Self::Action),
+            _ => None,
+        }
+    }
+}
+
+/// `data` as a request gives it. A `None` is a null: an empty cell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Data<'a> {
+    /// The first data column.
+    Text(Cow<'a, str>),
+    /// The data columns from the left.
+    List(Vec<Option<Cow<'a, str>>>),
+    /// The data columns by name.
+    Object(Vec<(Cow<'a, str>, Option<Cow<'a, str>>)>),
+}
+
+/// A field that is well-formed but wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {detail}")]
+pub struct InvalidField {
+    /// The field's name, as the client wrote it.
+    pub field: String,
+    /// What is wrong and what is accepted; safe to show.
+    pub detail: String,
+}
+
+impl InvalidField {
+    /// `field` is the client's own name for it, `detail` says what is accepted.
+    pub fn new(field: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { field: field.into(), detail: detail.into() }
+    }
+}
+
+/// What the service itself knows of a batch.
+#[derive(Debug, Clone)]
+pub struct ServiceCells<'a> {
+    /// RFC 3339, UTC, milliseconds.
+    pub timestamp: &'a str,
+    /// The replica's name, quoted by `quote`.
+    pub replica: &'a [u8],
+    /// The lease's token.
+    pub token: FencingToken,
+}
+
+/// Why a header can't be one.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum HeaderError {
+    /// A cell without a name.
+    #[error("column {0} of the header has no name")]
+    Empty(usize),
+    /// A name twice.
+    #[error("the header names column {0:?} twice")]
+    Duplicate(String),
+    /// Not text.
+    #[error("the header is not UTF-8")]
+    NotUtf8,
+    /// More than one line, or none.
+    #[error("the header is not one CSV record")]
+    NotOneRecord,
+}
+
+impl Schema {
+    /// A file without a header: its first row fixes the width.
+    pub fn headerless() -> Self {
+        Self { names: None, segments: Vec::new(), data_names: Vec::new() }
+    }
+
+    /// Reads a header record, without its line ending and without a byte order mark.
+    pub fn from_header(record: &[u8]) -> Result<Self, HeaderError> {
+        let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(record);
+        let mut records = reader.byte_records().map_while(Result::ok);
+        let (Some(header), None) = (records.next(), records.next()) else { return Err(HeaderError::NotOneRecord) };
+        let header = csv::StringRecord::from_byte_record(header).map_err(|_| HeaderError::NotUtf8)?;
+        let mut names: Vec<String> = Vec::with_capacity(header.len());
+        for (at, name) in header.iter().enumerate() {
+            if name.is_empty() {
+                return Err(HeaderError::Empty(at + 1));
+            }
+            if names.iter().any(|known| known == name) {
+                return Err(HeaderError::Duplicate(name.to_owned()));
+            }
+            names.push(name.to_owned());
+        }
+        Ok(Self::from_names(names))
+    }
+
+    fn from_names(names: Vec<String>) -> Self {
+        let (mut segments, mut data_names) = (Vec::new(), Vec::new());
+        for name in &names {
+            if let Some(service) = Segment::of_service(name) {
+                segments.push(service);
+                continue;
+            }
+            let at = data_names.len();
+            data_names.push(name.clone());
+            match segments.last_mut() {
+                Some(Segment::Data(run)) => run.end = at + 1,
+                _ => segments.push(Segment::Data(at..at + 1)),
+            }
+        }
+        Self { names: Some(names), segments, data_names }
+    }
+
+    /// How many columns a row has; `None` where the first row decides.
+    pub fn width(&self) -> Option<usize> {
+        self.names.as_ref().map(Vec::len)
+    }
+
+    /// The header as one CSV record, without a line ending.
+    pub fn header(&self) -> Option<Vec<u8>> {
+        self.names.as_ref().map(|names| encode_cells(names))
+    }
+
+    /// Lays `data` out over the data columns and quotes it.
+    ///
+    /// # Errors
+    /// Names the first field that doesn't fit the columns.
+    pub fn record(&self, data: &Data<'_>) -> Result<Record, InvalidField> {
+        let cells = self.lay_out(data)?;
+        if self.names.is_none() {
+            let cells = if cells.is_empty() { vec![""] } else { cells };
+            return Ok(Record { runs: vec![encode_cells(&cells).into()], cells: cells.len() });
+        }
+        let alone = self.width() == Some(1);
+        let runs = self.segments.iter().filter_map(|segment| match segment {
+            Segment::Data(run) => Some(encode_run(&cells[run.clone()], alone)),
+            Segment::Timestamp | Segment::Replica | Segment::Token | Segment::Key | Segment::Action => None,
+        });
+        Ok(Record { runs: runs.collect(), cells: cells.len() })
+    }
+
+    /// One cell for each data column, in order; for a headerless file, those that were given.
+    fn lay_out<'a>(&self, data: &'a Data<'_>) -> Result<Vec<&'a str>, InvalidField> {
+        if self.names.is_some() && self.data_names.is_empty() {
+            return Err(InvalidField::new("data", "the file's header has no data column"));
+        }
+        let mut cells = match data {
+            Data::Text(text) => vec![checked("data", text)?],
+            Data::List(list) => {
+                if self.names.is_some() && list.len() > self.data_names.len() {
+                    let most = self.data_names.len();
+                    return Err(InvalidField::new(
+                        "data",
+                        format!("{} cells, but the file has {most} data columns", list.len()),
+                    ));
+                }
+                let cell = |(at, cell): (usize, &'a Option<Cow<'_, str>>)| {
+                    checked(format_args!("data[{at}]"), cell.as_deref().unwrap_or_default())
+                };
+                list.iter().enumerate().map(cell).collect::<Result<_, _>>()?
+            }
+            Data::Object(object) => self.lay_out_object(object)?,
+        };
+        cells.resize(cells.len().max(self.data_names.len()), "");
+        Ok(cells)
+    }
+
+    fn lay_out_object<'a>(
+        &self,
+        object: &'a [(Cow<'_, str>, Option<Cow<'_, str>>)],
+    ) -> Result<Vec<&'a str>, InvalidField> {
+        if self.names.is_none() {
+            return Err(InvalidField::new(
+                "data",
+                "an object needs a header, and this file has none: send a string or an array",
+            ));
+        }
+        let mut cells: Vec<Option<&str>> = vec![None; self.data_names.len()];
+        for (name, value) in object {
+            let field = format!("data.{name}");
+            let Some(at) = self.data_names.iter().position(|known| known == name) else {
+                let is_service = self.names.iter().flatten().any(|known| known == name);
+                let detail =
+                    if is_service { "the service fills this column itself".to_owned() } else { self.unknown_column() };
+                return Err(InvalidField::new(field, detail));
+            };
+            if cells[at].is_some() {
+                return Err(InvalidField::new(field, "named twice"));
+            }
+            cells[at] = Some(checked(field, value.as_deref().unwrap_or_default())?);
+        }
+        Ok(cells.into_iter().map(Option::unwrap_or_default).collect())
+    }
+
+    fn unknown_column(&self) -> String {
+        format!("no such column; the data columns are {}", self.data_names.join(", "))
+    }
+
+    /// Appends one line, `line_end` included. A headerless row is filled up to `headerless_width`.
+    pub fn write_row(
+        &self,
+        out: &mut Vec<u8>,
+        record: &Record,
+        service: &ServiceCells<'_>,
+        headerless_width: usize,
+        line_end: &[u8],
+    ) {
+        if self.names.is_none() {
+            debug_assert!(record.cells <= headerless_width, "storage refuses rows that are too wide");
+            out.extend_from_slice(&record.runs[0]);
+            out.extend(std::iter::repeat_n(b',', headerless_width.saturating_sub(record.cells)));
+        }
+        let mut runs = record.runs.iter();
+        for (at, segment) in self.segments.iter().enumerate() {
+            if at > 0 {
+                out.push(b',');
+            }
+            match segment {
+                Segment::Timestamp => out.extend_from_slice(service.timestamp.as_bytes()),
+                Segment::Replica => out.extend_from_slice(service.replica),
+                Segment::Token => out.extend_from_slice(service.token.to_string().as_bytes()),
+                Segment::Key => {}
+                Segment::Action => out.extend_from_slice(b"append"),
+                Segment::Data(_) => {
+                    out.extend_from_slice(runs.next().expect("a record has a run for each data segment"))
+                }
+            }
+        }
+        out.extend_from_slice(line_end);
+    }
+}
+
+/// A CSV cannot hold a NUL byte that its readers agree on, and a hole in a file reads as NULs.
+fn checked(field: impl ToString, cell: &str) -> Result<&str, InvalidField> {
+    if cell.contains('\0') { Err(InvalidField::new(field.to_string(), "holds a NUL byte")) } else { Ok(cell) }
+}
+
+/// Cells as RFC 4180 text with commas between them and no line ending.
+fn encode_cells(cells: &[impl AsRef<str>]) -> Vec<u8> {
+    let room = cells.iter().map(|cell| cell.as_ref().len() + 3).sum();
+    let mut writer =
+        csv::WriterBuilder::new().flexible(true).buffer_capacity(room).from_writer(Vec::with_capacity(room));
+    writer.write_record(cells.iter().map(AsRef::as_ref)).expect("a Vec takes every write");
+    let mut text = writer.into_inner().expect("a Vec takes every write");
+    assert_eq!(text.pop(), Some(b'\n'), "the writer ends each record");
+    text
+}
+
+/// One cell as it stands inside a row.
+pub fn quote(cell: &str) -> Box<[u8]> {
+    encode_run(&[cell], false)
+}
+
+/// A run inside a wider row: a lone empty cell needs no quotes there, while a row of its own would be a blank line.
+fn encode_run(cells: &[&str], alone: bool) -> Box<[u8]> {
+    if cells == [""] && !alone { Box::default() } else { encode_cells(cells).into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERVICE: ServiceCells<'_> = ServiceCells { timestamp: "T", replica: b"\"r,1\"", token: 7 };
+
+    fn row(header: &str, data: Data<'_>) -> Result<String, InvalidField> {
+        let schema = if header == "none" {
+            Schema::headerless()
+        } else {
+            Schema::from_header(header.as_bytes()).expect("a header")
+        };
+        let mut out = Vec::new();
+        schema.write_row(&mut out, &schema.record(&data)?, &SERVICE, 3, b"\n");
+        Ok(String::from_utf8(out).expect("UTF-8"))
+    }
+
+    fn list<'a>(cells: &[&'a str]) -> Data<'a> {
+        Data::List(cells.iter().map(|&cell| Some(cell.into())).collect())
+    }
+
+    #[test]
+    fn the_service_fills_its_columns_wherever_the_header_has_them() {
+        assert_eq!(row("timestamp,replica,token,data", Data::Text("x".into())).as_deref(), Ok("T,\"r,1\",7,x\n"));
+        assert_eq!(row("b,token,c,d,key", list(&["1", "2,", "3"])).as_deref(), Ok("1,7,\"2,\",3,\n"));
+        assert_eq!(
+            row("Timestamp,ClientID,LockToken,ActionType,Data", Data::Text("x".into())).as_deref(),
+            Ok("T,\"r,1\",7,append,x\n")
+        );
+        assert_eq!(row("Token,data", list(&["a", "b"])).as_deref(), Ok("a,b\n"), "names are matched case-sensitively");
+    }
+
+    #[test]
+    fn quotes_commas_and_line_breaks_are_quoted_and_a_lone_empty_cell_is_no_blank_line() {
+        assert_eq!(
+            row("a,b", list(&["say \"hi\"", "two\r\nlines"])).as_deref(),
+            Ok("\"say \"\"hi\"\"\",\"two\r\nlines\"\n")
+        );
+        assert_eq!(row("a", Data::Text("".into())).as_deref(), Ok("\"\"\n"));
+        assert_eq!(row("token,a", Data::Text("".into())).as_deref(), Ok("7,\n"));
+        assert_eq!(row("none", list(&["a", "b"])).as_deref(), Ok("a,b,\n"));
+        assert_eq!(row("none", list(&[])).as_deref(), Ok("\"\",,\n"));
+    }
+
+    #[test]
+    fn what_does_not_fit_the_header_is_refused_by_name() {
+        let object =
+            |names: &[&'static str]| Data::Object(names.iter().map(|&name| (name.into(), Some("v".into()))).collect());
+        let field = |header, data| row(header, data).expect_err("refused").field;
+        assert_eq!(row("a,token,b", object(&["b"])).as_deref(), Ok(",7,v\n"));
+        assert_eq!(field("a,token,b", object(&["c"])), "data.c");
+        assert_eq!(field("a,token,b", object(&["token"])), "data.token");
+        assert_eq!(field("a,token,b", object(&["a", "a"])), "data.a");
+        assert_eq!(field("a", list(&["1", "2"])), "data");
+        assert_eq!(field("a,b", list(&["1", "\0"])), "data[1]");
+        assert_eq!(field("token,key", Data::Text("x".into())), "data");
+        assert_eq!(field("none", object(&["a"])), "data");
+    }
+
+    #[test]
+    fn a_header_without_names_or_with_one_twice_is_none() {
+        assert_eq!(Schema::from_header(b"a,,b"), Err(HeaderError::Empty(2)));
+        assert_eq!(Schema::from_header(b"a,b,a"), Err(HeaderError::Duplicate("a".into())));
+        assert_eq!(Schema::from_header(b"a\nb"), Err(HeaderError::NotOneRecord));
+        assert_eq!(Schema::from_header(b"\xff"), Err(HeaderError::NotUtf8));
+    }
+}

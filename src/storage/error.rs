@@ -1,0 +1,90 @@
+//! What can keep the CSV from being opened or appended to.
+
+use std::{io, path::PathBuf};
+
+use crate::schema::HeaderError;
+
+/// Why the CSV can't be used; each prints as one line that names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The system said no.
+    #[error("cannot {doing} {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A directory, a device, a pipe.
+    #[error("{} is not a regular file", .0.display())]
+    NotAFile(PathBuf),
+    /// Two names for one file: they would be locked under different keys.
+    #[error("{} has several hard links; give it one name", .0.display())]
+    HardLinks(PathBuf),
+    /// The header can't be one.
+    #[error("{}: {}", .0.display(), .1)]
+    Header(PathBuf, HeaderError),
+    /// The header does not end.
+    #[error("{}: no end of the header within {} bytes", .0.display(), .1)]
+    HeaderTooLong(PathBuf, u64),
+    /// `ROWLOCK_CSV_HEADER` can't be a header.
+    #[error("ROWLOCK_CSV_HEADER (--csv-header): {0}; accepted: column names with commas between them, or none")]
+    HeaderOption(HeaderError),
+    /// A quote that is never closed.
+    #[error("{}: the row that starts at byte {} does not end; close its quote by hand", .0.display(), .1)]
+    StrayQuote(PathBuf, u64),
+    /// Somebody keeps the OS lock.
+    #[error("{} is kept locked by another process", .0.display())]
+    Busy(PathBuf),
+}
+
+impl OpenError {
+    pub(super) fn io(path: &std::path::Path, doing: &'static str, source: io::Error) -> Self {
+        Self::Io { path: path.to_owned(), doing, source }
+    }
+}
+
+/// Why a batch was not acknowledged.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    /// Another process kept the OS lock until the deadline; nothing was written.
+    #[error("the CSV is kept locked by another process")]
+    Busy,
+    /// The lease ran out before the first byte; nothing was written.
+    #[error("the lease was lost before the write")]
+    LeaseLost,
+    /// No room; what was written was taken back.
+    #[error("the disk is full: {0}")]
+    DiskFull(#[source] io::Error),
+    /// The path names another file than the one that is open; nothing was written.
+    #[error("the CSV was replaced or renamed; restart to use the file that is there now")]
+    Replaced,
+    /// The file is no longer one that can be appended to; nothing was written.
+    #[error(transparent)]
+    Unfit(OpenError),
+    /// The system said no before the first byte of a row.
+    #[error("cannot {doing} the CSV: {source}")]
+    Before {
+        /// What was tried.
+        doing: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A write or sync failed half way: the page cache can't be believed any more, and the process must end.
+    #[error("the CSV could not be made durable: {0}")]
+    Sync(#[source] io::Error),
+}
+
+impl AppendError {
+    pub(super) fn before(doing: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| {
+            if source.kind() == io::ErrorKind::StorageFull {
+                Self::DiskFull(source)
+            } else {
+                Self::Before { doing, source }
+            }
+        }
+    }
+}
