@@ -88,19 +88,26 @@ fn parse() -> Result<Cli, Exit> {
 /// Only `.env` in the working directory: the library's own search climbs to parent folders.
 fn read_dotenv() -> Result<(), Exit> {
     match dotenvy::from_path(".env") {
-        Err(dotenvy::Error::LineParse(line, _)) => {
-            // The line itself may hold a secret.
-            let name = line.split('=').next().unwrap_or_default().trim().to_owned();
-            Err(Exit::new(
-                WRONG_USAGE,
-                format_args!(
-                    ".env: the line of {name:?} cannot be read; accepted: NAME=value, quoted with '…' if it has $ or spaces"
-                ),
-            ))
-        }
+        Err(dotenvy::Error::LineParse(text, _)) => Err(Exit::new(
+            WRONG_USAGE,
+            format_args!(
+                ".env: {} cannot be read; accepted: NAME=value, in '…' if it has spaces, $ or #",
+                dotenv_line(&text)
+            ),
+        )),
         Err(e) if !e.not_found() => Err(Exit::new(WRONG_USAGE, format_args!(".env cannot be read: {e}"))),
         Ok(()) | Err(_) => Ok(()),
     }
+}
+
+/// Where the text stands that could not be read, and of which variable; never the text, which may hold a secret.
+fn dotenv_line(text: &str) -> String {
+    let content = std::fs::read_to_string(".env").unwrap_or_default();
+    let found = content.lines().enumerate().find(|(_, line)| line.contains(text));
+    let Some((at, line)) = found else { return "a line".to_owned() };
+    let name = line.split_once('=').map_or("", |(name, _)| name.trim());
+    let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if is_name { format!("line {} ({name})", at + 1) } else { format!("line {}", at + 1) }
 }
 
 fn run(cli: Cli) -> Result<(), Exit> {

@@ -97,7 +97,7 @@ impl Appender {
 
     /// Which lock serves, and whether it is in reach as far as the last append knows.
     pub fn lock_state(&self) -> (&'static str, bool) {
-        (self.lock.kind(), !self.lock.in_trouble())
+        (self.lock.kind(), !self.lock.is_out_of_reach())
     }
 
     /// Appends one row; see `append_all`.
@@ -122,7 +122,7 @@ impl Appender {
         let result = match timeout_at(deadline, &mut answered).await {
             Ok(result) => result,
             Err(_) if ticket.withdraw() => {
-                let for_want_of_lock = self.lock.in_trouble();
+                let for_want_of_lock = self.lock.is_out_of_reach();
                 return Err(if for_want_of_lock {
                     AppendError::LockUnavailable(self.wait_timeout)
                 } else {

@@ -7,7 +7,10 @@ mod redis;
 
 use std::{
     path::Path,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -69,10 +72,33 @@ enum Backend {
     Embedded(EmbeddedLock),
 }
 
+/// Whether the backend answered when it was last asked, by whoever asked.
+struct Reach {
+    kind: &'static str,
+    lost: AtomicBool,
+}
+
+impl Reach {
+    fn new(kind: &'static str) -> Arc<Self> {
+        Arc::new(Self { kind, lost: AtomicBool::new(false) })
+    }
+
+    /// Notes how a call went, and logs only a change.
+    fn note<T>(&self, result: Result<T, TryError>) -> Result<T, TryError> {
+        let was_lost = self.lost.swap(result.is_err(), Ordering::Relaxed);
+        match (was_lost, &result) {
+            (false, Err(e)) => tracing::error!(lock = self.kind, error = %e, "the lock is out of reach; trying again"),
+            (true, Ok(_)) => tracing::info!(lock = self.kind, "the lock is in reach again"),
+            (true, Err(_)) | (false, Ok(_)) => {}
+        }
+        result
+    }
+}
+
 /// A lock by either backend.
 pub struct Lock {
     backend: Backend,
-    in_trouble: AtomicBool,
+    reach: Arc<Reach>,
 }
 
 impl Lock {
@@ -81,7 +107,8 @@ impl Lock {
     /// # Errors
     /// If the address can't be used.
     pub fn redis(url: &RedisUrl, key: &str, options: Options) -> Result<Self, OpenError> {
-        Ok(Self::new(Backend::Redis(RedisLock::new(url, key, options)?)))
+        let reach = Reach::new("redis");
+        Ok(Self { backend: Backend::Redis(RedisLock::new(url, key, options, Arc::clone(&reach))?), reach })
     }
 
     /// A lock in a file beside the CSV, for processes of one host.
@@ -91,29 +118,22 @@ impl Lock {
     pub fn embedded(path: &Path, options: Options) -> Result<Self, OpenError> {
         let open = EmbeddedLock::open(path, options);
         let lock = open.map_err(|source| OpenError::File { path: path.display().to_string(), source })?;
-        Ok(Self::new(Backend::Embedded(lock)))
-    }
-
-    fn new(backend: Backend) -> Self {
-        Self { backend, in_trouble: AtomicBool::new(false) }
+        Ok(Self { backend: Backend::Embedded(lock), reach: Reach::new("embedded") })
     }
 
     /// `redis` or `embedded`, for logs and checks.
     pub fn kind(&self) -> &'static str {
-        match self.backend {
-            Backend::Redis(_) => "redis",
-            Backend::Embedded(_) => "embedded",
-        }
+        self.reach.kind
     }
 
-    /// Whether the last try failed for want of Redis (or of the lock's file), rather than for a holder.
-    pub fn in_trouble(&self) -> bool {
-        self.in_trouble.load(Ordering::Relaxed)
+    /// Whether the last call failed for want of Redis (or of the lock's file), rather than for a holder.
+    pub fn is_out_of_reach(&self) -> bool {
+        self.reach.lost.load(Ordering::Relaxed)
     }
 
     /// Tries until the lock is ours, or until nobody `wanted` it any more.
     ///
-    /// A failing backend is only told of once, and tried again for as long as somebody waits.
+    /// A backend out of reach is tried again for as long as somebody waits.
     pub async fn acquire(&self, wanted: impl Fn() -> bool) -> Option<Lease> {
         let mut pause = LOOK_AGAIN.0;
         let id = match &self.backend {
@@ -123,17 +143,10 @@ impl Lock {
         let mut in_doubt = false;
         while wanted() {
             let expires = match self.try_once(&id).await {
-                Ok(Try::Granted(lease)) => {
-                    self.note(None);
-                    return Some(lease);
-                }
-                Ok(Try::Held(expires)) => {
-                    self.note(None);
-                    expires
-                }
-                Err(e) => {
+                Ok(Try::Granted(lease)) => return Some(lease),
+                Ok(Try::Held(expires)) => expires,
+                Err(_) => {
                     in_doubt = true;
-                    self.note(Some(&e));
                     None
                 }
             };
@@ -153,23 +166,12 @@ impl Lock {
                 Try::Granted((token, lease)) => (token, Kind::Redis(lease)),
                 Try::Held(expires) => return Ok(Try::Held(expires)),
             },
-            Backend::Embedded(embedded) => match embedded.try_acquire()? {
+            Backend::Embedded(embedded) => match self.reach.note(embedded.try_acquire().map_err(TryError::from))? {
                 Try::Granted((token, lease)) => (token, Kind::Embedded(lease)),
                 Try::Held(expires) => return Ok(Try::Held(expires)),
             },
         };
         Ok(Try::Granted(Lease { token, kind }))
-    }
-
-    fn note(&self, trouble: Option<&TryError>) {
-        let was = self.in_trouble.swap(trouble.is_some(), Ordering::Relaxed);
-        match (was, trouble) {
-            (false, Some(e)) => {
-                tracing::error!(lock = self.kind(), error = %e, "the lock is out of reach; trying again")
-            }
-            (true, None) => tracing::info!(lock = self.kind(), "the lock is in reach again"),
-            (true, Some(_)) | (false, None) => {}
-        }
     }
 }
 

@@ -8,7 +8,7 @@ use deadpool_redis::{
 };
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
-use super::{OpenError, Options, Try, TryError};
+use super::{OpenError, Options, Reach, Try, TryError};
 use crate::{config::RedisUrl, record::FencingToken};
 
 /// The longest that one call to Redis, or a new connection, may take. The client's own defaults are shorter and unspoken.
@@ -25,13 +25,14 @@ struct Client {
     key: String,
     token_key: String,
     options: Options,
+    reach: Arc<Reach>,
     acquire: Script,
     renew: Script,
     release: Script,
 }
 
 impl RedisLock {
-    pub(super) fn new(url: &RedisUrl, key: &str, options: Options) -> Result<Self, OpenError> {
+    pub(super) fn new(url: &RedisUrl, key: &str, options: Options, reach: Arc<Reach>) -> Result<Self, OpenError> {
         let scheme = url.expose().split_once("://").map_or("", |(scheme, _)| scheme);
         if !["redis", "redis+unix", "unix"].contains(&scheme) {
             return Err(OpenError::Address("not a scheme that this version locks with"));
@@ -51,6 +52,7 @@ impl RedisLock {
             key: key.to_owned(),
             token_key: derived_key(key, "token"),
             options,
+            reach,
             acquire: Script::new(include_str!("acquire.lua")),
             renew: Script::new(include_str!("renew.lua")),
             release: Script::new(include_str!("release.lua")),
@@ -101,6 +103,10 @@ impl Client {
     }
 
     async fn call<T: FromRedisValue>(&self, call: &ScriptInvocation<'_>) -> Result<T, TryError> {
+        self.reach.note(self.call_once(call).await)
+    }
+
+    async fn call_once<T: FromRedisValue>(&self, call: &ScriptInvocation<'_>) -> Result<T, TryError> {
         let mut connection = self.pool.get().await?;
         let answer = call.invoke_async(&mut connection).await;
         if answer.is_err() {
@@ -138,7 +144,7 @@ async fn keep_alive(client: Arc<Client>, id: String, held_until: watch::Sender<O
             }
             Ok(Ok(false)) => break,
             Ok(Err(e)) => {
-                tracing::warn!(error = %e, "could not renew the lock; trying again");
+                tracing::debug!(error = %e, "could not renew the lock; trying again");
                 pause = TRY_AGAIN;
             }
             Err(_) => break,
@@ -175,7 +181,7 @@ impl RedisLease {
                 Ok(false) => {
                     return tracing::warn!(lease = self.id, "the lock was no longer ours when it was released");
                 }
-                Err(e) if self.is_held() => tracing::warn!(error = %e, "could not release the lock; trying again"),
+                Err(e) if self.is_held() => tracing::debug!(error = %e, "could not release the lock; trying again"),
                 Err(e) => return tracing::error!(error = %e, "could not release the lock; its time has run out"),
             }
             tokio::time::sleep(TRY_AGAIN).await;

@@ -1,0 +1,119 @@
+//! Flags, variables and `.env`: which wins, what is refused, and that secrets stay secret.
+
+use std::{fs, process::Output};
+
+use crate::support::{Bench, On, Redis};
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_dotenv_file_is_read_first_and_real_variables_and_flags_win() {
+    let bench = Bench::new(On::Embedded);
+    fs::write(bench.folder().join(".env"), "ROWLOCK_REPLICA=from-file\nROWLOCK_CSV_HEADER='replica,data'\n")
+        .expect("writable");
+    let replicas = || bench.rows().into_iter().map(|row| row["replica"].clone()).collect::<Vec<_>>();
+    for (args, settings) in [
+        (&["append", "--data", "x"][..], &[][..]),
+        (&["append", "--data", "x"], &[("ROWLOCK_REPLICA", "from-variable")]),
+        (&["append", "--data", "x"], &[("ROWLOCK_CSV_HEADER", "")]),
+        (&["append", "--data", "x", "--replica", "from-flag"], &[("ROWLOCK_REPLICA", "from-variable")]),
+    ] {
+        let output = bench.run(args, settings);
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+    assert_eq!(replicas(), ["from-file", "from-variable", "from-file", "from-flag"]);
+}
+
+#[test]
+fn a_dotenv_file_of_a_parent_folder_is_not_read() {
+    let bench = Bench::new(On::Embedded);
+    fs::write(bench.folder().join(".env"), "ROWLOCK_LOCK_TTL=nonsense\n").expect("writable");
+    let inner = bench.folder().join("inner");
+    fs::create_dir(&inner).expect("made");
+    let output = bench.command(&[]).current_dir(inner).args(["append", "--data", "x"]).output().expect("runs");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(bench.run(&["append", "--data", "x"], &[]).status.code(), Some(2));
+}
+
+#[test]
+fn a_dotenv_line_that_cannot_be_read_is_named_without_its_value() {
+    let bench = Bench::new(On::Embedded);
+    fs::write(bench.folder().join(".env"), "REDIS_CONN_STR=redis://:hush @x y\n").expect("writable");
+    let output = bench.run(&["append", "--data", "x"], &[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("REDIS_CONN_STR") && !stderr(&output).contains("hush"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_wrong_value_is_refused_with_its_variable_the_value_and_what_is_accepted() {
+    let bench = Bench::new(On::Embedded);
+    for (variable, value, accepted) in [
+        ("ROWLOCK_LISTEN", "localhost", "127.0.0.1:8080"),
+        ("ROWLOCK_REPLICA", "two words", "printable ASCII"),
+        ("ROWLOCK_LOCK_KEY", "a b", "printable ASCII"),
+        ("ROWLOCK_LOCK_TTL", "10", "10s or 250ms"),
+        ("ROWLOCK_LOCK_TTL", "1ms", "from 100ms"),
+        ("ROWLOCK_WAIT_TIMEOUT", "2h", "to 3600s"),
+        ("ROWLOCK_MAX_SLEEP", "-1s", "from 0ns"),
+        ("ROWLOCK_SIMULATION", "true", "on, off"),
+        ("ROWLOCK_QUEUE_ROWS", "0", "from 1"),
+        ("ROWLOCK_QUEUE_BYTES", "1", "from 64"),
+        ("ROWLOCK_BODY_LIMIT", "much", "64MiB or 4096"),
+        ("ROWLOCK_GRACE", "soon", "10s or 250ms"),
+        ("ROWLOCK_LOG_FORMAT", "xml", "text, json"),
+    ] {
+        let output = bench.run(&["serve"], &[(variable, value)]);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{variable}={value}: {said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(said.contains(variable) && said.contains(&format!("{value:?}")) && said.contains(accepted), "{said}");
+        // An empty value is as good as none: nothing of this variable is complained of.
+        let output = bench.run(&["append", "--data", "x"], &[(variable, "")]);
+        assert!(output.status.success(), "{variable}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn the_redis_address_is_never_shown() {
+    let bench = Bench::new(On::Embedded);
+    for url in ["hush", "http://:hush@x", "rediss://:hush@x", "redis://:hush@x:port"] {
+        let output = bench.run(&["serve"], &[("REDIS_CONN_STR", url)]);
+        assert_eq!(output.status.code(), Some(2));
+        let said = stderr(&output);
+        assert!(said.contains("REDIS_CONN_STR") && said.contains("redis://") && !said.contains("hush"), "{said}");
+        let help = bench.run(&["--help"], &[("REDIS_CONN_STR", url)]);
+        assert!(!String::from_utf8_lossy(&help.stdout).contains("hush"));
+    }
+}
+
+#[tokio::test]
+async fn the_redis_password_never_reaches_the_log() {
+    let mut bench = Bench::new(On::Embedded);
+    bench.redis = Some(Redis::with_password("hush-hush"));
+    let everything = [("RUST_LOG", "trace"), ("ROWLOCK_LOG_FORMAT", "json"), ("ROWLOCK_WAIT_TIMEOUT", "500ms")];
+    let replica = bench.replica(&[("RUST_LOG", "trace"), ("ROWLOCK_WAIT_TIMEOUT", "500ms")]);
+    replica.append_text("x").await;
+    let wrong = bench.redis().url().replace("hush-hush", "wrong-hush");
+    let output = bench.run(&["append", "--data", "x"], &[&everything[..], &[("REDIS_CONN_STR", &wrong)]].concat());
+    assert_eq!(output.status.code(), Some(75));
+    for log in [replica.log(), stderr(&output)] {
+        assert!(log.len() > 100 && !log.contains("hush"), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn each_request_is_one_line_of_the_log() {
+    let bench = Bench::new(On::Redis);
+    let replica = bench.replica(&[]);
+    let request = replica.post(&serde_json::json!({"data": "x"})).header("x-request-id", "id-1");
+    request.send().await.expect("an answer");
+    crate::support::until("the line is there", async || replica.log().contains("id-1")).await;
+    let log = replica.log();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("id-1")).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    for part in ["outcome=\"written\"", "token=1", "waited_ms=", "held_ms=", "status=201"] {
+        assert!(lines[0].contains(part), "{}", lines[0]);
+    }
+}

@@ -1,0 +1,230 @@
+//! The header is the schema: files that are new, that somebody else made, that were left open, that cannot be used.
+
+use std::{fs, process::Command};
+
+use serde_json::json;
+
+use crate::support::{Bench, On, Replica};
+
+/// What a start on `content` leaves behind after these rows.
+async fn after(content: &[u8], header: &str, rows: &[&str]) -> String {
+    let bench = Bench::with_file(On::Embedded, content);
+    let replica = bench.replica(&[("ROWLOCK_CSV_HEADER", header), ("ROWLOCK_REPLICA", "r1")]);
+    for row in rows {
+        replica.append_text(row).await;
+    }
+    bench.content()
+}
+
+#[tokio::test]
+async fn a_new_or_empty_file_gets_its_header() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[("ROWLOCK_CSV_HEADER", "data,\"a, b\",token")]);
+    assert_eq!(bench.content(), "data,\"a, b\",token\n");
+    replica.append_text("x").await;
+    assert_eq!(bench.content(), "data,\"a, b\",token\nx,,1\n");
+    assert_eq!(after(b"", "token,data", &["x"]).await, "token,data\n1,x\n");
+    assert_eq!(after(b"\xef\xbb\xbf", "token,data", &["x"]).await, "\u{feff}token,data\n1,x\n");
+}
+
+#[tokio::test]
+async fn many_replicas_that_start_at_once_make_one_header() {
+    let bench = Bench::new(On::Embedded);
+    let children: Vec<_> =
+        (0..8).map(|n| bench.command(&[]).args(["append", "--data", &n.to_string()]).spawn().expect("runs")).collect();
+    for mut child in children {
+        assert!(child.wait().expect("ends").success());
+    }
+    let mut data: Vec<_> = bench.rows().iter().map(|row| row["data"].clone()).collect();
+    data.sort();
+    assert_eq!(data, ["0", "1", "2", "3", "4", "5", "6", "7"]);
+}
+
+#[tokio::test]
+async fn an_existing_header_is_respected_in_order_and_choice_of_columns() {
+    assert_eq!(after(b"data,replica\nold,r0\n", "timestamp,data", &["new"]).await, "data,replica\nold,r0\nnew,r1\n");
+    assert_eq!(after(b"b,a\n", "timestamp,data", &["new"]).await, "b,a\nnew,\n");
+    assert_eq!(after(b"\xef\xbb\xbfdata,token\n", "x", &["new"]).await, "\u{feff}data,token\nnew,1\n");
+    assert_eq!(after(b"token,data\r\n0,old\r\n", "x", &["new"]).await, "token,data\r\n0,old\r\n1,new\r\n");
+    assert_eq!(after(b"token,data,key\n", "x", &["new"]).await, "token,data,key\n1,new,\n");
+}
+
+#[tokio::test]
+async fn the_demos_file_goes_on_being_appended_to() {
+    let old =
+        "Timestamp,ClientID,LockToken,ActionType,Data\n2024-05-01 10:00:00,client-1,3f2a,append,\"hello, world\"\n";
+    let bench = Bench::with_file(On::Redis, old.as_bytes());
+    let replica = bench.replica(&[("ROWLOCK_REPLICA", "r1")]);
+    replica.append_text("and, on").await;
+    assert!(bench.content().starts_with(old));
+    let rows = bench.rows();
+    let new = &rows[1];
+    let cells = ["ClientID", "LockToken", "ActionType", "Data"].map(|name| new[name].as_str());
+    assert_eq!(cells, ["r1", "1", "append", "and, on"]);
+    assert!(new["Timestamp"].ends_with('Z') && new["Timestamp"].len() == "2026-01-01T00:00:00.000Z".len(), "{new:?}");
+}
+
+#[tokio::test]
+async fn a_file_without_a_header_is_as_wide_as_its_first_row() {
+    assert_eq!(after(b"a,b,c\n", "none", &["x"]).await, "a,b,c\nx,,\n");
+    let bench = Bench::new(On::Redis);
+    let replicas = [(); 2].map(|()| bench.replica(&[("ROWLOCK_CSV_HEADER", "none")]));
+    let append = async |replica: &Replica, data| replica.append(json!({ "data": data })).await;
+    assert_eq!(append(&replicas[0], json!(["1", ""])).await.0, 201);
+    assert_eq!(append(&replicas[1], json!([""])).await.0, 201);
+    for replica in &replicas {
+        let (status, problem) = append(replica, json!(["1", "2", "3"])).await;
+        assert_eq!((status, &problem["code"], &problem["field"]), (422, &json!("invalid_field"), &json!("data")));
+        assert_eq!(append(replica, json!({"a": 1})).await.0, 422);
+    }
+    assert_eq!(bench.content(), "1,\n\"\",\n");
+}
+
+#[tokio::test]
+async fn a_file_without_a_data_column_takes_no_rows() {
+    let bench = Bench::with_file(On::Embedded, b"token,timestamp\n");
+    let replica = bench.replica(&[]);
+    for data in [json!("x"), json!([]), json!({})] {
+        assert_eq!(replica.append(json!({ "data": data })).await.0, 422);
+    }
+    assert_eq!(bench.content(), "token,timestamp\n");
+}
+
+#[tokio::test]
+async fn a_last_line_left_open_is_closed_if_it_is_a_whole_row() {
+    assert_eq!(after(b"token,data\n0,old", "x", &["new"]).await, "token,data\n0,old\n1,new\n");
+    assert_eq!(after(b"token,data", "x", &["new"]).await, "token,data\n1,new\n");
+    assert_eq!(after(b"token,data\r\n0,old\r", "x", &["new"]).await, "token,data\r\n0,old\r\n1,new\r\n");
+    assert_eq!(after(b"token,data\n0,\"two\nlines\"", "x", &["new"]).await, "token,data\n0,\"two\nlines\"\n1,new\n");
+}
+
+#[tokio::test]
+async fn a_torn_last_line_is_set_aside_before_it_is_cut() {
+    for (torn, why) in [("0", "too few cells"), ("0,\"two\nli", "an open quote")] {
+        let bench = Bench::with_file(On::Embedded, format!("token,data\n9,whole\n{torn}").as_bytes());
+        bench.replica(&[]).append_text("new").await;
+        assert_eq!(bench.content(), "token,data\n9,whole\n1,new\n", "{why}");
+        let aside = fs::read_to_string(format!("{}.torn", bench.csv.display())).expect("a side file");
+        assert_eq!(aside, format!("{torn}\n"), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_line_that_somebody_else_leaves_open_meanwhile_is_mended_too() {
+    use std::io::Write;
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[("ROWLOCK_CSV_HEADER", "token,data")]);
+    replica.append_text("one").await;
+    let mut foreign = fs::OpenOptions::new().append(true).open(&bench.csv).expect("opens");
+    foreign.write_all(b"f,whole\nf,open").expect("writes");
+    replica.append_text("two").await;
+    assert_eq!(bench.content(), "token,data\n1,one\nf,whole\nf,open\n2,two\n");
+}
+
+#[tokio::test]
+async fn a_quote_that_swallows_the_rest_of_a_large_file_is_never_cut() {
+    let content = format!("token,data\n0,\"stray\n{}", "1,good row\n".repeat(200_000));
+    let bench = Bench::with_file(On::Embedded, content.as_bytes());
+    let output = bench.run(&["serve"], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("starts at byte 11 does not end"), "{output:?}");
+    assert_eq!(bench.content(), content);
+}
+
+#[tokio::test]
+async fn a_file_that_was_replaced_or_cut_short_meanwhile_is_no_silent_loss() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[("ROWLOCK_CSV_HEADER", "token,data")]);
+    replica.append_text("one").await;
+    fs::write(&bench.csv, "token,data\n").expect("cut short");
+    replica.append_text("two").await;
+    assert_eq!(bench.content(), "token,data\n2,two\n");
+
+    fs::rename(&bench.csv, bench.folder().join("rotated.csv")).expect("renamed");
+    fs::write(&bench.csv, "token,data\n").expect("replaced");
+    let (status, problem) = replica.append(json!({"data": "three"})).await;
+    assert_eq!((status, &problem["code"], &problem["outcome"]), (500, &json!("internal"), &json!("not_written")));
+    assert_eq!(bench.content(), "token,data\n");
+    assert!(replica.log().contains("replaced or renamed"), "{}", replica.log());
+}
+
+#[test]
+fn a_file_that_cannot_be_used_ends_the_start_with_one_clear_line() {
+    let refused = |content: Option<&[u8]>, csv: &str, settings: &[(&str, &str)], says: &str| {
+        let bench = Bench::new(On::Embedded);
+        if let Some(content) = content {
+            fs::write(&bench.csv, content).expect("writable");
+        }
+        let output = bench.run(&["serve", "--csv", csv], settings);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(matches!(output.status.code(), Some(1 | 2)), "{csv}: {output:?}");
+        assert_eq!(stderr.lines().count(), 1, "one line: {stderr}");
+        assert!(stderr.starts_with("rowlock: ") && stderr.contains(says), "{stderr} does not say {says:?}");
+    };
+    refused(None, ".", &[], "is not a regular file");
+    refused(None, "/dev/null", &[], "is not a regular file");
+    refused(None, "/nowhere/rows.csv", &[], "/nowhere");
+    refused(None, "/proc/rows.csv", &[], "/proc/rows.csv");
+    refused(Some(b"a,b,a\n"), "rows.csv", &[], "\"a\" twice");
+    refused(Some(b"a,,b\n"), "rows.csv", &[], "column 2 of the header has no name");
+    refused(Some(b"\xff\xfe\n"), "rows.csv", &[], "not UTF-8");
+    refused(None, "rows.csv", &[("ROWLOCK_CSV_HEADER", "a,a")], "ROWLOCK_CSV_HEADER");
+}
+
+#[test]
+fn a_file_with_two_names_is_refused_and_a_link_is_resolved() {
+    let bench = Bench::with_file(On::Embedded, b"token,data\n");
+    let linked = bench.folder().join("linked.csv");
+    std::os::unix::fs::symlink(&bench.csv, &linked).expect("linked");
+    let output = bench.run(&["append", "--data", "x", "--csv", "linked.csv"], &[]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(bench.content(), "token,data\n1,x\n");
+    assert!(bench.folder().join("rows.csv.lock").exists(), "both names share one lock");
+    fs::hard_link(&bench.csv, bench.folder().join("twin.csv")).expect("linked");
+    let output = bench.run(&["append", "--data", "x"], &[]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("several hard links"), "{output:?}");
+}
+
+/// A mount of its own, gone with the process: for root, and for users where the kernel lets them.
+fn in_a_mount(bench: &Bench, script: &str) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--map-root-user", "--mount", "sh", "-ec", script, env!("CARGO_BIN_EXE_rowlock")]);
+    command.current_dir(bench.folder()).env("ROWLOCK_LISTEN", "127.0.0.1:0");
+    command
+}
+
+#[test]
+fn a_read_only_volume_ends_the_start_with_one_clear_line() {
+    let bench = Bench::new(On::Embedded);
+    let script = r#"mkdir volume; mount -t tmpfs -o ro tmpfs volume; exec "$0" serve --csv volume/rows.csv"#;
+    let output = in_a_mount(&bench, script).output().expect("unshare runs");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.starts_with("rowlock: cannot make ") && stderr.contains("Read-only file system"), "{stderr}");
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_leaves_nothing_behind_and_serves_again_once_there_is_room() {
+    let bench = Bench::new(On::Embedded);
+    let script = r#"mkdir volume; mount -t tmpfs -o size=256k tmpfs volume; head -c 100000 /dev/zero > volume/filler; exec "$0" serve --csv volume/rows.csv --csv-header data"#;
+    let replica = Replica::start(in_a_mount(&bench, script));
+    let row = "x".repeat(30_000);
+    let mut written = 0;
+    let problem = loop {
+        let (status, body) = replica.append(json!({ "data": row })).await;
+        if status != 201 {
+            break (status, body);
+        }
+        written += 1;
+        assert!(written < 20, "the disk never fills");
+    };
+    assert_eq!(
+        (problem.0, &problem.1["code"], &problem.1["outcome"]),
+        (507, &json!("disk_full"), &json!("not_written"))
+    );
+    let volume = format!("/proc/{}/root{}", replica.pid(), bench.folder().join("volume").display());
+    let length = fs::metadata(format!("{volume}/rows.csv")).expect("reachable").len();
+    assert_eq!(length, 5 + written * 30_001, "half a row was left behind");
+    fs::remove_file(format!("{volume}/filler")).expect("removed");
+    replica.append_text(&row).await;
+}

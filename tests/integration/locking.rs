@@ -1,0 +1,250 @@
+//! One writer at a time: sleeping, abandoned, lost and unreachable locks, on both backends.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tokio::join;
+
+use crate::support::{Bench, LOCK_KEY, On, answer, until, until_held};
+
+async fn a_sleeping_row_is_waited_for(on: On) {
+    let bench = Bench::new(on);
+    let (first, second) = (bench.replica(&[]), bench.replica(&[]));
+    let sleeping = async { (first.append(json!({"data": "slow", "sleep": 2})).await, Instant::now()) };
+    let waiting = async {
+        until_held(&bench).await;
+        (second.append_text("quick").await, Instant::now())
+    };
+    let (((status, slow), slow_at), (quick, quick_at)) = join!(sleeping, waiting);
+    assert_eq!(status, 201, "{slow}");
+    assert!(quick_at > slow_at, "the waiter answered first");
+    assert!(slow["held_ms"].as_u64() >= Some(2000), "{slow}");
+    assert!(slow["token"].as_u64() < quick["token"].as_u64());
+    assert_eq!(bench.rows().iter().map(|row| row["data"].as_str()).collect::<Vec<_>>(), ["slow", "quick"]);
+}
+
+#[tokio::test]
+async fn a_row_that_sleeps_holds_the_lock_on_redis() {
+    a_sleeping_row_is_waited_for(On::Redis).await;
+}
+
+#[tokio::test]
+async fn a_row_that_sleeps_holds_the_embedded_lock() {
+    a_sleeping_row_is_waited_for(On::Embedded).await;
+}
+
+async fn an_abandoned_lock_binds_all(on: On) {
+    let bench = Bench::new(on);
+    let ttl = [("ROWLOCK_LOCK_TTL", "1500ms")];
+    let (first, second) = (bench.replica(&ttl), bench.replica(&ttl));
+    let (status, ack) = first.append(json!({"data": "crash", "skip_release": true})).await;
+    let answered = Instant::now();
+    assert_eq!((status, &ack["released"]), (201, &json!(false)), "{ack}");
+    // The very replica that left it must wait, too.
+    let (own, other) = join!(first.append_text("own"), second.append_text("other"));
+    assert!(answered.elapsed() >= Duration::from_millis(1450), "the lock was free after {:?}", answered.elapsed());
+    for ack in [own, other] {
+        assert!(ack["waited_ms"].as_u64() >= Some(1400), "{ack}");
+        assert_eq!(ack["released"], true);
+    }
+    assert_eq!(bench.rows().len(), 3);
+}
+
+#[tokio::test]
+async fn skip_release_leaves_the_lock_to_expire_on_redis() {
+    an_abandoned_lock_binds_all(On::Redis).await;
+}
+
+#[tokio::test]
+async fn skip_release_leaves_the_embedded_lock_to_expire() {
+    an_abandoned_lock_binds_all(On::Embedded).await;
+}
+
+#[tokio::test]
+async fn a_sleep_longer_than_the_time_to_live_keeps_the_lock() {
+    let bench = Bench::new(On::Redis);
+    let ttl = [("ROWLOCK_LOCK_TTL", "300ms")];
+    let (first, second) = (bench.replica(&ttl), bench.replica(&ttl));
+    let sleeping = first.append(json!({"data": "slow", "sleep": 1.5}));
+    let waiting = async {
+        until_held(&bench).await;
+        second.append_text("quick").await
+    };
+    let ((status, slow), quick) = join!(sleeping, waiting);
+    assert_eq!(status, 201, "{slow}");
+    assert!(slow["token"].as_u64() < quick["token"].as_u64());
+    assert_eq!(bench.rows().iter().map(|row| row["data"].as_str()).collect::<Vec<_>>(), ["slow", "quick"]);
+}
+
+#[tokio::test]
+async fn a_lease_lost_during_sleep_writes_nothing() {
+    let bench = Bench::new(On::Redis);
+    let replica = bench.replica(&[("ROWLOCK_LOCK_TTL", "600ms")]);
+    replica.append_text("before").await;
+    let before = bench.content();
+    let losing = async {
+        until_held(&bench).await;
+        bench.redis().cli(&["del", LOCK_KEY]);
+    };
+    let ((status, problem), ()) = join!(replica.append(json!({"data": "lost", "sleep": 20})), losing);
+    assert_eq!((status, &problem["code"], &problem["outcome"]), (503, &json!("lock_lost"), &json!("not_written")));
+    assert_eq!(problem["retryable"], true);
+    assert_eq!(bench.content(), before);
+    replica.append_text("after").await;
+}
+
+#[tokio::test]
+async fn a_killed_holders_lock_passes_on() {
+    for on in [On::Redis, On::Embedded] {
+        let bench = Bench::new(on);
+        let ttl = [("ROWLOCK_LOCK_TTL", "1s")];
+        let (mut first, second) = (bench.replica(&ttl), bench.replica(&ttl));
+        let request = first.post(&json!({"data": "killed", "sleep": 30}));
+        let sleeping = tokio::spawn(request.send());
+        until_held(&bench).await;
+        first.signal("KILL");
+        first.end();
+        assert!(sleeping.await.expect("no panic").is_err(), "a killed replica cannot answer");
+        second.append_text("next").await;
+        assert_eq!(bench.rows().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_foreign_clients_lock_excludes_us_and_is_not_released_by_us() {
+    let bench = Bench::new(On::Redis);
+    let replica = bench.replica(&[("ROWLOCK_WAIT_TIMEOUT", "300ms")]);
+    assert_eq!(bench.redis().cli(&["set", LOCK_KEY, "foreign", "NX", "PX", "60000"]), "OK");
+    let (status, problem) = replica.append(json!({"data": "x"})).await;
+    assert_eq!((status, &problem["code"]), (503, &json!("wait_timeout")), "{problem}");
+    assert_eq!(bench.redis().cli(&["get", LOCK_KEY]), "foreign");
+    bench.redis().cli(&["del", LOCK_KEY]);
+    replica.append_text("free").await;
+    assert_eq!(bench.rows().len(), 1, "the refused row is not written later");
+}
+
+#[tokio::test]
+async fn a_holder_releases_its_own_lease_only() {
+    let bench = Bench::new(On::Redis);
+    let replica = bench.replica(&[("ROWLOCK_LOCK_TTL", "20s")]);
+    let stealing = async {
+        until_held(&bench).await;
+        bench.redis().cli(&["set", LOCK_KEY, "thief", "PX", "60000"]);
+    };
+    let (_, ()) = join!(replica.append(json!({"data": "robbed", "sleep": 0.3})), stealing);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(bench.redis().cli(&["get", LOCK_KEY]), "thief");
+}
+
+#[tokio::test]
+async fn rows_that_wait_share_one_hold_of_the_lock() {
+    let bench = Bench::new(On::Redis);
+    let replica = bench.replica(&[]);
+    let waiting = async {
+        until_held(&bench).await;
+        let requests: Vec<_> =
+            (0..20).map(|n| tokio::spawn(answer(replica.post(&json!({"data": n.to_string()}))))).collect();
+        let mut tokens = Vec::new();
+        for request in requests {
+            tokens.push(request.await.expect("no panic").1["token"].clone());
+        }
+        tokens
+    };
+    let (_, tokens) = join!(replica.append(json!({"data": "slow", "sleep": 1})), waiting);
+    assert!(tokens.iter().all(|token| *token == json!(2)), "{tokens:?}");
+}
+
+#[tokio::test]
+async fn a_redis_that_is_away_is_said_and_waited_for() {
+    let mut bench = Bench::new(On::Redis);
+    bench.redis.as_mut().expect("a Redis").stop();
+    let replica = bench.replica(&[("ROWLOCK_WAIT_TIMEOUT", "500ms"), ("ROWLOCK_LOCK_TTL", "500ms")]);
+    for round in 0..2 {
+        let began = Instant::now();
+        let response = replica.post(&json!({"data": "away"})).send().await.expect("an answer");
+        assert!(began.elapsed() < Duration::from_secs(5), "answered after {:?}", began.elapsed());
+        assert_eq!(response.status(), 503);
+        assert!(response.headers().contains_key("retry-after"));
+        let problem: serde_json::Value = response.json().await.expect("JSON");
+        assert_eq!(
+            (&problem["code"], &problem["outcome"]),
+            (&json!("redis_unavailable"), &json!("not_written")),
+            "{problem}"
+        );
+        let ready = replica.request(reqwest::Method::GET, "/readyz?verbose").send().await.expect("an answer");
+        assert_eq!(ready.status(), 200, "a shared Redis must not empty the load balancer");
+        assert!(ready.text().await.expect("text").contains("[-] lock (redis): out of reach"));
+
+        bench.redis.as_mut().expect("a Redis").restart();
+        until("service is back", async || replica.append(json!({"data": "back"})).await.0 == 201).await;
+        if round == 0 {
+            bench.redis.as_mut().expect("a Redis").stop();
+        }
+    }
+    assert!(bench.rows().iter().all(|row| row["data"] == "back"));
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_at_the_door() {
+    let bench = Bench::new(On::Redis);
+    let replica = bench.replica(&[("ROWLOCK_QUEUE_ROWS", "2"), ("ROWLOCK_WAIT_TIMEOUT", "20s")]);
+    bench.redis().cli(&["set", LOCK_KEY, "foreign"]);
+    let (told, mut answers) = tokio::sync::mpsc::unbounded_channel();
+    for _ in 0..10 {
+        let (request, told) = (replica.post(&json!({"data": "x"})), told.clone());
+        tokio::spawn(async move { told.send(answer(request).await) });
+    }
+    for _ in 0..8 {
+        let (status, problem) = answers.recv().await.expect("an answer");
+        assert_eq!((status, &problem["code"], &problem["outcome"]), (503, &json!("queue_full"), &json!("not_written")));
+    }
+    bench.redis().cli(&["del", LOCK_KEY]);
+    for _ in 0..2 {
+        assert_eq!(answers.recv().await.expect("an answer").0, 201);
+    }
+    assert_eq!(bench.rows().len(), 2);
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_while_waiting_is_not_written_and_one_that_was_taken_is() {
+    let bench = Bench::new(On::Redis);
+    let replica = bench.replica(&[]);
+    let taken = tokio::spawn(replica.post(&json!({"data": "taken", "sleep": 1})).send());
+    until_held(&bench).await;
+    let waiting = tokio::spawn(replica.post(&json!({"data": "waiting"})).send());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    taken.abort();
+    waiting.abort();
+    // In order of arrival: once this one is written, the other two are settled.
+    replica.append_text("last").await;
+    assert_eq!(bench.rows().iter().map(|row| row["data"].as_str()).collect::<Vec<_>>(), ["taken", "last"]);
+}
+
+#[tokio::test]
+async fn a_replica_that_is_told_to_leave_finishes_what_it_took_and_frees_the_lock() {
+    for signal in ["TERM", "INT"] {
+        let bench = Bench::new(On::Redis);
+        let mut replica = bench.replica(&[]);
+        let sleeping = tokio::spawn(answer(replica.post(&json!({"data": "slow", "sleep": 1}))));
+        until_held(&bench).await;
+        replica.signal(signal);
+        assert_eq!(sleeping.await.expect("no panic").0, 201);
+        assert_eq!(replica.end().code(), Some(0), "{}", replica.log());
+        assert_eq!(bench.redis().cli(&["exists", LOCK_KEY]), "0");
+        assert_eq!(bench.rows().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn the_grace_time_ends_and_what_still_waits_is_refused() {
+    let bench = Bench::new(On::Redis);
+    let mut replica = bench.replica(&[("ROWLOCK_GRACE", "300ms")]);
+    bench.redis().cli(&["set", LOCK_KEY, "foreign"]);
+    let waiting = tokio::spawn(answer(replica.post(&json!({"data": "waits"}))));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    replica.signal("TERM");
+    let (status, problem) = waiting.await.expect("no panic");
+    assert_eq!((status, &problem["code"], &problem["outcome"]), (503, &json!("draining"), &json!("not_written")));
+    assert_eq!(replica.end().code(), Some(0), "{}", replica.log());
+    assert!(bench.rows().is_empty());
+}

@@ -1,0 +1,11 @@
+//! The service as its users meet it: real processes, a real Redis, real files, free ports.
+
+mod bad_requests;
+mod command_line;
+mod configuration;
+mod contract;
+mod files;
+mod locking;
+mod rooms;
+mod support;
+mod tables;

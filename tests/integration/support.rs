@@ -1,0 +1,288 @@
+//! Starts replicas and Redis servers, and ends them by their process id.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::{BufRead, BufReader},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::{Arc, Mutex, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// How long anything may take before a test gives up on it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A folder with one CSV, and what runs on it.
+pub(crate) struct Bench {
+    folder: TempDir,
+    pub(crate) csv: PathBuf,
+    pub(crate) redis: Option<Redis>,
+}
+
+/// Which lock a test runs on.
+#[derive(Clone, Copy)]
+pub(crate) enum On {
+    Redis,
+    Embedded,
+}
+
+impl Bench {
+    pub(crate) fn new(on: On) -> Self {
+        let folder = TempDir::new().expect("a temporary folder");
+        let redis = matches!(on, On::Redis).then(|| Redis::start(free_port(), &[]));
+        Self { csv: folder.path().join("rows.csv"), folder, redis }
+    }
+
+    pub(crate) fn with_file(on: On, content: &[u8]) -> Self {
+        let bench = Self::new(on);
+        fs::write(&bench.csv, content).expect("writable");
+        bench
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn redis(&self) -> &Redis {
+        self.redis.as_ref().expect("this test has a Redis")
+    }
+
+    /// The binary, in the bench's folder, on its file and lock, with nothing inherited.
+    pub(crate) fn command(&self, settings: &[(&str, &str)]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rowlock"));
+        command
+            .current_dir(self.folder())
+            .env_clear()
+            .env("REDIS_CSV_FILE_NAME", &self.csv)
+            .env("ROWLOCK_LISTEN", "127.0.0.1:0");
+        if let Some(redis) = &self.redis {
+            command.env("REDIS_CONN_STR", redis.url());
+        }
+        command.envs(settings.iter().copied());
+        command
+    }
+
+    pub(crate) fn replica(&self, settings: &[(&str, &str)]) -> Replica {
+        Replica::start(self.command(settings))
+    }
+
+    /// Runs to the end, for commands and refused starts.
+    pub(crate) fn run(&self, args: &[&str], settings: &[(&str, &str)]) -> Output {
+        self.command(settings).args(args).stdin(Stdio::null()).output().expect("runs")
+    }
+
+    pub(crate) fn content(&self) -> String {
+        fs::read_to_string(&self.csv).expect("a readable CSV")
+    }
+
+    /// All records, header included, as a reader sees them that none of us wrote: Python's `csv`, in strict mode.
+    pub(crate) fn records(&self) -> Vec<Vec<String>> {
+        let script = "import csv, json, sys\nwith open(sys.argv[1], newline='', encoding='utf-8-sig') as f: print(json.dumps(list(csv.reader(f, strict=True))))";
+        let output = Command::new("python3").args(["-c", script]).arg(&self.csv).output().expect("python3 runs");
+        assert!(output.status.success(), "python cannot read the CSV: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    }
+
+    /// The records after the header, by column name.
+    pub(crate) fn rows(&self) -> Vec<HashMap<String, String>> {
+        let records = self.records();
+        let (header, rows) = records.split_first().expect("a header");
+        rows.iter()
+            .map(|row| {
+                assert_eq!(row.len(), header.len(), "a ragged row: {row:?}");
+                header.iter().cloned().zip(row.iter().cloned()).collect()
+            })
+            .collect()
+    }
+}
+
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+}
+
+/// A process that does not outlive its test.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Collects a process's lines, and waits for one of them.
+fn follow(
+    output: impl std::io::Read + Send + 'static,
+    marker: &'static str,
+) -> (Arc<Mutex<String>>, mpsc::Receiver<String>) {
+    let log = Arc::new(Mutex::new(String::new()));
+    let (found, marked) = mpsc::channel();
+    let lines = Arc::clone(&log);
+    thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            if line.contains(marker) {
+                let _ = found.send(line.clone());
+            }
+            let mut log = lines.lock().expect("not poisoned");
+            log.push_str(&line);
+            log.push('\n');
+        }
+    });
+    (log, marked)
+}
+
+pub(crate) struct Redis {
+    process: Option<Process>,
+    port: u16,
+    password: Option<&'static str>,
+    _folder: TempDir,
+}
+
+impl Redis {
+    pub(crate) fn start(port: u16, settings: &[&str]) -> Self {
+        let folder = TempDir::new().expect("a temporary folder");
+        let mut redis = Self { process: None, port, password: None, _folder: folder };
+        redis.launch(settings);
+        redis
+    }
+
+    pub(crate) fn with_password(password: &'static str) -> Self {
+        let mut redis = Self::start(free_port(), &["--requirepass", password]);
+        redis.password = Some(password);
+        redis
+    }
+
+    fn launch(&mut self, settings: &[&str]) {
+        let mut command = Command::new("redis-server");
+        command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port", &self.port.to_string()]);
+        command.arg("--dir").arg(self._folder.path()).args(settings).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("redis-server is installed: make test does it");
+        let (log, ready) = follow(child.stdout.take().expect("piped"), "Ready to accept connections");
+        self.process = Some(Process(child));
+        ready
+            .recv_timeout(PATIENCE)
+            .unwrap_or_else(|_| panic!("Redis does not start: {}", log.lock().expect("not poisoned")));
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.process = None;
+    }
+
+    pub(crate) fn restart(&mut self) {
+        self.launch(&[]);
+    }
+
+    pub(crate) fn url(&self) -> String {
+        let password = self.password.map(|password| format!(":{password}@")).unwrap_or_default();
+        format!("redis://{password}127.0.0.1:{}/0", self.port)
+    }
+
+    /// One command by `redis-cli`: a client that is none of ours.
+    pub(crate) fn cli(&self, args: &[&str]) -> String {
+        let output =
+            Command::new("redis-cli").args(["-p", &self.port.to_string()]).args(args).output().expect("redis-cli runs");
+        String::from_utf8(output.stdout).expect("UTF-8").trim().to_owned()
+    }
+}
+
+/// The lock's key, as its default has it.
+pub(crate) const LOCK_KEY: &str = "{rowlock:rows.csv}";
+
+pub(crate) struct Replica {
+    process: Process,
+    log: Arc<Mutex<String>>,
+    pub(crate) url: String,
+    client: reqwest::Client,
+}
+
+impl Replica {
+    pub(crate) fn start(mut command: Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("the binary runs");
+        let (log, ready) = follow(child.stderr.take().expect("piped"), "listening=");
+        let process = Process(child);
+        let line = ready.recv_timeout(PATIENCE);
+        let line = line.unwrap_or_else(|_| panic!("the replica does not serve: {}", log.lock().expect("not poisoned")));
+        let url = line.split("listening=").nth(1).expect("an address").trim().to_owned();
+        let client = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
+        Self { process, log, url, client }
+    }
+
+    pub(crate) fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.url))
+    }
+
+    pub(crate) fn post(&self, body: &Value) -> reqwest::RequestBuilder {
+        self.request(reqwest::Method::POST, "/append").json(body)
+    }
+
+    pub(crate) async fn append(&self, body: Value) -> (u16, Value) {
+        answer(self.post(&body)).await
+    }
+
+    /// Appends a string, and expects it to be acknowledged.
+    pub(crate) async fn append_text(&self, text: &str) -> Value {
+        let (status, ack) = self.append(json!({ "data": text })).await;
+        assert_eq!(status, 201, "{ack}");
+        ack
+    }
+
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().expect("not poisoned").clone()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.0.id()
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
+        assert!(sent.expect("kill runs").success());
+    }
+
+    /// Waits for the process to end by itself.
+    pub(crate) fn end(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(status) = self.process.0.try_wait().expect("a child of ours") {
+                return status;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        panic!("the replica does not end: {}", self.log());
+    }
+}
+
+/// Status and body of an answer; a body that is not JSON is null.
+pub(crate) async fn answer(request: reqwest::RequestBuilder) -> (u16, Value) {
+    let response = request.send().await.expect("an answer");
+    let status = response.status().as_u16();
+    (status, response.json().await.unwrap_or(Value::Null))
+}
+
+/// Waits until something is so, looking often.
+pub(crate) async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !so().await {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits until the lock is held, as `redis-cli` or the lock's file tells.
+pub(crate) async fn until_held(bench: &Bench) {
+    until("the lock is held", async || match &bench.redis {
+        Some(redis) => redis.cli(&["exists", LOCK_KEY]) == "1",
+        None => {
+            let path = format!("{}.lock", bench.csv.display());
+            fs::File::open(path).is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
+        }
+    })
+    .await;
+}
