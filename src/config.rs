@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Configuration")]
 pub struct Config {
-    /// Redis to lock with: redis://[user:pass@]host:port/db or redis+unix:///path.
+    /// Redis to lock with: `redis://[user:pass@]host:port/db` or `redis+unix:///path`.
     /// None: the embedded lock, for replicas on this host only.
     #[arg(long = "redis", env = "REDIS_CONN_STR", value_name = "URL", global = true, hide_env_values = true)]
     pub redis: Option<RedisUrl>,
@@ -33,7 +33,7 @@ pub struct Config {
     #[arg(long, env = "ROWLOCK_REPLICA", value_name = "NAME", value_parser = parse_replica, global = true, hide_env_values = true)]
     pub replica: Option<String>,
 
-    /// The lock's key in Redis [default: {rowlock:<file name>}].
+    /// The lock's key in Redis [default: `{rowlock:<file name>}`].
     #[arg(long, env = "ROWLOCK_LOCK_KEY", value_name = "KEY", value_parser = parse_lock_key, global = true, hide_env_values = true)]
     pub lock_key: Option<String>,
 

@@ -70,17 +70,17 @@ impl Committer {
         }
         let written = self.write(&lease, sleep, &batch);
         let held = granted.elapsed();
-        let abandon = skip_release && written.is_ok();
+        let stands = written.as_ref().is_ok_and(|places| places.iter().all(Result::is_ok));
+        let released = !(skip_release && stands);
         let token = lease.token();
-        if abandon {
-            lease.abandon().await;
-            self.answer(batch, written, token, granted, held, false)
-        } else {
-            // The answer goes out as soon as the rows are durable; the release is nobody's to wait for.
-            let end = self.answer(batch, written, token, granted, held, true);
+        // The answer goes out as soon as the rows are durable; what becomes of the lock is nobody's to wait for.
+        let end = self.answer(batch, written, token, granted, held, released);
+        if released {
             lease.release().await;
-            end
+        } else {
+            lease.abandon().await;
         }
+        end
     }
 
     /// Blocks this thread, and no other, until the batch is durable.

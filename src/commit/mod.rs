@@ -121,18 +121,20 @@ impl Appender {
         let ticket = self.queue.admit(Waiting { rows, weight_bytes, simulation, arrived, deadline, answer })?;
         let result = match timeout_at(deadline, &mut answered).await {
             Ok(result) => result,
-            Err(_) if ticket.withdraw() => {
-                let for_want_of_lock = self.lock.is_out_of_reach();
-                return Err(if for_want_of_lock {
-                    AppendError::LockUnavailable(self.wait_timeout)
-                } else {
-                    AppendError::WaitTimeout(self.wait_timeout)
-                });
-            }
+            Err(_) if ticket.withdraw() => return Err(self.why_it_waited()),
             // Its turn has come: the answer will be the truth, and the only one.
             Err(_) => answered.await,
         };
         result.unwrap_or(Err(AppendError::Internal(Outcome::Unknown)))
+    }
+
+    fn why_it_waited(&self) -> AppendError {
+        match (self.lock.is_out_of_reach(), self.lock.is_embedded()) {
+            (false, _) => AppendError::WaitTimeout(self.wait_timeout),
+            (true, false) => AppendError::LockUnavailable(self.wait_timeout),
+            // The lock's file failed, and the log says how.
+            (true, true) => AppendError::Internal(Outcome::NotWritten),
+        }
     }
 
     /// Lets no more rows in. The committer finishes what waits, and ends.

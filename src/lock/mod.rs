@@ -126,6 +126,11 @@ impl Lock {
         self.reach.kind
     }
 
+    /// Whether the lock is a file of this host.
+    pub fn is_embedded(&self) -> bool {
+        matches!(self.backend, Backend::Embedded(_))
+    }
+
     /// Whether the last call failed for want of Redis (or of the lock's file), rather than for a holder.
     pub fn is_out_of_reach(&self) -> bool {
         self.reach.lost.load(Ordering::Relaxed)

@@ -4,7 +4,7 @@ use std::{fs, process::Command};
 
 use serde_json::json;
 
-use crate::support::{Bench, On, Replica};
+use crate::support::{Bench, LOCK_KEY, On, Replica, until};
 
 /// What a start on `content` leaves behind after these rows.
 async fn after(content: &[u8], header: &str, rows: &[&str]) -> String {
@@ -77,6 +77,9 @@ async fn a_file_without_a_header_is_as_wide_as_its_first_row() {
         assert_eq!((status, &problem["code"], &problem["field"]), (422, &json!("invalid_field"), &json!("data")));
         assert_eq!(append(replica, json!({"a": 1})).await.0, 422);
     }
+    // A row that was refused leaves no lock behind, whatever it asked for.
+    assert_eq!(replicas[0].append(json!({"data": ["1", "2", "3"], "skip_release": true})).await.0, 422);
+    until("the lock is free", async || bench.redis().cli(&["exists", LOCK_KEY]) == "0").await;
     assert_eq!(bench.content(), "1,\n\"\",\n");
 }
 
