@@ -29,11 +29,11 @@ pub struct Config {
     #[arg(long, env = "ROWLOCK_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:8080", value_parser = parse_address, global = true, hide_env_values = true)]
     pub listen: SocketAddr,
 
-    /// This replica's name in rows, answers, logs and the lock [default: host name and a random part].
+    /// This replica's name in rows, answers, logs and the lock; the host name and a random part unless set.
     #[arg(long, env = "ROWLOCK_REPLICA", value_name = "NAME", value_parser = parse_replica, global = true, hide_env_values = true)]
     pub replica: Option<String>,
 
-    /// The lock's key in Redis [default: `{rowlock:<file name>}`].
+    /// The lock's key in Redis; `{rowlock:<file name>}` unless set.
     #[arg(long, env = "ROWLOCK_LOCK_KEY", value_name = "KEY", value_parser = parse_lock_key, global = true, hide_env_values = true)]
     pub lock_key: Option<String>,
 
