@@ -365,3 +365,31 @@ impl Read for ReaderAt<'_> {
         Ok(read)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::Data;
+
+    #[test]
+    fn a_lease_that_ran_out_before_the_write_writes_nothing_and_a_kept_os_lock_is_waited_for_in_vain() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("rows.csv");
+        let options = Options { path: path.clone(), header: "token,data".to_owned(), replica: "r".to_owned() };
+        let mut storage = Storage::open(options).expect("opens");
+        let record = storage.schema().record(&Data::Text("x".into())).expect("fits");
+        let mut append = |held: bool| {
+            let now = Instant::now();
+            let turn = Turn { token: 1, timestamp: "", deadline: now, still_held: &|| held };
+            storage.append(&[std::slice::from_ref(&record)], &turn)
+        };
+        assert!(matches!(append(false), Err(AppendError::LeaseLost)));
+        let stopped = File::open(&path).expect("opens");
+        stopped.lock().expect("locks");
+        assert!(matches!(append(true), Err(AppendError::Busy)));
+        assert_eq!(std::fs::read_to_string(&path).expect("reads"), "token,data\n");
+        stopped.unlock().expect("unlocks");
+        assert!(append(true).is_ok());
+        assert_eq!(std::fs::read_to_string(&path).expect("reads"), "token,data\n1,x\n");
+    }
+}

@@ -86,7 +86,9 @@ async fn a_lease_lost_during_sleep_writes_nothing() {
         until_held(&bench).await;
         bench.redis().cli(&["del", LOCK_KEY]);
     };
+    let began = Instant::now();
     let ((status, problem), ()) = join!(replica.append(json!({"data": "lost", "sleep": 20})), losing);
+    assert!(began.elapsed() < Duration::from_secs(15), "the sleeper is told at once, not after its sleep");
     assert_eq!((status, &problem["code"], &problem["outcome"]), (503, &json!("lock_lost"), &json!("not_written")));
     assert_eq!(problem["retryable"], true);
     assert_eq!(bench.content(), before);

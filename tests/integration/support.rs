@@ -72,9 +72,21 @@ impl Bench {
         Replica::start(self.command(settings))
     }
 
-    /// Runs to the end, for commands and refused starts.
+    /// Runs to the end, for commands and refused starts. A start that should have been refused is killed in the end.
     pub(crate) fn run(&self, args: &[&str], settings: &[(&str, &str)]) -> Output {
-        self.command(settings).args(args).stdin(Stdio::null()).output().expect("runs")
+        let mut command = self.command(settings);
+        let child = command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let child = child.expect("the binary runs");
+        let (pid, (done, ended)) = (child.id().to_string(), mpsc::channel::<()>());
+        let killer = thread::spawn(move || {
+            if ended.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                let _ = Command::new("kill").args(["-KILL", &pid]).status();
+            }
+        });
+        let output = child.wait_with_output().expect("ends");
+        drop(done);
+        killer.join().expect("does not panic");
+        output
     }
 
     pub(crate) fn content(&self) -> String {
