@@ -8,15 +8,22 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{App, append_request::AppendRequest, body, error::ApiError};
+use super::{
+    App,
+    append_request::AppendRequest,
+    body::{self, MediaType},
+    error::ApiError,
+};
 
 /// Parses, checks and quotes on the request's own task, then waits for the row's turn.
 pub(super) async fn append(State(app): State<App>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
-    let media_type = body::media_type(&headers)?;
-    // A key that is not remembered would promise what is not kept.
-    if headers.contains_key("idempotency-key") {
-        return Err(ApiError::BadKey);
-    }
+    let media_type = match check_headers(&headers) {
+        Ok(media_type) => media_type,
+        Err(e) => {
+            body::discard(&headers, body).await;
+            return Err(e);
+        }
+    };
     let body = body::read(&headers, body, app.limits.body_bytes_max).await?;
     let request = AppendRequest::parse(media_type, &body, app.limits.sleep_max)?;
     if request.simulation.wants_own_turn() && !app.limits.simulation {
@@ -29,4 +36,12 @@ pub(super) async fn append(State(app): State<App>, headers: HeaderMap, body: Bod
     let mut response = (StatusCode::CREATED, Json(&ack)).into_response();
     response.extensions_mut().insert(ack);
     Ok(response)
+}
+
+fn check_headers(headers: &HeaderMap) -> Result<MediaType, ApiError> {
+    // A key that is not remembered would promise what is not kept.
+    if headers.contains_key("idempotency-key") {
+        return Err(ApiError::BadKey);
+    }
+    body::media_type(headers)
 }

@@ -39,16 +39,43 @@ pub(super) fn media_type(headers: &HeaderMap) -> Result<MediaType, ApiError> {
     }
 }
 
+/// How much of a refused body is read and thrown away, so that its sender hears the answer rather than a reset.
+const DISCARD_BYTES_MAX: usize = 16 << 20;
+/// And for how long.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Lets a refused body arrive, within bounds. A sender that waits for a go-ahead does not get one.
+pub(super) async fn discard(headers: &HeaderMap, mut body: Body) {
+    if headers.contains_key(header::EXPECT) {
+        return;
+    }
+    let rest = async {
+        let mut bytes = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            bytes += frame.data_ref().map_or(0, Bytes::len);
+            if bytes > DISCARD_BYTES_MAX {
+                return;
+            }
+        }
+    };
+    // Past the bounds, the connection is closed with the answer.
+    let _ = tokio::time::timeout(DISCARD_TIMEOUT, rest).await;
+}
+
 /// The whole body, if it is not larger than `bytes_max` and arrives in time.
-pub(super) async fn read(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
+pub(super) async fn read(headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if declared.is_some_and(|declared: u64| declared > bytes_max as u64) {
+        discard(headers, body).await;
         return Err(ApiError::BodyTooLarge(bytes_max));
     }
-    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, bytes_max).collect()).await;
+    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(&mut body, bytes_max).collect()).await;
     match collected.map_err(|_| ApiError::BodyTimeout(BODY_TIMEOUT))? {
         Ok(body) => Ok(body.to_bytes()),
-        Err(e) if e.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge(bytes_max)),
+        Err(e) if e.is::<LengthLimitError>() => {
+            discard(headers, body).await;
+            Err(ApiError::BodyTooLarge(bytes_max))
+        }
         Err(_) => Err(ApiError::BrokenBody("the body ended early".to_owned())),
     }
 }

@@ -4,6 +4,7 @@
 
 mod embedded;
 mod redis;
+mod wake;
 
 use std::{
     path::Path,
@@ -145,22 +146,21 @@ impl Lock {
             Backend::Redis(redis) => redis.new_lease_id(),
             Backend::Embedded(_) => String::new(),
         };
-        let mut in_doubt = false;
         while wanted() {
             let expires = match self.try_once(&id).await {
                 Ok(Try::Granted(lease)) => return Some(lease),
                 Ok(Try::Held(expires)) => expires,
-                Err(_) => {
-                    in_doubt = true;
-                    None
-                }
+                Err(_) => None,
             };
-            tokio::time::sleep(pause.min(expires.unwrap_or(pause))).await;
+            match &self.backend {
+                Backend::Redis(redis) => redis.until_next_look(pause, expires).await,
+                Backend::Embedded(_) => tokio::time::sleep(pause.min(expires.unwrap_or(pause))).await,
+            }
             pause = (pause * 2).min(LOOK_AGAIN.1);
         }
-        // A grant whose answer was lost must not block everybody for its time to live.
-        if let (Backend::Redis(redis), true) = (&self.backend, in_doubt) {
-            redis.forget(&id).await;
+        // Neither our place nor a grant whose answer was lost must make others wait.
+        if let Backend::Redis(redis) = &self.backend {
+            redis.give_up(&id).await;
         }
         None
     }

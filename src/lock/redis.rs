@@ -1,14 +1,20 @@
 //! The lock in Redis: a plain string with a time to live, so that other clients' plain locks exclude us and we them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use deadpool_redis::{
     Connection, Manager, Pool, PoolConfig, Timeouts,
-    redis::{AsyncConnectionConfig, FromRedisValue, IntoConnectionInfo, Script, ScriptInvocation},
+    redis::{self, AsyncConnectionConfig, FromRedisValue, IntoConnectionInfo, Script},
 };
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
-use super::{OpenError, Options, Reach, Try, TryError};
+use super::{OpenError, Options, Reach, Try, TryError, wake::Wake};
 use crate::{config::RedisUrl, record::FencingToken};
 
 /// The longest that one call to Redis, or a new connection, may take. The client's own defaults are shorter and unspoken.
@@ -18,12 +24,18 @@ const TRY_AGAIN: Duration = Duration::from_millis(50);
 /// The committer, a renewal and a release that is being retried are all that can want one at once.
 const CONNECTIONS: usize = 4;
 
-pub(super) struct RedisLock(Arc<Client>);
+pub(super) struct RedisLock {
+    client: Arc<Client>,
+    wake: Wake,
+    /// What all lease ids of this process start with: the replica's name, for people, and a random part.
+    id_prefix: String,
+    leases: AtomicU64,
+}
 
 struct Client {
     pool: Pool,
-    key: String,
-    token_key: String,
+    /// The lock, the token counter, the queue, when each waiter last looked.
+    keys: [String; 4],
     options: Options,
     reach: Arc<Reach>,
     acquire: Script,
@@ -42,36 +54,37 @@ impl RedisLock {
         let calls = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CALL_TIMEOUT))
             .set_response_timeout(Some(CALL_TIMEOUT));
+        let subscriber =
+            redis::Client::open(info.clone()).map_err(|_| OpenError::Address("not an address to connect to"))?;
         let manager =
             Manager::new_with_config(info, calls).map_err(|_| OpenError::Address("not an address to connect to"))?;
         let timeouts = Timeouts { wait: Some(CALL_TIMEOUT), create: Some(CALL_TIMEOUT), recycle: Some(CALL_TIMEOUT) };
         let config = PoolConfig { timeouts, ..PoolConfig::new(CONNECTIONS) };
         let pool = Pool::builder(manager).config(config).runtime(deadpool_redis::Runtime::Tokio1).build();
-        Ok(Self(Arc::new(Client {
+        let client = Arc::new(Client {
             pool: pool.map_err(|_| OpenError::Address("no pool of connections"))?,
-            key: key.to_owned(),
-            token_key: derived_key(key, "token"),
+            keys: [key.to_owned(), derived_key(key, "token"), derived_key(key, "queue"), derived_key(key, "seen")],
+            acquire: Script::new(concat!(include_str!("queue.lua"), include_str!("acquire.lua"))),
+            renew: Script::new(include_str!("renew.lua")),
+            release: Script::new(concat!(include_str!("queue.lua"), include_str!("release.lua"))),
             options,
             reach,
-            acquire: Script::new(include_str!("acquire.lua")),
-            renew: Script::new(include_str!("renew.lua")),
-            release: Script::new(include_str!("release.lua")),
-        })))
+        });
+        let id_prefix = format!("{}/{}/", client.options.replica, uuid::Uuid::new_v4().simple());
+        let wake = Wake::listen(subscriber, client.keys[2].clone(), id_prefix.clone());
+        Ok(Self { client, wake, id_prefix, leases: AtomicU64::new(0) })
     }
 
     /// A name that no other lease of any replica has, and that tells people who holds the lock.
     pub(super) fn new_lease_id(&self) -> String {
-        format!("{}/{}", self.0.options.replica, uuid::Uuid::new_v4().simple())
+        format!("{}{}", self.id_prefix, self.leases.fetch_add(1, Ordering::Relaxed))
     }
 
     /// A repeat with the same id finds again a grant whose answer was lost.
     pub(super) async fn try_acquire(&self, id: &str) -> Result<Try<(FencingToken, RedisLease)>, TryError> {
-        let client = &self.0;
+        let client = &self.client;
         let asked = Instant::now();
-        let ttl_ms = client.ttl_ms();
-        let mut call = client.acquire.key(&client.key);
-        let (token, expires_ms): (FencingToken, i64) =
-            client.call(call.key(&client.token_key).arg(id).arg(ttl_ms)).await?;
+        let (token, expires_ms): (FencingToken, i64) = client.call(&client.acquire, id).await?;
         if token == 0 {
             return Ok(Try::Held(u64::try_from(expires_ms).ok().map(Duration::from_millis)));
         }
@@ -82,11 +95,16 @@ impl RedisLock {
         Ok(Try::Granted((token, lease)))
     }
 
-    /// Clears what a lost answer may have left behind, once and as well as can be.
-    pub(super) async fn forget(&self, id: &str) {
-        if let Err(e) = self.0.release_now(id).await {
+    /// Leaves the queue, and clears what a lost answer may have left behind, once and as well as can be.
+    pub(super) async fn give_up(&self, id: &str) {
+        if let Err(e) = self.client.release_now(id).await {
             tracing::debug!(error = %e, "a lease in doubt is left to expire");
         }
+    }
+
+    /// Returns when it is worth while to look again.
+    pub(super) async fn until_next_look(&self, pause: Duration, holder_expires: Option<Duration>) {
+        self.wake.wait(pause, holder_expires).await;
     }
 }
 
@@ -102,13 +120,18 @@ impl Client {
         u64::try_from(self.options.ttl.as_millis()).unwrap_or(u64::MAX)
     }
 
-    async fn call<T: FromRedisValue>(&self, call: &ScriptInvocation<'_>) -> Result<T, TryError> {
-        self.reach.note(self.call_once(call).await)
+    /// Every script takes all keys, the lease's id and the time to live.
+    async fn call<T: FromRedisValue>(&self, script: &Script, id: &str) -> Result<T, TryError> {
+        self.reach.note(self.call_once(script, id).await)
     }
 
-    async fn call_once<T: FromRedisValue>(&self, call: &ScriptInvocation<'_>) -> Result<T, TryError> {
+    async fn call_once<T: FromRedisValue>(&self, script: &Script, id: &str) -> Result<T, TryError> {
         let mut connection = self.pool.get().await?;
-        let answer = call.invoke_async(&mut connection).await;
+        let mut call = script.prepare_invoke();
+        for key in &self.keys {
+            call.key(key);
+        }
+        let answer = call.arg(id).arg(self.ttl_ms()).invoke_async(&mut connection).await;
         if answer.is_err() {
             // The pool's own check is a PING, which a demoted or loading server answers gladly.
             drop(Connection::take(connection));
@@ -117,11 +140,11 @@ impl Client {
     }
 
     async fn renew_now(&self, id: &str) -> Result<bool, TryError> {
-        self.call(self.renew.key(&self.key).arg(id).arg(self.ttl_ms())).await
+        self.call(&self.renew, id).await
     }
 
     async fn release_now(&self, id: &str) -> Result<bool, TryError> {
-        self.call(self.release.key(&self.key).arg(id)).await
+        self.call(&self.release, id).await
     }
 }
 

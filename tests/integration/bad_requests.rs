@@ -103,6 +103,8 @@ fn cases() -> Vec<Bad> {
         wrong(FORM, "data=a&skip_release=yes", "skip_release"),
         wrong(FORM, r#"{"data": "x"}"#, "data"),
         bad("a body over the limit", JSON, format!("{{\"data\": \"{}\"}}", "x".repeat(1 << 20)), 413, "body_too_large"),
+        bad("a body far over the limit", JSON, "x".repeat(8 << 20), 413, "body_too_large"),
+        bad("a large body of a wrong type", "text/plain", "x".repeat(8 << 20), 415, "unsupported_media_type"),
         bad("plain text", "text/plain", "hello", 415, "unsupported_media_type"),
         bad("multipart", "multipart/form-data; boundary=x", "--x--", 415, "unsupported_media_type"),
         bad(

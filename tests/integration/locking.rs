@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tokio::join;
 
-use crate::support::{Bench, LOCK_KEY, On, answer, until, until_held};
+use crate::support::{Bench, LOCK_KEY, On, QUEUE_KEY, answer, until, until_held};
 
 async fn a_sleeping_row_is_waited_for(on: On) {
     let bench = Bench::new(on);
@@ -249,4 +249,120 @@ async fn the_grace_time_ends_and_what_still_waits_is_refused() {
     assert_eq!((status, &problem["code"], &problem["outcome"]), (503, &json!("draining"), &json!("not_written")));
     assert_eq!(replica.end().code(), Some(0), "{}", replica.log());
     assert!(bench.rows().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_replicas_under_load_get_equal_shares() {
+    let bench = Bench::new(On::Redis);
+    let replicas: Vec<_> = ["r1", "r2", "r3"].map(|name| bench.replica(&[("ROWLOCK_REPLICA", name)])).into();
+    let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let mut clients = Vec::new();
+    for replica in replicas.iter().flat_map(|replica| std::iter::repeat_n(replica, 8)) {
+        let (done, request) = (std::sync::Arc::clone(&done), replica.post(&json!({"data": "x"})));
+        clients.push(tokio::spawn(async move {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                assert_eq!(answer(request.try_clone().expect("no stream")).await.0, 201);
+            }
+        }));
+    }
+    until("enough rows", async || std::fs::metadata(&bench.csv).expect("a file").len() > 200_000).await;
+    done.store(true, std::sync::atomic::Ordering::Relaxed);
+    for client in clients {
+        client.await.expect("no panic");
+    }
+    let rows = bench.rows();
+    let shares = ["r1", "r2", "r3"].map(|name| rows.iter().filter(|row| row["replica"] == name).count() as f64);
+    let jain = shares.iter().sum::<f64>().powi(2) / (3.0 * shares.iter().map(|share| share * share).sum::<f64>());
+    assert!(jain >= 0.99, "Jain's index {jain} of {shares:?}");
+    // It was passed around, rather than kept by each for a long while.
+    let mut turns: Vec<&str> = rows.iter().map(|row| row["replica"].as_str()).collect();
+    turns.dedup();
+    assert!(turns.len() > 20, "the lock passed only {} times", turns.len());
+}
+
+#[tokio::test]
+async fn waiters_are_served_in_order_of_arrival() {
+    let bench = Bench::new(On::Redis);
+    let replicas = [(); 4].map(|()| bench.replica(&[]));
+    bench.redis().cli(&["set", LOCK_KEY, "foreign"]);
+    let mut waiting = Vec::new();
+    for (at, replica) in replicas.iter().enumerate() {
+        waiting.push(tokio::spawn(answer(replica.post(&json!({"data": at.to_string()})))));
+        until("it waits", async || bench.redis().cli(&["llen", QUEUE_KEY]) == (at + 1).to_string()).await;
+    }
+    bench.redis().cli(&["del", LOCK_KEY]);
+    for request in waiting {
+        assert_eq!(request.await.expect("no panic").0, 201);
+    }
+    assert_eq!(bench.rows().iter().map(|row| row["data"].as_str()).collect::<Vec<_>>(), ["0", "1", "2", "3"]);
+}
+
+#[tokio::test]
+async fn a_waiter_that_died_is_skipped_and_a_grant_that_nobody_collects_goes_on() {
+    let bench = Bench::new(On::Redis);
+    let settings = [("ROWLOCK_LOCK_TTL", "60s")];
+    let (holder, mut dead, last) = (bench.replica(&settings), bench.replica(&settings), bench.replica(&settings));
+    for sleep in [1.5, 0.4] {
+        let holding = tokio::spawn(answer(holder.post(&json!({"data": "holds", "sleep": sleep}))));
+        until_held(&bench).await;
+        let dying = tokio::spawn(dead.post(&json!({"data": "dies"})).send());
+        until("it waits", async || bench.redis().cli(&["llen", QUEUE_KEY]) == "1").await;
+        // With the long sleep it has been silent for too long when its turn comes, with the short one it is granted the
+        // lock and never collects it.
+        dead.signal("STOP");
+        let waiting = tokio::spawn(answer(last.post(&json!({"data": "lives"}))));
+        let (status, ack) = waiting.await.expect("no panic");
+        assert_eq!(status, 201);
+        assert!(ack["waited_ms"].as_u64() < Some(10_000), "{ack}");
+        assert_eq!(holding.await.expect("no panic").0, 201);
+        dying.abort();
+        dead.signal("KILL");
+        dead = bench.replica(&settings);
+    }
+    assert_eq!(
+        bench.rows().iter().map(|row| row["data"].as_str()).collect::<Vec<_>>(),
+        ["holds", "lives", "holds", "lives"]
+    );
+}
+
+#[tokio::test]
+async fn who_gives_up_leaves_no_place_behind() {
+    let bench = Bench::new(On::Redis);
+    let replica = bench.replica(&[("ROWLOCK_WAIT_TIMEOUT", "200ms")]);
+    bench.redis().cli(&["set", LOCK_KEY, "foreign"]);
+    assert_eq!(replica.append(json!({"data": "x"})).await.0, 503);
+    until("the queue is empty", async || bench.redis().cli(&["exists", QUEUE_KEY]) == "0").await;
+}
+
+#[tokio::test]
+async fn a_waiter_whose_wake_ups_are_cut_off_is_served_all_the_same() {
+    let bench = Bench::new(On::Redis);
+    let (first, second) = (bench.replica(&[]), bench.replica(&[]));
+    let holding = tokio::spawn(answer(first.post(&json!({"data": "holds", "sleep": 0.5}))));
+    until_held(&bench).await;
+    let waiting = tokio::spawn(answer(second.post(&json!({"data": "waits"}))));
+    until("it waits", async || bench.redis().cli(&["llen", QUEUE_KEY]) == "1").await;
+    bench.redis().cli(&["client", "kill", "type", "pubsub"]);
+    assert_eq!(waiting.await.expect("no panic").0, 201);
+    assert_eq!(holding.await.expect("no panic").0, 201);
+}
+
+#[tokio::test]
+async fn a_release_hands_the_lock_over_without_waiting_for_a_look() {
+    let bench = Bench::new(On::Redis);
+    let (first, second) = (bench.replica(&[]), bench.replica(&[]));
+    let mut gaps = Vec::new();
+    for _ in 0..9 {
+        let holding = async { (first.append(json!({"data": "holds", "sleep": 0.2})).await.0, Instant::now()) };
+        let waiting = async {
+            until_held(&bench).await;
+            (second.append_text("waits").await, Instant::now())
+        };
+        let ((status, released), (_, granted)) = join!(holding, waiting);
+        assert_eq!(status, 201);
+        gaps.push(granted.duration_since(released));
+    }
+    gaps.sort();
+    // A waiter looks every 250 ms: left to that, the middle gap would be half of it.
+    assert!(gaps[4] < Duration::from_millis(50), "{gaps:?}");
 }

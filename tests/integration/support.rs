@@ -206,6 +206,8 @@ impl Redis {
 
 /// The lock's key, as its default has it.
 pub(crate) const LOCK_KEY: &str = "{rowlock:rows.csv}";
+/// Who waits for it, in order.
+pub(crate) const QUEUE_KEY: &str = "{rowlock:rows.csv}:queue";
 
 pub(crate) struct Replica {
     process: Process,
