@@ -114,7 +114,7 @@ impl Committer {
         let places = match written {
             Ok(places) => places,
             Err(e) => {
-                tracing::error!(error = %e, token, requests = batch.len(), "a batch was not written");
+                tracing::error!(error = %e, token, requests = batch.len(), "a batch was not acknowledged");
                 answer_all(batch, &AppendError::from(&e));
                 return if matches!(e, storage::AppendError::Sync(_)) { Err(Fatal::SyncFailed) } else { Ok(()) };
             }

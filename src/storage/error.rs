@@ -29,6 +29,9 @@ pub enum OpenError {
     /// The header does not end.
     #[error("{}: no end of the header within {} bytes", .0.display(), .1)]
     HeaderTooLong(PathBuf, u64),
+    /// Somebody gave the file another header while it was open.
+    #[error("{}: the header changed; restart to use the one that is there now", .0.display())]
+    HeaderChanged(PathBuf),
     /// `ROWLOCK_CSV_HEADER` can't be a header.
     #[error("ROWLOCK_CSV_HEADER (--csv-header): {0}; accepted: column names with commas between them, or none")]
     HeaderOption(HeaderError),

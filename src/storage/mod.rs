@@ -150,9 +150,7 @@ impl Storage {
         let mut scanner = Scanner::new();
         scanner.feed(&first);
         let width = scanner.width_of_first();
-        if first.ends_with(b"\r\n") {
-            self.line_end = b"\r\n";
-        }
+        self.line_end = if first.ends_with(b"\r\n") { b"\r\n" } else { b"\n" };
         if self.schema.width().is_some() {
             let bare = first.strip_suffix(b"\n").unwrap_or(&first);
             let found = Schema::from_header(bare.strip_suffix(b"\r").unwrap_or(bare))
@@ -167,7 +165,7 @@ impl Storage {
         self.whole_until = start;
         let len = self.file.metadata().map_err(fail)?.len();
         let open = self.look(len).map_err(fail)?;
-        if open.is_some_and(|open| open.bytes > TORN_BYTES_MAX) {
+        if open.is_some_and(|open| open.in_quotes && open.bytes > TORN_BYTES_MAX) {
             return Err(OpenError::StrayQuote(self.path.clone(), self.whole_until));
         }
         Ok(())
@@ -192,7 +190,7 @@ impl Storage {
     /// A request whose rows don't fit the file is refused alone; the others are written.
     ///
     /// # Errors
-    /// For the batch as a whole; `AppendError::outcome_is_known` tells whether anything may have been written.
+    /// For the batch as a whole. After `AppendError::Sync` the rows may stand in the file; after every other error they don't.
     pub fn append(
         &mut self,
         batch: &[&[Record]],
@@ -204,7 +202,7 @@ impl Storage {
         let len = self.file.metadata().map_err(AppendError::before("stat"))?.len();
         if len < self.whole_until {
             tracing::error!(csv = %self.path.display(), was = self.whole_until, is = len, "the CSV was cut short by somebody; reading it anew");
-            self.adopt().map_err(AppendError::Unfit)?;
+            self.adopt_again().map_err(AppendError::Unfit)?;
         }
         let open = self.look(len).map_err(AppendError::before("read"))?;
         if !(turn.still_held)() {
@@ -219,6 +217,20 @@ impl Storage {
             .into_iter()
             .map(|place| place.map(|place| Written { offset: start + place.offset, ..place }))
             .collect())
+    }
+
+    /// Rows that wait are laid out by the header that was there at start: another one would misplace their cells.
+    fn adopt_again(&mut self) -> Result<(), OpenError> {
+        let schema = Arc::clone(&self.schema);
+        let adopted = self.adopt();
+        let unchanged = *schema == *self.schema;
+        self.schema = schema;
+        if adopted.is_ok() && unchanged {
+            return Ok(());
+        }
+        // The next turn must not take this file for the one it knows.
+        self.whole_until = u64::MAX;
+        adopted.and(Err(OpenError::HeaderChanged(self.path.clone())))
     }
 
     /// A file that was renamed away or replaced would take rows that nobody finds.

@@ -143,6 +143,14 @@ async fn a_file_that_was_replaced_or_cut_short_meanwhile_is_no_silent_loss() {
     replica.append_text("two").await;
     assert_eq!(bench.content(), "token,data\n2,two\n");
 
+    fs::write(&bench.csv, "a,b,c\n").expect("cut short");
+    for _ in 0..2 {
+        let (status, problem) = replica.append(json!({"data": "misplaced"})).await;
+        assert_eq!((status, &problem["outcome"]), (500, &json!("not_written")));
+        assert_eq!(bench.content(), "a,b,c\n", "rows laid out by another header are not written");
+    }
+    until("the log says why", async || replica.log().contains("the header changed")).await;
+
     fs::rename(&bench.csv, bench.folder().join("rotated.csv")).expect("renamed");
     fs::write(&bench.csv, "token,data\n").expect("replaced");
     let (status, problem) = replica.append(json!({"data": "three"})).await;
