@@ -35,7 +35,7 @@ pub(crate) enum On {
 impl Bench {
     pub(crate) fn new(on: On) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
-        let redis = matches!(on, On::Redis).then(|| Redis::start(free_port(), &[]));
+        let redis = matches!(on, On::Redis).then(|| Redis::start(&[]));
         Self { csv: folder.path().join("rows.csv"), folder, redis }
     }
 
@@ -154,41 +154,44 @@ pub(crate) struct Redis {
     process: Option<Process>,
     port: u16,
     password: Option<&'static str>,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Redis {
-    pub(crate) fn start(port: u16, settings: &[&str]) -> Self {
+    pub(crate) fn start(settings: &[&str]) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
-        let mut redis = Self { process: None, port, password: None, _folder: folder };
-        redis.launch(settings);
+        let mut redis = Self { process: None, port: 0, password: None, folder };
+        until_it_starts(|| {
+            redis.port = free_port();
+            redis.launch(settings)
+        });
         redis
     }
 
     pub(crate) fn with_password(password: &'static str) -> Self {
-        let mut redis = Self::start(free_port(), &["--requirepass", password]);
+        let mut redis = Self::start(&["--requirepass", password]);
         redis.password = Some(password);
         redis
     }
 
-    fn launch(&mut self, settings: &[&str]) {
+    /// What it said, if it ended instead: somebody else may have taken the port since it was found free.
+    fn launch(&mut self, settings: &[&str]) -> Result<(), String> {
         let mut command = Command::new("redis-server");
         command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port", &self.port.to_string()]);
-        command.arg("--dir").arg(self._folder.path()).args(settings).stdout(Stdio::piped());
+        command.arg("--dir").arg(self.folder.path()).args(settings).stdout(Stdio::piped());
         let mut child = command.spawn().expect("redis-server is installed: make test does it");
         let (log, ready) = follow(child.stdout.take().expect("piped"), "Ready to accept connections");
         self.process = Some(Process(child));
-        ready
-            .recv_timeout(PATIENCE)
-            .unwrap_or_else(|_| panic!("Redis does not start: {}", log.lock().expect("not poisoned")));
+        ready.recv_timeout(PATIENCE).map(|_| ()).map_err(|_| log.lock().expect("not poisoned").clone())
     }
 
     pub(crate) fn stop(&mut self) {
         self.process = None;
     }
 
+    /// On the same port as before.
     pub(crate) fn restart(&mut self) {
-        self.launch(&[]);
+        until_it_starts(|| self.launch(&[]));
     }
 
     pub(crate) fn url(&self) -> String {
@@ -201,6 +204,14 @@ impl Redis {
         let output =
             Command::new("redis-cli").args(["-p", &self.port.to_string()]).args(args).output().expect("redis-cli runs");
         String::from_utf8(output.stdout).expect("UTF-8").trim().to_owned()
+    }
+}
+
+fn until_it_starts(mut launch: impl FnMut() -> Result<(), String>) {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(log) = launch() {
+        assert!(Instant::now() < deadline, "Redis does not start: {log}");
+        thread::sleep(Duration::from_millis(50));
     }
 }
 
