@@ -4,7 +4,7 @@ use std::{fs, process::Command};
 
 use serde_json::json;
 
-use crate::support::{Bench, LOCK_KEY, On, Replica, until};
+use crate::support::{Bench, On, Replica, until, until_free};
 
 /// What a start on `content` leaves behind after these rows.
 async fn after(content: &[u8], header: &str, rows: &[&str]) -> String {
@@ -68,7 +68,8 @@ async fn the_demos_file_goes_on_being_appended_to() {
 async fn a_file_without_a_header_is_as_wide_as_its_first_row() {
     assert_eq!(after(b"a,b,c\n", "none", &["x"]).await, "a,b,c\nx,,\n");
     let bench = Bench::new(On::Redis);
-    let replicas = [(); 2].map(|()| bench.replica(&[("ROWLOCK_CSV_HEADER", "none")]));
+    let settings = [("ROWLOCK_CSV_HEADER", "none"), ("ROWLOCK_LOCK_TTL", "60s")];
+    let replicas = [(); 2].map(|()| bench.replica(&settings));
     let append = async |replica: &Replica, data| replica.append(json!({ "data": data })).await;
     assert_eq!(append(&replicas[0], json!(["1", ""])).await.0, 201);
     assert_eq!(append(&replicas[1], json!([""])).await.0, 201);
@@ -79,7 +80,7 @@ async fn a_file_without_a_header_is_as_wide_as_its_first_row() {
     }
     // A row that was refused leaves no lock behind, whatever it asked for.
     assert_eq!(replicas[0].append(json!({"data": ["1", "2", "3"], "skip_release": true})).await.0, 422);
-    until("the lock is free", async || bench.redis().cli(&["exists", LOCK_KEY]) == "0").await;
+    until_free(&bench).await;
     assert_eq!(bench.content(), "1,\n\"\",\n");
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tokio::join;
 
-use crate::support::{Bench, LOCK_KEY, On, QUEUE_KEY, answer, until, until_held};
+use crate::support::{Bench, LOCK_KEY, On, QUEUE_KEY, answer, until, until_free, until_held};
 
 async fn a_sleeping_row_is_waited_for(on: On) {
     let bench = Bench::new(on);
@@ -82,6 +82,7 @@ async fn a_lease_lost_during_sleep_writes_nothing() {
     let replica = bench.replica(&[("ROWLOCK_LOCK_TTL", "600ms")]);
     replica.append_text("before").await;
     let before = bench.content();
+    until_free(&bench).await;
     let losing = async {
         until_held(&bench).await;
         bench.redis().cli(&["del", LOCK_KEY]);
@@ -303,6 +304,7 @@ async fn a_waiter_that_died_is_skipped_and_a_grant_that_nobody_collects_goes_on(
     let settings = [("ROWLOCK_LOCK_TTL", "60s")];
     let (holder, mut dead, last) = (bench.replica(&settings), bench.replica(&settings), bench.replica(&settings));
     for sleep in [1.5, 0.4] {
+        until_free(&bench).await;
         let holding = tokio::spawn(answer(holder.post(&json!({"data": "holds", "sleep": sleep}))));
         until_held(&bench).await;
         let dying = tokio::spawn(dead.post(&json!({"data": "dies"})).send());
@@ -353,6 +355,7 @@ async fn a_release_hands_the_lock_over_without_waiting_for_a_look() {
     let (first, second) = (bench.replica(&[]), bench.replica(&[]));
     let mut gaps = Vec::new();
     for _ in 0..9 {
+        until_free(&bench).await;
         let holding = async { (first.append(json!({"data": "holds", "sleep": 0.2})).await.0, Instant::now()) };
         let waiting = async {
             until_held(&bench).await;

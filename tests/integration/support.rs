@@ -302,12 +302,20 @@ pub(crate) async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
 
 /// Waits until the lock is held, as `redis-cli` or the lock's file tells.
 pub(crate) async fn until_held(bench: &Bench) {
-    until("the lock is held", async || match &bench.redis {
+    until("the lock is held", async || is_held(bench)).await;
+}
+
+/// Waits until the lock is free: an answer precedes its release.
+pub(crate) async fn until_free(bench: &Bench) {
+    until("the lock is free", async || !is_held(bench)).await;
+}
+
+fn is_held(bench: &Bench) -> bool {
+    match &bench.redis {
         Some(redis) => redis.cli(&["exists", LOCK_KEY]) == "1",
         None => {
             let path = format!("{}.lock", bench.csv.display());
             fs::File::open(path).is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
         }
-    })
-    .await;
+    }
 }
