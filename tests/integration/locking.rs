@@ -369,3 +369,18 @@ async fn a_release_hands_the_lock_over_without_waiting_for_a_look() {
     // A waiter looks every 250 ms: left to that, the middle gap would be half of it.
     assert!(gaps[4] < Duration::from_millis(50), "{gaps:?}");
 }
+
+#[tokio::test]
+async fn a_renewal_that_fails_for_a_while_does_not_lose_the_lock() {
+    let bench = Bench::new(On::Redis);
+    let replica = bench.replica(&[("ROWLOCK_LOCK_TTL", "3s")]);
+    let failing = async {
+        until_held(&bench).await;
+        // From now on Redis refuses every script that writes.
+        bench.redis().cli(&["config", "set", "min-replicas-to-write", "1"]);
+        until("a renewal failed", async || replica.log().contains("out of reach")).await;
+        bench.redis().cli(&["config", "set", "min-replicas-to-write", "0"]);
+    };
+    let ((status, ack), ()) = join!(replica.append(json!({"data": "slow", "sleep": 4})), failing);
+    assert_eq!(status, 201, "{ack}");
+}
