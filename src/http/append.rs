@@ -19,10 +19,7 @@ use super::{
 pub(super) async fn append(State(app): State<App>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
     let media_type = match check_headers(&headers) {
         Ok(media_type) => media_type,
-        Err(e) => {
-            body::discard(&headers, body).await;
-            return Err(e);
-        }
+        Err(e) => return Err(body::refuse(&headers, body, e).await),
     };
     let body = body::read(&headers, body, app.limits.body_bytes_max).await?;
     let request = AppendRequest::parse(media_type, &body, app.limits.sleep_max)?;

@@ -44,10 +44,11 @@ const DISCARD_BYTES_MAX: usize = 16 << 20;
 /// And for how long.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Lets a refused body arrive, within bounds. A sender that waits for a go-ahead does not get one.
-pub(super) async fn discard(headers: &HeaderMap, mut body: Body) {
+/// Refuses a request `with` an error, once its body has arrived, within bounds. A sender that waits for a go-ahead does
+/// not get one.
+pub(super) async fn refuse(headers: &HeaderMap, mut body: Body, with: ApiError) -> ApiError {
     if headers.contains_key(header::EXPECT) {
-        return;
+        return with;
     }
     let rest = async {
         let mut bytes = 0;
@@ -60,22 +61,19 @@ pub(super) async fn discard(headers: &HeaderMap, mut body: Body) {
     };
     // Past the bounds, the connection is closed with the answer.
     let _ = tokio::time::timeout(DISCARD_TIMEOUT, rest).await;
+    with
 }
 
 /// The whole body, if it is not larger than `bytes_max` and arrives in time.
 pub(super) async fn read(headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if declared.is_some_and(|declared: u64| declared > bytes_max as u64) {
-        discard(headers, body).await;
-        return Err(ApiError::BodyTooLarge(bytes_max));
+        return Err(refuse(headers, body, ApiError::BodyTooLarge(bytes_max)).await);
     }
     let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(&mut body, bytes_max).collect()).await;
     match collected.map_err(|_| ApiError::BodyTimeout(BODY_TIMEOUT))? {
         Ok(body) => Ok(body.to_bytes()),
-        Err(e) if e.is::<LengthLimitError>() => {
-            discard(headers, body).await;
-            Err(ApiError::BodyTooLarge(bytes_max))
-        }
+        Err(e) if e.is::<LengthLimitError>() => Err(refuse(headers, body, ApiError::BodyTooLarge(bytes_max)).await),
         Err(_) => Err(ApiError::BrokenBody("the body ended early".to_owned())),
     }
 }

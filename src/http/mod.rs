@@ -75,17 +75,14 @@ impl App {
             .route("/append", post(append::append))
             .route("/livez", get(health::livez))
             .route("/readyz", get(health::readyz))
-            .fallback(async |headers, body| refuse(headers, body, ApiError::NotFound).await)
-            .method_not_allowed_fallback(async |headers, body| refuse(headers, body, ApiError::MethodNotAllowed).await)
+            .fallback(async |headers: HeaderMap, body: Body| body::refuse(&headers, body, ApiError::NotFound).await)
+            .method_not_allowed_fallback(async |headers: HeaderMap, body: Body| {
+                body::refuse(&headers, body, ApiError::MethodNotAllowed).await
+            })
             .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
                 axum::response::IntoResponse::into_response(ApiError::Append(AppendError::Internal(Outcome::Unknown)))
             }))
             .layer(from_fn(edge::edge))
             .with_state(self)
     }
-}
-
-async fn refuse(headers: HeaderMap, body: Body, with: ApiError) -> ApiError {
-    body::discard(&headers, body).await;
-    with
 }

@@ -1,20 +1,20 @@
 -- One look at the lock. Answers {token, 0} to the holder, or {0, ms until the holder's time runs out} to a waiter.
 local id, now = ARGV[1], now_ms()
 local holder = redis.call('GET', KEYS[1])
+if not holder and redis.call('LLEN', KEYS[3]) == 0 then
+  redis.call('SET', KEYS[1], id, 'PX', ARGV[2])
+  return {redis.call('INCR', KEYS[2]), 0}
+end
 if not holder then
   -- Expired, or freed by somebody who knows of no queue: the longest waiter is next, which may be the caller.
-  if redis.call('LLEN', KEYS[3]) == 0 then
-    redis.call('SET', KEYS[1], id, 'PX', ARGV[2])
-  else
-    join(id, now)
-    hand_over(now)
-  end
+  join(id, now)
+  hand_over(now)
   holder = redis.call('GET', KEYS[1])
 end
 if holder ~= id then
   join(id, now)
   return {0, redis.call('PTTL', KEYS[1])}
 end
--- Granted just now, or handed over, or the answer was lost: then a new token is as good, since tokens only grow.
+-- Handed over, or the answer was lost: then a new token is as good, since tokens only grow.
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return {redis.call('INCR', KEYS[2]), 0}

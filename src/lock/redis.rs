@@ -18,7 +18,7 @@ use super::{OpenError, Options, Reach, Try, TryError, wake::Wake};
 use crate::{config::RedisUrl, record::FencingToken};
 
 /// The longest that one call to Redis, or a new connection, may take. The client's own defaults are shorter and unspoken.
-const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How soon a failed renewal or release is tried again.
 const TRY_AGAIN: Duration = Duration::from_millis(50);
 /// The committer, a renewal and a release that is being retried are all that can want one at once.

@@ -1,5 +1,7 @@
--- Leaves the queue, and gives the lock on if this lease holds it. Answers 1 if it did.
+-- Gives the lock on if this lease holds it, and answers 1; else leaves the queue. A holder stands in no queue.
+if redis.call('GET', KEYS[1]) == ARGV[1] then
+  hand_over(now_ms())
+  return 1
+end
 leave(ARGV[1])
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-hand_over(now_ms())
-return 1
+return 0

@@ -15,9 +15,10 @@ use deadpool_redis::redis::{Client, RedisResult};
 use futures_util::StreamExt;
 use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 
+use super::redis::CALL_TIMEOUT;
+
 /// How often a waiter looks while wake-ups arrive: at least four times before it would pass for dead.
 const LOOK: Duration = Duration::from_millis(250);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const RECONNECT: Duration = Duration::from_millis(250);
 
 pub(super) struct Wake {
@@ -70,7 +71,7 @@ async fn listen_once(client: &Client, channel: &str, prefix: &str, shared: &Shar
         subscription.subscribe(channel).await?;
         RedisResult::Ok(subscription)
     };
-    let Ok(subscription) = timeout(CONNECT_TIMEOUT, subscribe).await else { return Ok(()) };
+    let Ok(subscription) = timeout(CALL_TIMEOUT, subscribe).await else { return Ok(()) };
     let mut subscription = subscription?;
     shared.connected.store(true, Ordering::Relaxed);
     let mut messages = pin!(subscription.on_message());

@@ -19,7 +19,7 @@ use std::{
 };
 
 pub use error::{AppendError, OpenError};
-use scan::{OpenLine, Scanner, scan_rows};
+use scan::{OpenLine, scan_rows};
 
 use crate::{
     record::{FencingToken, Record},
@@ -142,14 +142,10 @@ impl Storage {
         let path = self.path.clone();
         let fail = |e| OpenError::io(&path, "read", e);
         let start = if self.starts_with_mark().map_err(fail)? { BYTE_ORDER_MARK.len() as u64 } else { 0 };
-        let mut first = Vec::new();
-        scan::first_record(self.reader(start).take(HEADER_BYTES_MAX), &mut first).map_err(fail)?;
+        let (first, width) = scan::first_record(self.reader(start).take(HEADER_BYTES_MAX)).map_err(fail)?;
         if first.len() as u64 >= HEADER_BYTES_MAX {
             return Err(OpenError::HeaderTooLong(self.path.clone(), HEADER_BYTES_MAX));
         }
-        let mut scanner = Scanner::new();
-        scanner.feed(&first);
-        let width = scanner.width_of_first();
         self.line_end = if first.ends_with(b"\r\n") { b"\r\n" } else { b"\n" };
         if self.schema.width().is_some() {
             let bare = first.strip_suffix(b"\n").unwrap_or(&first);
@@ -297,11 +293,7 @@ impl Storage {
     }
 
     fn width_of_first_row(&self) -> Option<usize> {
-        let mut first = Vec::new();
-        scan::first_record(self.reader(0).take(HEADER_BYTES_MAX), &mut first).ok()?;
-        let mut scanner = Scanner::new();
-        scanner.feed(&first);
-        Some(scanner.width_of_first())
+        scan::first_record(self.reader(0).take(HEADER_BYTES_MAX)).ok().map(|(_, width)| width)
     }
 
     /// One `O_APPEND` write and one `fdatasync`; returns where the text landed.

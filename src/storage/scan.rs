@@ -19,7 +19,7 @@ pub(super) struct OpenLine {
 }
 
 /// Follows CSV text, chunk by chunk. A row ends at its `\n` alone, so that `\r\n` is never cut in two.
-pub(super) struct Scanner {
+struct Scanner {
     reader: Reader,
     output: Box<[u8]>,
     /// Bytes fed so far.
@@ -33,12 +33,12 @@ pub(super) struct Scanner {
 }
 
 impl Scanner {
-    pub(super) fn new() -> Self {
+    fn new() -> Self {
         let reader = ReaderBuilder::new().terminator(Terminator::Any(b'\n')).build();
         Self { reader, output: vec![0; 64 << 10].into(), fed: 0, whole: 0, cells: 0, first_width: None, last_byte: 0 }
     }
 
-    pub(super) fn feed(&mut self, mut text: &[u8]) {
+    fn feed(&mut self, mut text: &[u8]) {
         while !text.is_empty() {
             let (result, read, _) = self.reader.read_field(text, &mut self.output);
             self.fed += read as u64;
@@ -57,7 +57,7 @@ impl Scanner {
     }
 
     /// The row after the last whole one, if it has begun.
-    pub(super) fn into_open_line(mut self) -> Option<OpenLine> {
+    fn into_open_line(mut self) -> Option<OpenLine> {
         let bytes = self.fed - self.whole;
         // Would a line break end the row here? Inside quotes it would not. (A clone of the reader forgets its state.)
         let ended = matches!(self.reader.read_field(b"\n", &mut [0; 8]).0, ReadFieldResult::Field { record_end: true });
@@ -65,7 +65,7 @@ impl Scanner {
     }
 
     /// Cells of the first row, ended or not.
-    pub(super) fn width_of_first(&self) -> usize {
+    fn width_of_first(&self) -> usize {
         self.first_width.unwrap_or(self.cells + 1)
     }
 }
@@ -88,9 +88,9 @@ pub(super) fn scan_rows(mut input: impl Read) -> std::io::Result<(u64, Option<Op
     }
 }
 
-/// Reads the first record, its line ending included, and stops there.
-pub(super) fn first_record(mut input: impl Read, record: &mut Vec<u8>) -> std::io::Result<()> {
-    let mut scanner = Scanner::new();
+/// Reads the first record, its line ending included, and no further; answers it and how many cells it has.
+pub(super) fn first_record(mut input: impl Read) -> std::io::Result<(Vec<u8>, usize)> {
+    let (mut scanner, mut record) = (Scanner::new(), Vec::new());
     let mut chunk = vec![0; 4096];
     loop {
         let read = input.read(&mut chunk)?;
@@ -98,11 +98,11 @@ pub(super) fn first_record(mut input: impl Read, record: &mut Vec<u8>) -> std::i
             scanner.feed(line);
             record.extend_from_slice(line);
             if scanner.first_width.is_some() {
-                return Ok(());
+                return Ok((record, scanner.width_of_first()));
             }
         }
         if read == 0 {
-            return Ok(());
+            return Ok((record, scanner.width_of_first()));
         }
     }
 }
