@@ -84,6 +84,26 @@ pub struct Config {
     #[arg(long, env = "ROWLOCK_BODY_LIMIT", value_name = "SIZE", default_value = "1MiB", value_parser = parse_body_limit, global = true, hide_env_values = true)]
     pub body_limit: usize,
 
+    /// How many of the newest idempotency keys are remembered; all replicas should say the same (1 to 100000000).
+    #[arg(long, env = "ROWLOCK_IDEMPOTENCY_KEYS", value_name = "KEYS", default_value = "1000000", value_parser = parse_keys, global = true, hide_env_values = true)]
+    pub idempotency_keys: usize,
+
+    /// The size of the journal beside the CSV (1MiB to 4GiB); what one batch writes must fit half of it.
+    #[arg(long, env = "ROWLOCK_JOURNAL_BYTES", value_name = "SIZE", default_value = "128MiB", value_parser = parse_journal_bytes, global = true, hide_env_values = true)]
+    pub journal_bytes: usize,
+
+    /// accept: serve from a volume that has no file locks, with weaker promises.
+    #[arg(
+        long,
+        env = "ROWLOCK_UNLOCKED_VOLUME",
+        value_name = "refuse|accept",
+        default_value = "refuse",
+        global = true,
+        hide_env_values = true,
+        hide_possible_values = true
+    )]
+    pub unlocked_volume: UnlockedVolume,
+
     /// After SIGTERM, how long to finish what was taken (0s to 1h).
     #[arg(long, env = "ROWLOCK_GRACE", value_name = "DURATION", default_value = "30s", value_parser = parse_grace, global = true, hide_env_values = true)]
     pub grace: Duration,
@@ -131,6 +151,15 @@ pub enum Switch {
     On,
     /// Disabled.
     Off,
+}
+
+/// What to do on a volume without file locks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum UnlockedVolume {
+    /// End the start.
+    Refuse,
+    /// Serve all the same.
+    Accept,
 }
 
 /// How log lines are written, on standard error.
@@ -203,6 +232,16 @@ fn parse_queue_bytes(text: &str) -> Result<usize, String> {
 
 fn parse_body_limit(text: &str) -> Result<usize, String> {
     parse_size(text, ByteSize::kib(1), ByteSize::mib(64))
+}
+
+/// Whole pages, so that a record never ends beside the file's end.
+fn parse_journal_bytes(text: &str) -> Result<usize, String> {
+    Ok(parse_size(text, ByteSize::mib(1), ByteSize::gib(4))? / 4096 * 4096)
+}
+
+fn parse_keys(text: &str) -> Result<usize, String> {
+    let keys = text.parse().ok().filter(|keys| (1..=100_000_000).contains(keys));
+    keys.ok_or_else(|| "a whole number from 1 to 100000000".to_owned())
 }
 
 fn parse_queue_rows(text: &str) -> Result<usize, String> {

@@ -1,9 +1,13 @@
 //! What travels through the rooms: a row on its way in, and its acknowledgement on the way out.
 
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 /// A number that grows with every grant of the lock; a row carries that of the lease it was written under.
 pub type FencingToken = u64;
+
+/// A random number that one lease has and no other: it tells two leases apart that were granted the same token.
+pub type LeaseId = u128;
 
 /// One row's data cells, checked and quoted, waiting for the columns that only the holder can fill.
 ///
@@ -17,9 +21,52 @@ pub struct Record {
 }
 
 impl Record {
+    /// The bytes of its data cells, as they will stand in the file.
+    pub fn cell_bytes(&self) -> usize {
+        self.runs.iter().map(|run| run.len()).sum()
+    }
+
     /// The bytes that this row keeps in memory while it waits, bookkeeping included.
     pub fn weight_bytes(&self) -> usize {
         size_of::<Self>() + self.runs.iter().map(|run| run.len() + size_of::<Box<[u8]>>()).sum::<usize>()
+    }
+}
+
+/// The longest idempotency key, in bytes.
+pub const KEY_BYTES_MAX: usize = 255;
+
+/// A client's name for one request, by which a repeat of it is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// As it stands in a column named `key`, before quoting.
+    pub text: Box<str>,
+    /// The first half of its SHA-256: nobody finds a second key with the same one.
+    pub hash: u128,
+    /// Of the data cells that it came with.
+    pub fingerprint: u64,
+}
+
+impl Key {
+    /// A key that comes with these rows. `None` unless it is 1 to `KEY_BYTES_MAX` printable ASCII characters.
+    pub fn new(text: &str, rows: &[Record]) -> Option<Self> {
+        let printable = text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        if !printable || text.is_empty() || text.len() > KEY_BYTES_MAX {
+            return None;
+        }
+        let mut cells = Sha256::new();
+        for row in rows {
+            cells.update((row.cells as u64).to_le_bytes());
+            for run in &row.runs {
+                cells.update((run.len() as u64).to_le_bytes());
+                cells.update(run);
+            }
+        }
+        let (hash, cells) = (Sha256::digest(text), cells.finalize());
+        Some(Self {
+            text: text.into(),
+            hash: u128::from_le_bytes(hash[..16].try_into().expect("16 bytes")),
+            fingerprint: u64::from_le_bytes(cells[..8].try_into().expect("8 bytes")),
+        })
     }
 }
 
@@ -59,4 +106,7 @@ pub struct Ack {
     pub held_ms: u64,
     /// False only where `skip_release` left the lock to expire.
     pub released: bool,
+    /// Whether this is the answer that the request's key got before.
+    #[serde(skip)]
+    pub replayed: bool,
 }

@@ -77,6 +77,8 @@ pub struct ServiceCells<'a> {
     pub replica: &'a [u8],
     /// The lease's token.
     pub token: FencingToken,
+    /// The request's idempotency key, quoted by `quote`; empty where there is none.
+    pub key: &'a [u8],
 }
 
 /// Why a header can't be one.
@@ -223,6 +225,15 @@ impl Schema {
         format!("no such column; the data columns are {}", self.data_names.join(", "))
     }
 
+    /// The token that a line claims to have been written under, if the file has such a column and the line such a cell.
+    pub fn token_of(&self, line: &[u8]) -> Option<FencingToken> {
+        let service = |name: &String| matches!(Segment::of_service(name), Some(Segment::Token));
+        let at = self.names.as_ref()?.iter().position(service)?;
+        let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(line);
+        let record = reader.byte_records().next()?.ok()?;
+        std::str::from_utf8(record.get(at)?).ok()?.parse().ok()
+    }
+
     /// Appends one line, `line_end` included. A headerless row is filled up to `headerless_width`.
     pub fn write_row(
         &self,
@@ -246,7 +257,7 @@ impl Schema {
                 Segment::Timestamp => out.extend_from_slice(service.timestamp.as_bytes()),
                 Segment::Replica => out.extend_from_slice(service.replica),
                 Segment::Token => out.extend_from_slice(service.token.to_string().as_bytes()),
-                Segment::Key => {}
+                Segment::Key => out.extend_from_slice(service.key),
                 Segment::Action => out.extend_from_slice(b"append"),
                 Segment::Data(_) => {
                     out.extend_from_slice(runs.next().expect("a record has a run for each data segment"))
@@ -287,7 +298,7 @@ fn encode_run(cells: &[&str], alone: bool) -> Box<[u8]> {
 mod tests {
     use super::*;
 
-    const SERVICE: ServiceCells<'_> = ServiceCells { timestamp: "T", replica: b"\"r,1\"", token: 7 };
+    const SERVICE: ServiceCells<'_> = ServiceCells { timestamp: "T", replica: b"\"r,1\"", token: 7, key: b"k" };
 
     fn row(header: &str, data: Data<'_>) -> Result<String, InvalidField> {
         let schema = if header == "none" {
@@ -307,7 +318,7 @@ mod tests {
     #[test]
     fn the_service_fills_its_columns_wherever_the_header_has_them() {
         assert_eq!(row("timestamp,replica,token,data", Data::Text("x".into())).as_deref(), Ok("T,\"r,1\",7,x\n"));
-        assert_eq!(row("b,token,c,d,key", list(&["1", "2,", "3"])).as_deref(), Ok("1,7,\"2,\",3,\n"));
+        assert_eq!(row("b,token,c,d,key", list(&["1", "2,", "3"])).as_deref(), Ok("1,7,\"2,\",3,k\n"));
         assert_eq!(
             row("Timestamp,ClientID,LockToken,ActionType,Data", Data::Text("x".into())).as_deref(),
             Ok("T,\"r,1\",7,append,x\n")

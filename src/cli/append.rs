@@ -8,7 +8,7 @@ use super::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, WRONG_USAGE, serve::open_faile
 use crate::{
     commit::{self, AppendError, Appender},
     config::{Config, Switch},
-    record::{Ack, Record, Simulation},
+    record::{Ack, KEY_BYTES_MAX, Key, Record, Simulation},
     schema::Data,
 };
 
@@ -24,6 +24,9 @@ pub(super) struct Args {
     /// Leave the lock to expire after the write, as if this process had crashed.
     #[arg(long)]
     skip_release: bool,
+    /// A name for this append: repeating it with the same data writes the rows once.
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -53,7 +56,11 @@ pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
     if rows.is_empty() {
         return Err(Exit::new(FAILED, "standard input is empty: nothing appended"));
     }
-    let result = appender.append_all(rows, simulation).await;
+    let key = args.idempotency_key.map(|text| {
+        let accepted = format_args!("--idempotency-key: accepted: 1 to {KEY_BYTES_MAX} printable ASCII characters");
+        Key::new(&text, &rows).ok_or_else(|| Exit::new(WRONG_USAGE, accepted))
+    });
+    let result = appender.append(rows, simulation, key.transpose()?).await;
     appender.close();
     // The lock is released after the answer.
     let _ = ended.await;
@@ -97,22 +104,29 @@ fn exit_code(e: &AppendError) -> u8 {
         | AppendError::WaitTimeout(_)
         | AppendError::LockUnavailable(_)
         | AppendError::LockLost
+        | AppendError::KeyInFlight
+        | AppendError::KeyOutrun
         | AppendError::FileBusy
         | AppendError::Draining => TRY_AGAIN,
-        AppendError::InvalidField(_) | AppendError::DiskFull | AppendError::Internal(_) => FAILED,
+        AppendError::InvalidField(_)
+        | AppendError::KeyReused
+        | AppendError::BatchTooLarge(_)
+        | AppendError::DiskFull
+        | AppendError::Internal(_) => FAILED,
     }
 }
 
 fn print(ack: &Ack, json: bool) -> serde_json::Result<()> {
-    let Ack { rows, offset, bytes, token, waited_ms, held_ms, released, .. } = ack;
+    let Ack { rows, offset, bytes, token, waited_ms, held_ms, released, replayed, .. } = ack;
     if json {
         println!("{}", serde_json::to_string(&Output { rows: *rows, ack })?);
         return Ok(());
     }
     let plural = if *rows == 1 { "" } else { "s" };
+    let replayed = if *replayed { "; written before, under this key" } else { "" };
     let left = if *released { "" } else { "; the lock is left to expire" };
     println!(
-        "appended {rows} row{plural} at offset {offset} ({bytes} bytes), token {token}, waited {waited_ms} ms, held {held_ms} ms{left}"
+        "appended {rows} row{plural} at offset {offset} ({bytes} bytes), token {token}, waited {waited_ms} ms, held {held_ms} ms{left}{replayed}"
     );
     Ok(())
 }

@@ -1,22 +1,33 @@
 //! The protocol: acquire, hold, append, acknowledge, release.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
 use super::{
     AppendError,
-    queue::{Queue, Waiting},
+    queue::{Next, Queue, Waiting},
 };
 use crate::{
     lock::{Lease, Lock},
-    record::{Ack, Record, Simulation},
-    schema::InvalidField,
-    storage::{self, Storage, Turn, Written},
+    record::{Ack, Simulation},
+    storage::{self, Entry, Idle, Placed, Refusal, Storage, Turn},
 };
 
 /// The most that one hold of the lock writes, so that other replicas get their turn.
 const BATCH_BYTES_MAX: usize = 16 << 20;
+/// A file that a stopped process keeps is tried for this long in one turn: then others may see for themselves.
+const BUSY_PATIENCE: Duration = Duration::from_millis(500);
+/// After this long without work, a look at what others did, and a checkpoint.
+const QUIET: Duration = Duration::from_secs(1);
+/// How soon a checkpoint's end is looked for while there is no work.
+const CHECKPOINTING: Duration = Duration::from_millis(20);
 
 /// The committer can't go on: what the file holds can no longer be known by this process.
 #[derive(Debug, thiserror::Error)]
@@ -32,11 +43,29 @@ pub(super) struct Committer {
     lock: Arc<Lock>,
     storage: Storage,
     replica: String,
+    /// Whether the last turn found the file kept by another process.
+    file_busy: Arc<AtomicBool>,
+    /// What kept the last idle look from its work, so that it is logged once.
+    idle_trouble: Option<String>,
+}
+
+/// What becomes of the lock after a turn.
+enum Leave {
+    Release,
+    Abandon,
+    /// Redis lost its counter: the next token must be above the mark.
+    Raise(u64),
 }
 
 impl Committer {
-    pub(super) fn new(queue: Arc<Queue>, lock: Arc<Lock>, storage: Storage, replica: String) -> Self {
-        Self { queue, lock, storage, replica }
+    pub(super) fn new(
+        queue: Arc<Queue>,
+        lock: Arc<Lock>,
+        storage: Storage,
+        replica: String,
+        file_busy: Arc<AtomicBool>,
+    ) -> Self {
+        Self { queue, lock, storage, replica, file_busy, idle_trouble: None }
     }
 
     /// Serves until the queue is closed and empty.
@@ -44,11 +73,28 @@ impl Committer {
         let end = self.serve().await;
         self.queue.close();
         self.queue.refuse_all(&AppendError::Draining);
-        end
+        end?;
+        match self.storage.close() {
+            Err(e @ storage::AppendError::Sync(_)) => Err(sync_failed(&e)),
+            Err(e) => {
+                tracing::warn!(error = %e, "no last checkpoint; the next start reads the journal");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     async fn serve(&mut self) -> Result<(), Fatal> {
-        while self.queue.has_work().await {
+        let mut quiet = self.look_idly().await?;
+        loop {
+            match self.queue.next(quiet).await {
+                Next::End => return Ok(()),
+                Next::Quiet => {
+                    quiet = self.look_idly().await?;
+                    continue;
+                }
+                Next::Work => {}
+            }
             let Some(lease) = self.lock.acquire(|| !self.queue.is_empty()).await else { continue };
             let granted = Instant::now();
             // Taken only now: what arrived while we waited for the lock shares this hold and this sync.
@@ -57,103 +103,206 @@ impl Committer {
                 batch => self.turn(lease, granted, batch).await?,
             }
         }
-        Ok(())
     }
 
     async fn turn(&mut self, mut lease: Lease, granted: Instant, batch: Vec<Waiting>) -> Result<(), Fatal> {
         // A request with such wishes is alone in its batch.
-        let Simulation { sleep, skip_release } = batch[0].simulation;
-        if !sleep_under(&mut lease, sleep).await {
-            answer_all(batch, &AppendError::LockLost);
-            lease.release().await;
-            return Ok(());
+        let Simulation { sleep, .. } = batch[0].simulation;
+        let batch = if sleep.is_zero() { Ok(batch) } else { self.sleep(&mut lease, granted, sleep, batch).await? };
+        let leave = match batch {
+            Ok(batch) => self.write(&lease, granted, sleep, batch)?,
+            Err(leave) => leave,
+        };
+        // A checkpoint's last step is short, and the next holder would only wait for it at the file.
+        self.maintain()?;
+        // The answers are out: what becomes of the lock is nobody's to wait for.
+        match leave {
+            Leave::Release => lease.release().await,
+            Leave::Abandon => lease.abandon().await,
+            Leave::Raise(mark) => lease.release_and_raise(mark).await,
         }
-        let written = self.write(&lease, sleep, &batch);
-        let held = granted.elapsed();
-        let stands = written.as_ref().is_ok_and(|places| places.iter().all(Result::is_ok));
-        let released = !(skip_release && stands);
-        let token = lease.token();
-        // The answer goes out as soon as the rows are durable; what becomes of the lock is nobody's to wait for.
-        let end = self.answer(batch, written, token, granted, held, released);
-        if released {
-            lease.release().await;
-        } else {
-            lease.abandon().await;
-        }
-        end
+        Ok(())
     }
 
-    /// Blocks this thread, and no other, until the batch is durable.
+    /// Holds the lock before the write, its token recorded first. Answers the batch if it is still to be written.
+    async fn sleep(
+        &mut self,
+        lease: &mut Lease,
+        granted: Instant,
+        sleep: Duration,
+        batch: Vec<Waiting>,
+    ) -> Result<Result<Vec<Waiting>, Leave>, Fatal> {
+        let deadline = (Instant::now() + BUSY_PATIENCE).min(batch[0].deadline);
+        let fenced = with_turn(lease, granted, deadline, |turn| self.storage.fence(batch[0].key.as_ref(), turn));
+        match fenced {
+            Ok(None) => {}
+            Ok(Some(known)) => {
+                answer(batch, |_| known.clone().map_err(AppendError::from));
+                return Ok(Err(Leave::Release));
+            }
+            Err(e) => return self.not_written(&e, batch, false).map(Err),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(sleep) => Ok(Ok(batch)),
+            () = lease.lost() => {
+                answer(batch, |_| Err(AppendError::LockLost));
+                Ok(Err(Leave::Release))
+            }
+        }
+    }
+
+    /// Blocks this thread, and no other, until the batch is durable; answers as it goes.
     fn write(
         &mut self,
         lease: &Lease,
-        sleep: Duration,
-        batch: &[Waiting],
-    ) -> Result<Vec<Result<Written, InvalidField>>, storage::AppendError> {
-        let timestamp = format!("{:.3}", jiff::Timestamp::now());
-        let earliest = batch.iter().map(|waiting| waiting.deadline).min().unwrap_or_else(Instant::now);
-        let turn = Turn {
-            token: lease.token(),
-            timestamp: &timestamp,
-            deadline: (earliest + sleep).into_std(),
-            still_held: &|| lease.is_held(),
-        };
-        let rows: Vec<&[Record]> = batch.iter().map(|waiting| waiting.rows.as_slice()).collect();
-        self.storage.append(&rows, &turn)
+        granted: Instant,
+        slept: Duration,
+        mut batch: Vec<Waiting>,
+    ) -> Result<Leave, Fatal> {
+        let mut leave = Leave::Release;
+        while !batch.is_empty() {
+            let earliest = batch.iter().map(|waiting| waiting.deadline).min().unwrap_or_else(Instant::now);
+            let patience = if slept.is_zero() { Instant::now() + BUSY_PATIENCE } else { earliest + slept };
+            let entries: Vec<_> = batch.iter().map(|waiting| entry(waiting, granted)).collect();
+            let deadline = patience.min(earliest + slept);
+            let placed = with_turn(lease, granted, deadline, |turn| self.storage.append(&entries, turn));
+            let placed = match placed {
+                Ok(placed) => placed,
+                Err(e) => return self.not_written(&e, batch, !slept.is_zero()),
+            };
+            self.file_busy.store(false, Ordering::Relaxed);
+            assert!((1..=batch.len()).contains(&placed.len()), "storage answers some, in order");
+            let rest = batch.split_off(placed.len());
+            if batch[0].simulation.skip_release && matches!(placed[0], Ok(Placed::Written { .. })) {
+                leave = Leave::Abandon;
+            }
+            self.acknowledge(batch, placed, lease.token(), granted);
+            batch = rest;
+        }
+        Ok(leave)
     }
 
-    fn answer(
-        &self,
-        batch: Vec<Waiting>,
-        written: Result<Vec<Result<Written, InvalidField>>, storage::AppendError>,
-        token: u64,
-        granted: Instant,
-        held: Duration,
-        released: bool,
-    ) -> Result<(), Fatal> {
-        let places = match written {
-            Ok(places) => places,
-            Err(e) => {
-                tracing::error!(error = %e, token, requests = batch.len(), "a batch was not acknowledged");
-                answer_all(batch, &AppendError::from(&e));
-                return if matches!(e, storage::AppendError::Sync(_)) { Err(Fatal::SyncFailed) } else { Ok(()) };
+    /// Rows that are certain not to have been written are tried again under a new lease, but for those that slept under this.
+    fn not_written(&mut self, e: &storage::AppendError, batch: Vec<Waiting>, slept: bool) -> Result<Leave, Fatal> {
+        let refusal = AppendError::from(e);
+        self.file_busy.store(matches!(e, storage::AppendError::Busy), Ordering::Relaxed);
+        let (leave, again) = match e {
+            storage::AppendError::Sync(_) => {
+                answer(batch, |_| Err(refusal.clone()));
+                return Err(sync_failed(e));
             }
+            storage::AppendError::Fenced { mark } => (Leave::Raise(*mark), true),
+            storage::AppendError::LeaseLost | storage::AppendError::Busy => (Leave::Release, true),
+            storage::AppendError::DiskFull(_)
+            | storage::AppendError::Replaced
+            | storage::AppendError::Unfit(_)
+            | storage::AppendError::Before { .. } => (Leave::Release, false),
         };
-        assert_eq!(places.len(), batch.len(), "storage answers every request");
-        for (waiting, place) in batch.into_iter().zip(places) {
-            let waited = granted.saturating_duration_since(waiting.arrived);
-            let ack = place.map_err(AppendError::from).map(|Written { offset, bytes }| Ack {
+        if again && !slept {
+            tracing::info!(reason = %e, requests = batch.len(), "a batch was not written; trying again");
+            self.queue.put_back(batch, &refusal);
+        } else {
+            tracing::error!(error = %e, requests = batch.len(), "a batch was not written");
+            answer(batch, |_| Err(refusal.clone()));
+        }
+        Ok(leave)
+    }
+
+    fn acknowledge(&self, batch: Vec<Waiting>, placed: Vec<Result<Placed, Refusal>>, token: u64, granted: Instant) {
+        let held = ms(granted.elapsed());
+        let mut placed = placed.into_iter();
+        answer(batch, |waiting| match placed.next().expect("one for each")? {
+            Placed::Replayed(ack) => Ok(ack),
+            Placed::Written { offset, bytes, held_ms } => Ok(Ack {
                 rows: waiting.rows.len(),
                 offset,
                 bytes,
                 token,
                 replica: self.replica.clone(),
-                waited_ms: ms(waited),
-                held_ms: ms(held),
-                released,
-            });
-            // Who has hung up needs no answer: its row was taken, and stands.
-            let _ = waiting.answer.send(ack);
+                waited_ms: waited_ms(waiting, granted),
+                held_ms: held_ms.unwrap_or(held),
+                released: !waiting.simulation.skip_release,
+                replayed: false,
+            }),
+        });
+    }
+
+    fn maintain(&mut self) -> Result<(), Fatal> {
+        match self.storage.maintain() {
+            Err(e @ storage::AppendError::Sync(_)) => Err(sync_failed(&e)),
+            Err(e) => {
+                tracing::warn!(error = %e, "a checkpoint was not finished; the next one will be");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Learns what others did while nobody asks for anything here; answers when to do so again.
+    async fn look_idly(&mut self) -> Result<Duration, Fatal> {
+        let mut looked = self.storage.look_idly();
+        if let Ok(Idle::NeedsRepair) = looked {
+            let patience = Instant::now() + QUIET;
+            if let Some(lease) = self.lock.acquire(|| self.queue.is_empty() && Instant::now() < patience).await {
+                looked = self.storage.recover((Instant::now() + BUSY_PATIENCE).into_std()).map(|()| Idle::Clean);
+                lease.release().await;
+            }
+        }
+        match looked {
+            Ok(idle) => {
+                self.idle_trouble = None;
+                Ok(if idle == Idle::Checkpointing { CHECKPOINTING } else { QUIET })
+            }
+            Err(e @ storage::AppendError::Sync(_)) => Err(sync_failed(&e)),
+            Err(e) => {
+                let trouble = e.to_string();
+                if self.idle_trouble.as_ref() != Some(&trouble) {
+                    tracing::warn!(error = %e, "cannot look at the files");
+                }
+                self.idle_trouble = Some(trouble);
+                Ok(QUIET)
+            }
+        }
     }
 }
 
-/// False if the lease was lost meanwhile.
-async fn sleep_under(lease: &mut Lease, sleep: Duration) -> bool {
-    if sleep.is_zero() {
-        return true;
-    }
-    tokio::select! {
-        () = tokio::time::sleep(sleep) => true,
-        () = lease.lost() => false,
+fn sync_failed(e: &storage::AppendError) -> Fatal {
+    tracing::error!(error = %e, "what the file holds is in doubt");
+    Fatal::SyncFailed
+}
+
+/// Does something with the turn that a lease grants.
+fn with_turn<T>(lease: &Lease, granted: Instant, deadline: Instant, act: impl FnOnce(&Turn<'_>) -> T) -> T {
+    act(&Turn {
+        token: lease.token(),
+        lease: lease.id(),
+        granted: granted.into_std(),
+        timestamp: &format!("{:.3}", jiff::Timestamp::now()),
+        deadline: deadline.into_std(),
+        still_held: &|| lease.is_held(),
+    })
+}
+
+fn entry(waiting: &Waiting, granted: Instant) -> Entry<'_> {
+    Entry {
+        rows: &waiting.rows,
+        key: waiting.key.as_ref(),
+        keys_seen: waiting.keys_seen,
+        waited_ms: waited_ms(waiting, granted),
+        released: !waiting.simulation.skip_release,
     }
 }
 
-fn answer_all(batch: Vec<Waiting>, error: &AppendError) {
+/// Who has hung up needs no answer: a row that was taken stands all the same.
+fn answer(batch: Vec<Waiting>, mut with: impl FnMut(&Waiting) -> Result<Ack, AppendError>) {
     for waiting in batch {
-        let _ = waiting.answer.send(Err(error.clone()));
+        let answer = with(&waiting);
+        let _ = waiting.answer.send(answer);
     }
+}
+
+fn waited_ms(waiting: &Waiting, granted: Instant) -> u64 {
+    ms(granted.saturating_duration_since(waiting.arrived))
 }
 
 fn ms(duration: Duration) -> u64 {

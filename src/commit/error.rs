@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::{schema::InvalidField, storage};
+use crate::{
+    schema::InvalidField,
+    storage::{self, Refusal},
+};
 
 /// Whether the rows of a refused append may stand in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +22,20 @@ pub enum AppendError {
     /// The rows don't fit the file, which was only known at their turn.
     #[error(transparent)]
     InvalidField(#[from] InvalidField),
+    /// The key came with other data before.
+    #[error("this Idempotency-Key was used with other data")]
+    KeyReused,
+    /// A request with the same key is under way in this replica.
+    #[error("a request with this Idempotency-Key is under way")]
+    KeyInFlight,
+    /// More newer keys than are remembered were recorded while this one waited.
+    #[error("so many newer keys were recorded while this one waited that its own may be forgotten")]
+    KeyOutrun,
+    /// The rows don't fit half of the journal.
+    #[error(
+        "the rows come to more than {0} bytes, the most that one request may write (half of ROWLOCK_JOURNAL_BYTES)"
+    )]
+    BatchTooLarge(u64),
     /// Too many rows or bytes wait already.
     #[error("too much waits already")]
     QueueFull,
@@ -52,12 +69,23 @@ impl From<&storage::AppendError> for AppendError {
     fn from(e: &storage::AppendError) -> Self {
         match e {
             storage::AppendError::Busy => Self::FileBusy,
-            storage::AppendError::LeaseLost => Self::LockLost,
+            storage::AppendError::LeaseLost | storage::AppendError::Fenced { .. } => Self::LockLost,
             storage::AppendError::DiskFull(_) => Self::DiskFull,
             storage::AppendError::Sync(_) => Self::SyncFailed,
             storage::AppendError::Replaced | storage::AppendError::Unfit(_) | storage::AppendError::Before { .. } => {
                 Self::Internal(Outcome::NotWritten)
             }
+        }
+    }
+}
+
+impl From<Refusal> for AppendError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::InvalidField(e) => Self::InvalidField(e),
+            Refusal::KeyReused => Self::KeyReused,
+            Refusal::Outrun => Self::KeyOutrun,
+            Refusal::TooLarge { bytes_max } => Self::BatchTooLarge(bytes_max),
         }
     }
 }
@@ -69,6 +97,10 @@ impl AppendError {
             Self::SyncFailed => Outcome::Unknown,
             Self::Internal(outcome) => *outcome,
             Self::InvalidField(_)
+            | Self::KeyReused
+            | Self::KeyInFlight
+            | Self::KeyOutrun
+            | Self::BatchTooLarge(_)
             | Self::QueueFull
             | Self::WaitTimeout(_)
             | Self::LockUnavailable(_)

@@ -5,13 +5,22 @@
 
 mod committer;
 mod error;
+mod in_flight;
 mod queue;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use committer::Committer;
 pub use committer::Fatal;
 pub use error::{AppendError, Outcome};
+use in_flight::InFlight;
 use queue::{Bounds, Queue, Waiting};
 use tokio::{
     sync::oneshot,
@@ -19,9 +28,9 @@ use tokio::{
 };
 
 use crate::{
-    config::Config,
+    config::{Config, UnlockedVolume},
     lock::{self, Lock},
-    record::{Ack, Record, Simulation},
+    record::{Ack, Key, Record, Simulation},
     schema::Schema,
     storage::{self, Storage},
 };
@@ -46,6 +55,10 @@ pub struct Appender {
     queue: Arc<Queue>,
     lock: Arc<Lock>,
     schema: Arc<Schema>,
+    in_flight: InFlight,
+    keys_recorded: Arc<AtomicU64>,
+    file_busy: Arc<AtomicBool>,
+    batch_bytes_max: u64,
     wait_timeout: Duration,
 }
 
@@ -58,8 +71,14 @@ pub type Ended = oneshot::Receiver<Result<(), Fatal>>;
 /// If the file or the lock can't be used. A Redis that is away is no error: rows wait for it.
 pub async fn open(config: &Config) -> Result<(Appender, Ended), OpenError> {
     let replica = config.replica_name();
-    let options =
-        storage::Options { path: config.csv.clone(), header: config.csv_header.clone(), replica: replica.clone() };
+    let options = storage::Options {
+        path: config.csv.clone(),
+        header: config.csv_header.clone(),
+        replica: replica.clone(),
+        journal_bytes: config.journal_bytes as u64,
+        keys: config.idempotency_keys,
+        accept_unlocked: config.unlocked_volume == UnlockedVolume::Accept,
+    };
     let lock_options = lock::Options { replica: replica.clone(), ttl: config.lock_ttl };
     let redis =
         config.redis.as_ref().map(|url| Lock::redis(url, &config.lock_key(), lock_options.clone())).transpose()?;
@@ -72,15 +91,25 @@ pub async fn open(config: &Config) -> Result<(Appender, Ended), OpenError> {
 
     let lock = Arc::new(lock);
     let queue = Arc::new(Queue::new(Bounds { rows: config.queue_rows, bytes: config.queue_bytes }));
-    let schema = storage.schema();
-    let committer = Committer::new(Arc::clone(&queue), Arc::clone(&lock), storage, replica);
+    let file_busy = Arc::new(AtomicBool::new(false));
+    let appender = Appender {
+        queue: Arc::clone(&queue),
+        lock: Arc::clone(&lock),
+        schema: storage.schema(),
+        in_flight: InFlight::default(),
+        keys_recorded: storage.keys_recorded(),
+        file_busy: Arc::clone(&file_busy),
+        batch_bytes_max: storage.batch_bytes_max(),
+        wait_timeout: config.wait_timeout,
+    };
+    let committer = Committer::new(queue, lock, storage, replica, file_busy);
     let (ended, end) = oneshot::channel();
     let runtime = tokio::runtime::Handle::current();
     std::thread::Builder::new().name("committer".to_owned()).spawn(move || {
         // Nobody listens any more if the server went first.
         let _ = ended.send(runtime.block_on(committer.run()));
     })?;
-    Ok((Appender { queue, lock, schema, wait_timeout: config.wait_timeout }, end))
+    Ok((appender, end))
 }
 
 fn lock_file(storage: &Storage) -> PathBuf {
@@ -100,25 +129,38 @@ impl Appender {
         (self.lock.kind(), !self.lock.is_out_of_reach())
     }
 
-    /// Appends one row; see `append_all`.
-    ///
-    /// # Errors
-    /// See `append_all`.
-    pub async fn append(&self, record: Record, simulation: Simulation) -> Result<Ack, AppendError> {
-        self.append_all(vec![record], simulation).await
-    }
-
     /// Appends rows, all or none, and returns when they are durable. Dropped before their turn, they are not written;
-    /// dropped after, they are.
+    /// dropped after, they are. With a key that is remembered, the answer is the one that it got before.
     ///
     /// # Errors
     /// `AppendError::outcome` says whether the rows may stand in the file.
-    pub async fn append_all(&self, rows: Vec<Record>, simulation: Simulation) -> Result<Ack, AppendError> {
+    pub async fn append(
+        &self,
+        rows: Vec<Record>,
+        simulation: Simulation,
+        key: Option<Key>,
+    ) -> Result<Ack, AppendError> {
         let arrived = Instant::now();
+        let bytes: usize = rows.iter().map(Record::cell_bytes).sum();
+        if bytes as u64 > self.batch_bytes_max {
+            return Err(AppendError::BatchTooLarge(self.batch_bytes_max));
+        }
+        let _entered = key.as_ref().map(|key| self.in_flight.enter(key.hash)).transpose()?;
+        let keys_seen = self.keys_recorded.load(Ordering::Relaxed);
         let deadline = arrived + self.wait_timeout;
         let weight_bytes = size_of::<Waiting>() + rows.iter().map(Record::weight_bytes).sum::<usize>();
         let (answer, mut answered) = oneshot::channel();
-        let ticket = self.queue.admit(Waiting { rows, weight_bytes, simulation, arrived, deadline, answer })?;
+        let ticket = self.queue.admit(Waiting {
+            place: 0,
+            key,
+            keys_seen,
+            rows,
+            weight_bytes,
+            simulation,
+            arrived,
+            deadline,
+            answer,
+        })?;
         let result = match timeout_at(deadline, &mut answered).await {
             Ok(result) => result,
             Err(_) if ticket.withdraw() => return Err(self.why_it_waited()),
@@ -129,6 +171,9 @@ impl Appender {
     }
 
     fn why_it_waited(&self) -> AppendError {
+        if self.file_busy.load(Ordering::Relaxed) {
+            return AppendError::FileBusy;
+        }
         match (self.lock.is_out_of_reach(), self.lock.is_embedded()) {
             (false, _) => AppendError::WaitTimeout(self.wait_timeout),
             (true, false) => AppendError::LockUnavailable(self.wait_timeout),

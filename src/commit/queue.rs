@@ -3,15 +3,16 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use tokio::{
     sync::{Notify, oneshot},
-    time::Instant,
+    time::{Instant, timeout_at},
 };
 
 use super::AppendError;
-use crate::record::{Ack, Record, Simulation};
+use crate::record::{Ack, Key, Record, Simulation};
 
 /// What may wait in one replica.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +24,11 @@ pub(super) struct Bounds {
 /// The rows of one request, waiting.
 #[derive(Debug)]
 pub(super) struct Waiting {
+    /// Its place in the order of arrival; given when it is admitted.
+    pub(super) place: u64,
+    pub(super) key: Option<Key>,
+    /// How many keys had been recorded by then, as far as this replica knew.
+    pub(super) keys_seen: u64,
     pub(super) rows: Vec<Record>,
     pub(super) weight_bytes: usize,
     pub(super) simulation: Simulation,
@@ -49,6 +55,16 @@ impl State {
         self.bytes -= waiting.weight_bytes;
         Some(waiting)
     }
+}
+
+/// What there is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    Work,
+    /// Nothing came for a while.
+    Quiet,
+    /// Nothing will come any more.
+    End,
 }
 
 #[derive(Debug)]
@@ -79,7 +95,7 @@ impl Queue {
         }
         let place = state.next;
         (state.rows, state.bytes, state.next) = (rows, bytes, place + 1);
-        state.waiting.insert(place, waiting);
+        state.waiting.insert(place, Waiting { place, ..waiting });
         drop(state);
         self.changed.notify_one();
         Ok(Ticket { queue: Arc::clone(self), place })
@@ -89,17 +105,35 @@ impl Queue {
         self.state().waiting.is_empty()
     }
 
-    /// Waits until there is something to do; false when there never will be again.
-    pub(super) async fn has_work(&self) -> bool {
+    /// Waits until there is something to do, or for as long as `quiet`.
+    pub(super) async fn next(&self, quiet: Duration) -> Next {
+        let deadline = Instant::now() + quiet;
         loop {
             let changed = self.changed.notified();
-            {
-                let state = self.state();
-                if !state.waiting.is_empty() || state.closed {
-                    return !state.waiting.is_empty();
-                }
+            match self.state() {
+                state if !state.waiting.is_empty() => return Next::Work,
+                state if state.closed => return Next::End,
+                _ => {}
             }
-            changed.await;
+            if timeout_at(deadline, changed).await.is_err() {
+                return Next::Quiet;
+            }
+        }
+    }
+
+    /// Gives rows their old places back, for another turn: they are certain not to have been written. Those whose time is up
+    /// are refused.
+    pub(super) fn put_back(&self, batch: Vec<Waiting>, refusal: &AppendError) {
+        let mut state = self.state();
+        let now = Instant::now();
+        for waiting in batch {
+            if waiting.deadline <= now {
+                let _ = waiting.answer.send(Err(refusal.clone()));
+            } else if !waiting.answer.is_closed() {
+                state.rows += waiting.rows.len();
+                state.bytes += waiting.weight_bytes;
+                state.waiting.insert(waiting.place, waiting);
+            }
         }
     }
 
@@ -161,7 +195,7 @@ impl Drop for Ticket {
 
 #[cfg(test)]
 mod tests {
-    use std::{borrow::Cow, time::Duration};
+    use std::borrow::Cow;
 
     use super::*;
     use crate::schema::{Data, Schema};
@@ -173,8 +207,17 @@ mod tests {
         let (answer, receiver) = oneshot::channel();
         let simulation = Simulation { sleep: Duration::from_secs(sleep_secs), skip_release: false };
         let now = Instant::now();
-        let waiting =
-            Waiting { weight_bytes: 100, rows: vec![record], simulation, arrived: now, deadline: now, answer };
+        let waiting = Waiting {
+            place: 0,
+            key: None,
+            keys_seen: 0,
+            weight_bytes: 100,
+            rows: vec![record],
+            simulation,
+            arrived: now,
+            deadline: now + Duration::from_secs(60),
+            answer,
+        };
         Ok((queue.admit(waiting)?, receiver))
     }
 
@@ -205,6 +248,21 @@ mod tests {
         let by_bytes = Arc::new(Queue::new(Bounds { rows: 10, bytes: 150 }));
         let _one = admit(&by_bytes, 0).expect("room");
         assert_eq!(admit(&by_bytes, 0).expect_err("full"), AppendError::QueueFull);
+    }
+
+    #[test]
+    fn rows_that_are_put_back_keep_their_places_and_who_hung_up_or_is_late_loses_its_own() {
+        let queue = Arc::new(Queue::new(Bounds { rows: 10, bytes: 10_000 }));
+        let tickets: Vec<_> = (0..4).map(|_| admit(&queue, 0).expect("room")).collect();
+        let mut batch = queue.take(250);
+        assert_eq!(batch.len(), 2);
+        let late = Instant::now();
+        batch[1].deadline = late;
+        queue.put_back(batch, &AppendError::FileBusy);
+        let places: Vec<_> = queue.take(10_000).iter().map(|waiting| waiting.place).collect();
+        assert_eq!(places, [0, 2, 3]);
+        let mut answers: Vec<_> = tickets.into_iter().map(|(_ticket, answer)| answer).collect();
+        assert_eq!(answers[1].try_recv().expect("answered"), Err(AppendError::FileBusy));
     }
 
     #[test]

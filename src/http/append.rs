@@ -4,7 +4,7 @@ use axum::{
     Json,
     body::Body,
     extract::State,
-    http::{HeaderMap, StatusCode},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode},
     response::{IntoResponse, Response},
 };
 
@@ -14,11 +14,12 @@ use super::{
     body::{self, MediaType},
     error::ApiError,
 };
+use crate::record::{KEY_BYTES_MAX, Key};
 
 /// Parses, checks and quotes on the request's own task, then waits for the row's turn.
 pub(super) async fn append(State(app): State<App>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
-    let media_type = match check_headers(&headers) {
-        Ok(media_type) => media_type,
+    let (media_type, key) = match check_headers(&headers) {
+        Ok(checked) => checked,
         Err(e) => return Err(body::refuse(&headers, body, e).await),
     };
     let body = body::read(&headers, body, app.limits.body_bytes_max).await?;
@@ -27,18 +28,77 @@ pub(super) async fn append(State(app): State<App>, headers: HeaderMap, body: Bod
         return Err(ApiError::SimulationOff);
     }
     let record = app.appender.schema().record(&request.data)?;
-    let simulation = request.simulation;
+    let (rows, simulation) = (vec![record], request.simulation);
+    let key = key.map(|text| Key::new(&text, &rows).ok_or(ApiError::BadKey)).transpose()?;
     drop(body);
-    let ack = app.appender.append(record, simulation).await?;
+    let ack = app.appender.append(rows, simulation, key).await?;
     let mut response = (StatusCode::CREATED, Json(&ack)).into_response();
+    if ack.replayed {
+        response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+    }
     response.extensions_mut().insert(ack);
     Ok(response)
 }
 
-fn check_headers(headers: &HeaderMap) -> Result<MediaType, ApiError> {
-    // A key that is not remembered would promise what is not kept.
-    if headers.contains_key("idempotency-key") {
+const KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+fn check_headers(headers: &HeaderMap) -> Result<(MediaType, Option<String>), ApiError> {
+    let key = idempotency_key(headers)?;
+    Ok((body::media_type(headers)?, key))
+}
+
+/// Quoted, as a string of RFC 8941 with its escapes, or bare.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let mut values = headers.get_all(KEY).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
         return Err(ApiError::BadKey);
     }
-    body::media_type(headers)
+    let text = value.to_str().map_err(|_| ApiError::BadKey)?.trim();
+    let key = match text.strip_prefix('"') {
+        Some(quoted) => unescape(quoted.strip_suffix('"').ok_or(ApiError::BadKey)?).ok_or(ApiError::BadKey)?,
+        None => text.to_owned(),
+    };
+    if (1..=KEY_BYTES_MAX).contains(&key.len()) { Ok(Some(key)) } else { Err(ApiError::BadKey) }
+}
+
+fn unescape(quoted: &str) -> Option<String> {
+    let (mut text, mut chars) = (String::with_capacity(quoted.len()), quoted.chars());
+    while let Some(char) = chars.next() {
+        match char {
+            '\\' => text.push(chars.next().filter(|next| matches!(next, '"' | '\\'))?),
+            '"' => return None,
+            other => text.push(other),
+        }
+    }
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(values: &[&str]) -> Option<Option<String>> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(KEY, HeaderValue::from_str(value).expect("a header"));
+        }
+        idempotency_key(&headers).ok()
+    }
+
+    #[test]
+    fn a_key_is_the_same_quoted_or_bare_and_what_is_no_key_is_refused() {
+        let some = |text: &str| Some(Some(text.to_owned()));
+        assert_eq!(key(&[]), Some(None));
+        assert_eq!(key(&["k-1"]), some("k-1"));
+        assert_eq!(key(&["\"k-1\""]), some("k-1"));
+        assert_eq!(key(&[r#""a \"b\" \\""#]), some(r#"a "b" \"#));
+        let longest = "x".repeat(KEY_BYTES_MAX);
+        assert_eq!(key(&[&longest]), some(&longest));
+        let too_long = format!("{longest}x");
+        for wrong in [&[""][..], &["\"\""], &["\"open"], &[r#""a"b""#], &[r#""\x""#], &["a", "b"], &[&too_long]] {
+            assert_eq!(key(wrong), None, "{wrong:?}");
+        }
+    }
 }

@@ -20,7 +20,7 @@ pub(super) enum ApiError {
     InvalidField(#[from] InvalidField),
     #[error("{0}")]
     BrokenBody(String),
-    #[error("this version does not remember idempotency keys: leave Idempotency-Key out")]
+    #[error("Idempotency-Key: accepted, once: 1 to 255 printable ASCII characters, bare or in double quotes")]
     BadKey,
     #[error("the body is larger than {0} bytes")]
     BodyTooLarge(usize),
@@ -77,6 +77,18 @@ impl ApiError {
             Self::NotFound => Facts::refused(S::NOT_FOUND, "not_found", "No such path"),
             Self::MethodNotAllowed => {
                 Facts::refused(S::METHOD_NOT_ALLOWED, "method_not_allowed", "No such method here")
+            }
+            Self::Append(AppendError::KeyReused) => {
+                Facts::refused(S::UNPROCESSABLE_ENTITY, "key_reused", "The key came with other data before")
+            }
+            Self::Append(AppendError::KeyInFlight) => {
+                Facts::try_again(S::CONFLICT, "key_in_flight", "The key's first request is under way", 1)
+            }
+            Self::Append(AppendError::KeyOutrun) => {
+                Facts::try_again(S::SERVICE_UNAVAILABLE, "wait_timeout", "The turn did not come in time", 1)
+            }
+            Self::Append(AppendError::BatchTooLarge(_)) => {
+                Facts::refused(S::PAYLOAD_TOO_LARGE, "batch_too_large", "The rows are too many for one request")
             }
             Self::Append(AppendError::QueueFull) => {
                 Facts::try_again(S::SERVICE_UNAVAILABLE, "queue_full", "Too much waits already", 1)

@@ -102,6 +102,13 @@ impl EmbeddedLease {
 
     pub(super) fn release(self) {}
 
+    pub(super) fn release_and_raise(mut self, mark: FencingToken) {
+        self.state.token = self.state.token.max(mark);
+        if let Err(e) = self.write_state() {
+            tracing::warn!(error = %e, "cannot raise the token; trying again at the next grant");
+        }
+    }
+
     pub(super) fn abandon(mut self) {
         self.state.abandoned_until_ms = unix_ms() + ms(self.ttl);
         if let Err(e) = self.write_state() {

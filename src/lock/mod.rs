@@ -18,7 +18,10 @@ use std::{
 use embedded::{EmbeddedLease, EmbeddedLock};
 use redis::{RedisLease, RedisLock};
 
-use crate::{config::RedisUrl, record::FencingToken};
+use crate::{
+    config::RedisUrl,
+    record::{FencingToken, LeaseId},
+};
 
 /// How soon, at first and at most, a waiter looks again whether the lock is free.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
@@ -176,7 +179,7 @@ impl Lock {
                 Try::Held(expires) => return Ok(Try::Held(expires)),
             },
         };
-        Ok(Try::Granted(Lease { token, kind }))
+        Ok(Try::Granted(Lease { token, id: uuid::Uuid::new_v4().as_u128(), kind }))
     }
 }
 
@@ -188,6 +191,7 @@ enum Kind {
 /// The lock, ours for now.
 pub struct Lease {
     token: FencingToken,
+    id: LeaseId,
     kind: Kind,
 }
 
@@ -195,6 +199,19 @@ impl Lease {
     /// The number that this grant has, and no other.
     pub fn token(&self) -> FencingToken {
         self.token
+    }
+
+    /// What tells this lease from another with the same token, should Redis have lost its counter.
+    pub fn id(&self) -> LeaseId {
+        self.id
+    }
+
+    /// Sees to it that the next grant's token is above `mark`, and gives the lock back.
+    pub async fn release_and_raise(self, mark: FencingToken) {
+        match self.kind {
+            Kind::Redis(lease) => lease.release_and_raise(mark).await,
+            Kind::Embedded(lease) => lease.release_and_raise(mark),
+        }
     }
 
     /// Whether the time to live has not run out by our own monotonic clock, counted from before it was asked for.

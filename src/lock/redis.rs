@@ -41,6 +41,7 @@ struct Client {
     acquire: Script,
     renew: Script,
     release: Script,
+    raise: Script,
 }
 
 impl RedisLock {
@@ -66,6 +67,7 @@ impl RedisLock {
             keys: [key.to_owned(), derived_key(key, "token"), derived_key(key, "queue"), derived_key(key, "seen")],
             acquire: Script::new(concat!(include_str!("queue.lua"), include_str!("acquire.lua"))),
             renew: Script::new(include_str!("renew.lua")),
+            raise: Script::new(include_str!("raise.lua")),
             release: Script::new(concat!(include_str!("queue.lua"), include_str!("release.lua"))),
             options,
             reach,
@@ -122,16 +124,21 @@ impl Client {
 
     /// Every script takes all keys, the lease's id and the time to live.
     async fn call<T: FromRedisValue>(&self, script: &Script, id: &str) -> Result<T, TryError> {
-        self.reach.note(self.call_once(script, id).await)
+        self.reach.note(self.call_once(script, id, None).await)
     }
 
-    async fn call_once<T: FromRedisValue>(&self, script: &Script, id: &str) -> Result<T, TryError> {
+    async fn call_once<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        id: &str,
+        mark: Option<FencingToken>,
+    ) -> Result<T, TryError> {
         let mut connection = self.pool.get().await?;
         let mut call = script.prepare_invoke();
         for key in &self.keys {
             call.key(key);
         }
-        let answer = call.arg(id).arg(self.ttl_ms()).invoke_async(&mut connection).await;
+        let answer = call.arg(id).arg(self.ttl_ms()).arg(mark).invoke_async(&mut connection).await;
         if answer.is_err() {
             // The pool's own check is a PING, which a demoted or loading server answers gladly.
             drop(Connection::take(connection));
@@ -141,6 +148,10 @@ impl Client {
 
     async fn renew_now(&self, id: &str) -> Result<bool, TryError> {
         self.call(&self.renew, id).await
+    }
+
+    async fn raise_now(&self, id: &str, mark: FencingToken) -> Result<bool, TryError> {
+        self.reach.note(self.call_once(&self.raise, id, Some(mark)).await)
     }
 
     async fn release_now(&self, id: &str) -> Result<bool, TryError> {
@@ -209,6 +220,14 @@ impl RedisLease {
             }
             tokio::time::sleep(TRY_AGAIN).await;
         }
+    }
+
+    /// Raised before it is handed over, so that the next holder's token is new.
+    pub(super) async fn release_and_raise(self, mark: FencingToken) {
+        if let Err(e) = self.client.raise_now(&self.id, mark).await {
+            tracing::warn!(error = %e, "cannot raise the token; trying again at the next grant");
+        }
+        self.release().await;
     }
 
     pub(super) async fn abandon(self) {

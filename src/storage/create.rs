@@ -1,13 +1,19 @@
 //! Making the CSV and its side file, and refusing what can't be one.
 
 use std::{
-    fs::{self, File, OpenOptions, Permissions},
+    fs::{self, File, Permissions},
     io::{self, ErrorKind, Write},
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use super::OpenError;
+use super::{
+    OpenError,
+    files::{Files, beside},
+    journal::{Header, Layout},
+    keys::{self, preamble},
+};
 use crate::schema::Schema;
 
 /// Resolves symbolic links once, so that all replicas mean the same file ever after.
@@ -66,18 +72,74 @@ pub(super) fn refuse_unfit(path: &Path, file: &File) -> Result<(), OpenError> {
     }
 }
 
-/// Appends `bytes` to `<csv>.torn` and syncs them, before they are cut from the CSV. The side file gets the CSV's mode and owner.
-pub(super) fn set_aside(csv: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut path = csv.as_os_str().to_owned();
-    path.push(".torn");
-    let mut file = OpenOptions::new().append(true).create(true).open(&path)?;
-    let like = fs::metadata(csv)?;
-    if file.metadata()?.len() == 0 {
-        file.set_permissions(like.permissions())?;
-        std::os::unix::fs::fchown(&file, Some(like.uid()), Some(like.gid()))?;
+/// Makes the journal whole or not at all: zeros, then two headers that say how far the CSV was read. Keeps one that is there.
+pub(super) fn ensure_journal(path: &Path, csv: &Path, head: &Header, layout: Layout) -> io::Result<()> {
+    make_beside(path, csv, |file| {
+        let zeros = vec![0; 1 << 20];
+        let mut left = head.bytes;
+        while left > 0 {
+            let bytes = left.min(zeros.len() as u64);
+            file.write_all(&zeros[..bytes as usize])?;
+            left -= bytes;
+        }
+        for (page, number) in [(0, 1), (1, 0)] {
+            file.write_all_at(&Header { number, ..head.clone() }.encode(), page * layout.page)?;
+        }
+        Ok(())
+    })
+}
+
+/// Makes the file of keys, with room for so many, or one with more room where there is less.
+pub(super) fn ensure_keys(path: &Path, csv: &Path, slots: u64) -> io::Result<()> {
+    make_beside(path, csv, |file| file.write_all(&preamble(slots)))
+}
+
+/// Replaces a file of fewer keys by one with room for `wanted`: for who holds the OS lock.
+pub(super) fn grow_keys(files: &Arc<Files>, csv: &Path, end: u64, wanted: u64) -> io::Result<()> {
+    if keys::slots(files)? >= wanted {
+        return Ok(());
     }
-    file.write_all(bytes)?;
-    file.write_all(b"\n")?;
-    file.sync_all()?;
-    File::open(csv.parent().unwrap_or(Path::new("/")))?.sync_all()
+    let file = tempfile::NamedTempFile::new_in(directory_of(csv))?;
+    keys::copy_slots(files, end, wanted, file.as_file())?;
+    like_csv(file.as_file(), csv)?;
+    file.as_file().sync_all()?;
+    file.persist(beside(csv, ".keys")).map_err(|e| e.error)?;
+    File::open(directory_of(csv))?.sync_all()?;
+    files.reopen_keys()
+}
+
+/// A synced file under another name, then linked, then the directory synced. It gets the CSV's mode and owner.
+fn make_beside(path: &Path, csv: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let directory = directory_of(path);
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    fill(file.as_file_mut())?;
+    like_csv(file.as_file(), csv)?;
+    file.as_file().sync_all()?;
+    match file.persist_noclobber(path) {
+        Ok(_) => File::open(directory)?.sync_all(),
+        Err(e) if e.error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(e.error),
+    }
+}
+
+pub(super) fn directory_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
+}
+
+/// Side files get the CSV's mode, and its owner where the system lets us give it.
+pub(super) fn like_csv(file: &File, csv: &Path) -> io::Result<()> {
+    let like = fs::metadata(csv)?;
+    let ours = file.metadata()?;
+    if (ours.uid(), ours.gid()) != (like.uid(), like.gid()) {
+        match std::os::unix::fs::fchown(file, Some(like.uid()), Some(like.gid())) {
+            Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+                tracing::debug!(error = %e, "a side file stays ours, the CSV is somebody else's");
+            }
+            other => other?,
+        }
+    }
+    file.set_permissions(like.permissions())
 }

@@ -38,6 +38,18 @@ pub enum OpenError {
     /// A quote that is never closed.
     #[error("{}: the row that starts at byte {} does not end; close its quote by hand", .0.display(), .1)]
     StrayQuote(PathBuf, u64),
+    /// Neither header of the journal is whole.
+    #[error("{}.journal is damaged; nothing was changed. It may hold rows that are not in the CSV yet: keep it, and start on a copy of the CSV under another name", .0.display())]
+    DamagedJournal(PathBuf),
+    /// A newer version of this program wrote it.
+    #[error("{}.journal has format {}, and this version knows {}: a newer version is in use; upgrade this one", .0.display(), .1, super::journal::FORMAT)]
+    NewerJournal(PathBuf, u32),
+    /// The journal owes rows to a CSV that is not this one.
+    #[error("{path}.journal holds rows of another {path} (replaced, or cut short, since they were written); nothing was changed. Put that file back, or move the journal aside to give these rows up", path = .0.display())]
+    ForeignJournal(PathBuf),
+    /// The volume's file locks lock nothing.
+    #[error("{}: this volume has no working file locks, so nothing would keep two replicas from writing at once; ROWLOCK_UNLOCKED_VOLUME=accept serves all the same, and then a stopped replica that goes on may damage rows", .0.display())]
+    Unlocked(PathBuf),
     /// Somebody keeps the OS lock.
     #[error("{} is kept locked by another process", .0.display())]
     Busy(PathBuf),
@@ -55,6 +67,12 @@ pub enum AppendError {
     /// Another process kept the OS lock until the deadline; nothing was written.
     #[error("the CSV is kept locked by another process")]
     Busy,
+    /// A newer token is recorded; nothing was written.
+    #[error("the token is stale: {mark} is recorded")]
+    Fenced {
+        /// The newest token recorded.
+        mark: crate::record::FencingToken,
+    },
     /// The lease ran out before the first byte; nothing was written.
     #[error("the lease was lost before the write")]
     LeaseLost,
@@ -78,6 +96,26 @@ pub enum AppendError {
     /// A write or sync failed half way: the page cache can't be believed any more, and the process must end.
     #[error("the CSV could not be made durable: {0}")]
     Sync(#[source] io::Error),
+}
+
+/// Why one request of a batch was refused, while the others were written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Its rows don't fit the file.
+    #[error(transparent)]
+    InvalidField(#[from] crate::schema::InvalidField),
+    /// Its key came with other data before.
+    #[error("the key was used with other data")]
+    KeyReused,
+    /// Its rows don't fit half of the journal.
+    #[error("more than {bytes_max} bytes once encoded")]
+    TooLarge {
+        /// What would fit.
+        bytes_max: u64,
+    },
+    /// As many newer keys as are remembered were recorded while it waited: whether its own was among them is forgotten.
+    #[error("too many newer keys were recorded meanwhile")]
+    Outrun,
 }
 
 impl AppendError {

@@ -1,38 +1,56 @@
-//! The CSV on disk: opened once, looked at again at every turn, appended to under an OS lock, synced, acknowledged.
+//! The CSV on disk and the journal beside it: what is recorded in the journal is committed, and the CSV is made true to it.
 //!
-//! Synchronous, and the only user of `std::fs` together with the embedded lock. Every append takes `flock` on the CSV
-//! itself for as long as it looks and writes: whatever the lock room believes, two processes never write at once, and a
-//! torn last line is only ever cut away by one that nobody can have written behind.
+//! Synchronous, and the only user of `std::fs` together with the embedded lock. `shared/model` of the design is its
+//! specification; ARCHITECTURE.md names each guard and the test that fails without it.
 
+mod append;
+mod checkpoint;
 mod create;
+mod disk;
 mod error;
+mod files;
+mod format;
+#[cfg(test)]
+mod histories;
+mod journal;
+mod keys;
+mod ledger;
+mod rebuild;
 mod scan;
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
-    io::{Read, Seek, Write},
-    os::unix::fs::{FileExt, MetadataExt},
+    fs::OpenOptions,
+    io::{self, Write},
     path::{Path, PathBuf},
-    sync::Arc,
-    thread,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-pub use error::{AppendError, OpenError};
-use scan::{OpenLine, scan_rows};
+pub use error::{AppendError, OpenError, Refusal};
 
+use self::{
+    append::TORN_BYTES_MAX,
+    checkpoint::{Pending, print_of, sync_for_checkpoint},
+    disk::{Disk, Place, Stretch},
+    files::{Files, OsLock, beside},
+    format::{BYTE_ORDER_MARK, Format},
+    journal::{Header, Layout},
+    ledger::{Ledger, LedgerOptions, Repair, Seen},
+    scan::scan_rows,
+};
 use crate::{
-    record::{FencingToken, Record},
-    schema::{InvalidField, Schema, ServiceCells, quote},
+    record::{Ack, FencingToken, Key, LeaseId, Record},
+    schema::Schema,
 };
 
-/// A torn line longer than this is not cut away: more likely a stray quote swallows good rows.
-const TORN_BYTES_MAX: u64 = 1 << 20;
-/// The longest header record that is read.
-const HEADER_BYTES_MAX: u64 = 1 << 20;
-/// How long a start waits for another process that is making the same file.
-const CREATE_WAIT: Duration = Duration::from_secs(10);
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+/// How long a start waits for another process that has the files in hand.
+const START_WAIT: Duration = Duration::from_secs(10);
+/// A checkpoint begins when this part of the journal's space is in use: one in so many.
+const CHECKPOINT_AT: u64 = 4;
 
 /// What storage needs to know.
 #[derive(Debug, Clone)]
@@ -43,12 +61,22 @@ pub struct Options {
     pub header: String,
     /// The replica's name, as it stands in rows.
     pub replica: String,
+    /// The journal's size in bytes.
+    pub journal_bytes: u64,
+    /// How many idempotency keys are remembered.
+    pub keys: usize,
+    /// Whether a volume without file locks will do.
+    pub accept_unlocked: bool,
 }
 
 /// One turn at the file, as the lock grants it.
 pub struct Turn<'a> {
-    /// The lease's token, for rows that have such a column.
+    /// The lease's token: the fence, and a cell of rows that have such a column.
     pub token: FencingToken,
+    /// The lease itself, should its token have been granted twice.
+    pub lease: LeaseId,
+    /// When it was granted.
+    pub granted: Instant,
     /// RFC 3339, for rows that have such a column.
     pub timestamp: &'a str,
     /// Until when to try for the OS lock.
@@ -57,317 +85,332 @@ pub struct Turn<'a> {
     pub still_held: &'a dyn Fn() -> bool,
 }
 
-/// Where the rows of one request landed.
+/// The rows of one request.
+pub struct Entry<'a> {
+    /// All of them are written, or none.
+    pub rows: &'a [Record],
+    /// The client's name for the request.
+    pub key: Option<&'a Key>,
+    /// How many keys had been recorded when the request arrived.
+    pub keys_seen: u64,
+    /// For the answer that is remembered.
+    pub waited_ms: u64,
+    /// For the answer that is remembered.
+    pub released: bool,
+}
+
+/// What became of the rows of one request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Placed {
+    /// They were written, durably.
+    Written {
+        /// Byte offset of the first row.
+        offset: u64,
+        /// Bytes, line endings included.
+        bytes: u64,
+        /// How long the lock was held by then, if that is remembered with a key.
+        held_ms: Option<u64>,
+    },
+    /// The key was known: its first answer.
+    Replayed(Ack),
+}
+
+/// What an idle look has found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Written {
-    /// Byte offset of the first row.
-    pub offset: u64,
-    /// Bytes, line endings included.
-    pub bytes: u64,
+pub enum Idle {
+    /// Nothing to do.
+    Clean,
+    /// A checkpoint is under way: look again soon.
+    Checkpointing,
+    /// Somebody left work behind that only the lock's holder may do.
+    NeedsRepair,
 }
 
 /// One CSV, open for appending.
 #[derive(Debug)]
 pub struct Storage {
-    path: PathBuf,
-    file: Arc<File>,
-    schema: Arc<Schema>,
-    replica_cell: Box<[u8]>,
-    line_end: &'static [u8],
-    /// Columns of a headerless file, once its first row is known.
-    headerless_width: Option<usize>,
-    /// Everything before this offset is known to be whole rows.
-    whole_until: u64,
+    files: Arc<Files>,
+    ledger: Ledger<Arc<Files>>,
+    /// A checkpoint whose sync is under way on a thread of its own.
+    pending: Option<(Pending, JoinHandle<io::Result<()>>)>,
+    /// The last record at the last idle look.
+    idle_since: u64,
+    keys_recorded: Arc<AtomicU64>,
 }
 
 impl Storage {
-    /// Opens or makes the CSV, reads its header, and reads it through once.
+    /// Opens or makes the CSV and what lies beside it. A CSV without a journal is read through once.
     ///
     /// # Errors
     /// Whatever keeps rows from being appended there, in one line that names the file.
     pub fn open(options: Options) -> Result<Self, OpenError> {
         let path = create::resolve(&options.path)?;
-        let new_schema = create::parse_header_option(&options.header)?;
+        let new_schema = Arc::new(create::parse_header_option(&options.header)?);
         create::ensure_exists(&path, &new_schema)?;
-        let file =
-            OpenOptions::new().read(true).append(true).open(&path).map_err(|e| OpenError::io(&path, "open", e))?;
-        create::refuse_unfit(&path, &file)?;
-        let mut storage = Self {
-            replica_cell: quote(&options.replica),
-            schema: Arc::new(new_schema),
-            line_end: b"\n",
-            headerless_width: None,
-            whole_until: 0,
-            path,
-            file: Arc::new(file),
-        };
-        storage.write_header_if_empty()?;
-        storage.adopt()?;
+        write_header_if_empty(&path, &new_schema)?;
+        let make = |e| OpenError::io(&path, "make what lies beside", e);
+        create::ensure_keys(&beside(&path, ".keys"), &path, options.keys as u64).map_err(make)?;
+        if !beside(&path, ".journal").exists() {
+            adopt(&path, &new_schema, options.journal_bytes)?;
+        }
+        let mut files = Files::open(&path).map_err(|e| OpenError::io(&path, "open", e))?;
+        if !files.locks_work().map_err(|e| OpenError::io(&path, "lock", e))? {
+            if !options.accept_unlocked {
+                return Err(OpenError::Unlocked(path));
+            }
+            tracing::warn!(csv = %path.display(), "no file locks on this volume: a stopped replica that goes on may damage rows");
+            files.accept_unlocked();
+        }
+        let files = Arc::new(files);
+        let format = Format::read(&files, &path, &new_schema)?;
+        if *format.schema != *new_schema {
+            tracing::info!(csv = %path.display(), "the file has a header of its own, and keeps it");
+        }
+        let (layout, replica, keys) = (Layout::REAL, options.replica, options.keys);
+        let ledger = Ledger::open(Arc::clone(&files), LedgerOptions { path, layout, format, replica, keys })?;
+        let mut storage = Self { files, ledger, pending: None, idle_since: 0, keys_recorded: Arc::default() };
+        storage.first_look(options.journal_bytes)?;
         Ok(storage)
+    }
+
+    /// Only looks: repairs are for who holds the lock. A process that keeps the files is waited for, but not for ever.
+    fn first_look(&mut self, journal_bytes: u64) -> Result<(), OpenError> {
+        let path = self.ledger.path.clone();
+        let refuse = |e| match e {
+            AppendError::Unfit(e) => e,
+            AppendError::Before { doing, source } => OpenError::io(&path, doing, source),
+            other => OpenError::io(&path, "look at", io::Error::other(other)),
+        };
+        let lock = match self.files.lock(Instant::now() + START_WAIT) {
+            Ok(lock) => lock,
+            Err(AppendError::Busy) => {
+                tracing::warn!(csv = %path.display(), "another process keeps the files; rows will wait for it");
+                return Ok(());
+            }
+            Err(e) => return Err(refuse(e)),
+        };
+        let wanted = self.ledger.keys.capacity();
+        create::grow_keys(&self.files, &path, self.ledger.head.keys, wanted)
+            .map_err(|e| OpenError::io(&path, "make room for more keys beside", e))?;
+        let seen = self.ledger.look(Repair::Forbidden).map_err(refuse)?;
+        if seen != Seen::NeedsRepair && self.ledger.head.bytes != journal_bytes {
+            match self.ledger.resize(journal_bytes) {
+                Err(AppendError::DiskFull(e)) => {
+                    tracing::warn!(error = %e, "no room to resize the journal; it stays as it is");
+                }
+                other => other.map_err(refuse)?,
+            }
+        }
+        drop(lock);
+        self.note_keys();
+        Ok(())
     }
 
     /// The columns, as the file has them.
     pub fn schema(&self) -> Arc<Schema> {
-        Arc::clone(&self.schema)
+        Arc::clone(&self.ledger.format.schema)
     }
 
     /// The file's path, symbolic links resolved.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.ledger.path
     }
 
-    fn write_header_if_empty(&mut self) -> Result<(), OpenError> {
-        let Some(header) = self.schema.header() else { return Ok(()) };
-        let fail = |e| OpenError::io(&self.path, "write the header of", e);
-        let _guard = OsLock::take(Arc::clone(&self.file), Instant::now() + CREATE_WAIT)
-            .map_err(fail)?
-            .ok_or_else(|| OpenError::Busy(self.path.clone()))?;
-        let len = self.file.metadata().map_err(fail)?.len();
-        let mark_only = len == BYTE_ORDER_MARK.len() as u64 && self.starts_with_mark().map_err(fail)?;
-        if len == 0 || mark_only {
-            let line = [&header, self.line_end].concat();
-            (&*self.file).write_all(&line).and_then(|()| self.file.sync_all()).map_err(fail)?;
-        }
-        Ok(())
+    /// The most that the encoded rows of one request may come to, in bytes.
+    pub fn batch_bytes_max(&self) -> u64 {
+        append::batch_bytes_max(self.ledger.head.bytes)
     }
 
-    fn starts_with_mark(&self) -> std::io::Result<bool> {
-        let mut start = Vec::with_capacity(BYTE_ORDER_MARK.len());
-        self.reader(0).take(BYTE_ORDER_MARK.len() as u64).read_to_end(&mut start)?;
-        Ok(start == BYTE_ORDER_MARK)
+    /// How many keys have been recorded, as of the last look.
+    pub fn keys_recorded(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.keys_recorded)
     }
 
-    /// Learns header, width and line ending from the file itself, then where its last whole row ends.
-    fn adopt(&mut self) -> Result<(), OpenError> {
-        let path = self.path.clone();
-        let fail = |e| OpenError::io(&path, "read", e);
-        let start = if self.starts_with_mark().map_err(fail)? { BYTE_ORDER_MARK.len() as u64 } else { 0 };
-        let (first, width) = scan::first_record(self.reader(start).take(HEADER_BYTES_MAX)).map_err(fail)?;
-        if first.len() as u64 >= HEADER_BYTES_MAX {
-            return Err(OpenError::HeaderTooLong(self.path.clone(), HEADER_BYTES_MAX));
-        }
-        self.line_end = if first.ends_with(b"\r\n") { b"\r\n" } else { b"\n" };
-        if self.schema.width().is_some() {
-            let bare = first.strip_suffix(b"\n").unwrap_or(&first);
-            let found = Schema::from_header(bare.strip_suffix(b"\r").unwrap_or(bare))
-                .map_err(|e| OpenError::Header(self.path.clone(), e))?;
-            if found != *self.schema {
-                tracing::info!(csv = %self.path.display(), "the file has a header of its own, and keeps it");
-            }
-            self.schema = Arc::new(found);
-        } else if !first.is_empty() {
-            self.headerless_width = Some(width);
-        }
-        self.whole_until = start;
-        let len = self.file.metadata().map_err(fail)?.len();
-        let open = self.look(len).map_err(fail)?;
-        if open.is_some_and(|open| open.in_quotes && open.bytes > TORN_BYTES_MAX) {
-            return Err(OpenError::StrayQuote(self.path.clone(), self.whole_until));
-        }
-        Ok(())
+    fn note_keys(&self) {
+        self.keys_recorded.store(self.ledger.keys.next(), Ordering::Relaxed);
     }
 
-    fn reader(&self, offset: u64) -> ReaderAt<'_> {
-        ReaderAt { file: &self.file, offset }
-    }
-
-    /// Reads what was appended since the last look, and tells of a last line that was left open.
-    fn look(&mut self, len: u64) -> std::io::Result<Option<OpenLine>> {
-        if len == self.whole_until {
-            return Ok(None);
-        }
-        let (whole, open) = scan_rows(self.reader(self.whole_until).take(len - self.whole_until))?;
-        self.whole_until += whole;
-        Ok(open)
-    }
-
-    /// Appends the rows of several requests as one write and one sync, and says where each request's rows stand.
-    ///
-    /// A request whose rows don't fit the file is refused alone; the others are written.
+    /// Appends the rows of several requests as one record and one sync, and answers for each in order. What does not fit one
+    /// record is left for another call: the answer may be shorter than what was given, but never empty.
     ///
     /// # Errors
-    /// For the batch as a whole. After `AppendError::Sync` the rows may stand in the file; after every other error they don't.
+    /// For all of them. After `AppendError::Sync` the rows may stand in the file; after every other error they don't.
     pub fn append(
         &mut self,
-        batch: &[&[Record]],
+        entries: &[Entry<'_>],
         turn: &Turn<'_>,
-    ) -> Result<Vec<Result<Written, InvalidField>>, AppendError> {
-        let guard = OsLock::take(Arc::clone(&self.file), turn.deadline).map_err(AppendError::before("lock"))?;
-        let _guard = guard.ok_or(AppendError::Busy)?;
-        self.refuse_replaced()?;
-        let len = self.file.metadata().map_err(AppendError::before("stat"))?.len();
-        if len < self.whole_until {
-            tracing::error!(csv = %self.path.display(), was = self.whole_until, is = len, "the CSV was cut short by somebody; reading it anew");
-            self.adopt_again().map_err(AppendError::Unfit)?;
-        }
-        let open = self.look(len).map_err(AppendError::before("read"))?;
-        if !(turn.still_held)() {
-            return Err(AppendError::LeaseLost);
-        }
-        if let Some(open) = open {
-            self.mend(open)?;
-        }
-        let (text, places) = self.encode(batch, turn);
-        let start = self.write_durably(&text)?;
-        Ok(places
-            .into_iter()
-            .map(|place| place.map(|place| Written { offset: start + place.offset, ..place }))
-            .collect())
-    }
-
-    /// Rows that wait are laid out by the header that was there at start: another one would misplace their cells.
-    fn adopt_again(&mut self) -> Result<(), OpenError> {
-        let schema = Arc::clone(&self.schema);
-        let adopted = self.adopt();
-        let unchanged = *schema == *self.schema;
-        self.schema = schema;
-        if adopted.is_ok() && unchanged {
-            return Ok(());
-        }
-        // The next turn must not take this file for the one it knows.
-        self.whole_until = u64::MAX;
-        adopted.and(Err(OpenError::HeaderChanged(self.path.clone())))
-    }
-
-    /// A file that was renamed away or replaced would take rows that nobody finds.
-    fn refuse_replaced(&self) -> Result<(), AppendError> {
-        let named = std::fs::metadata(&self.path).map_err(AppendError::before("find"))?;
-        let ours = self.file.metadata().map_err(AppendError::before("stat"))?;
-        if (named.dev(), named.ino()) == (ours.dev(), ours.ino()) { Ok(()) } else { Err(AppendError::Replaced) }
-    }
-
-    /// Closes a last line that is a whole row; sets aside and cuts one that was torn.
-    fn mend(&mut self, open: OpenLine) -> Result<(), AppendError> {
-        let expected = self.schema.width().or(self.headerless_width).unwrap_or(open.cells);
-        if open.cells == expected && !open.in_quotes {
-            let rest = if self.line_end == b"\r\n" && open.last_byte == b'\r' { b"\n" } else { self.line_end };
-            tracing::warn!(csv = %self.path.display(), at = self.whole_until, "closing a last line that was left open");
-            self.write_durably(rest)?;
-            return Ok(());
-        }
-        if open.bytes > TORN_BYTES_MAX {
-            return Err(AppendError::Unfit(OpenError::StrayQuote(self.path.clone(), self.whole_until)));
-        }
-        let mut torn = Vec::new();
-        self.reader(self.whole_until).take(open.bytes).read_to_end(&mut torn).map_err(AppendError::before("read"))?;
-        create::set_aside(&self.path, &torn).map_err(AppendError::before("set aside the torn end of"))?;
-        tracing::warn!(csv = %self.path.display(), at = self.whole_until, bytes = open.bytes, "set a torn last line aside in .torn");
-        self.file.set_len(self.whole_until).map_err(AppendError::before("cut the torn end of"))
-    }
-
-    fn encode(&mut self, batch: &[&[Record]], turn: &Turn<'_>) -> (Vec<u8>, Vec<Result<Written, InvalidField>>) {
-        let replica = self.replica_cell.clone();
-        let cells = ServiceCells { timestamp: turn.timestamp, replica: &replica, token: turn.token };
-        let weight: usize = batch.iter().flat_map(|rows| rows.iter()).map(Record::weight_bytes).sum();
-        let mut text = Vec::with_capacity(weight + weight / 4);
-        let mut places = Vec::with_capacity(batch.len());
-        for rows in batch {
-            let offset = text.len();
-            let width = self.headerless_width_for(rows);
-            places.push(width.map(|width| {
-                for record in *rows {
-                    self.schema.write_row(&mut text, record, &cells, width, self.line_end);
-                }
-                Written { offset: offset as u64, bytes: (text.len() - offset) as u64 }
-            }));
-        }
-        (text, places)
-    }
-
-    /// The width that a headerless file's rows are filled up to: that of the first row ever.
-    fn headerless_width_for(&mut self, rows: &[Record]) -> Result<usize, InvalidField> {
-        if self.schema.width().is_some() {
-            return Ok(0);
-        }
-        let Some(first) = rows.first() else { return Ok(0) };
-        // Another replica may have written the first row since this one started.
-        if self.headerless_width.is_none() && self.whole_until > 0 {
-            self.headerless_width = self.width_of_first_row();
-        }
-        let width = self.headerless_width.unwrap_or(first.cells);
-        if let Some(wide) = rows.iter().find(|row| row.cells > width) {
-            return Err(InvalidField::new("data", format!("{} cells, but the file's rows have {width}", wide.cells)));
-        }
-        self.headerless_width = Some(width);
-        Ok(width)
-    }
-
-    fn width_of_first_row(&self) -> Option<usize> {
-        scan::first_record(self.reader(0).take(HEADER_BYTES_MAX)).ok().map(|(_, width)| width)
-    }
-
-    /// One `O_APPEND` write and one `fdatasync`; returns where the text landed.
-    fn write_durably(&mut self, text: &[u8]) -> Result<u64, AppendError> {
-        let expected = self.file.metadata().map_err(AppendError::before("stat"))?.len();
-        if text.is_empty() {
-            return Ok(expected);
-        }
-        if let Err(e) = (&*self.file).write_all(text) {
-            return Err(self.take_back(expected, e));
-        }
-        self.file.sync_data().map_err(AppendError::Sync)?;
-        let end = (&*self.file).stream_position().map_err(AppendError::Sync)?;
-        let start = end - text.len() as u64;
-        if start == expected {
-            self.whole_until = end;
-        }
-        Ok(start)
-    }
-
-    /// A disk that ran full in mid-write: what we wrote, and nothing else, is cut off again.
-    fn take_back(&self, start: u64, e: std::io::Error) -> AppendError {
-        if !matches!(
-            e.kind(),
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded | std::io::ErrorKind::FileTooLarge
-        ) {
-            return AppendError::Sync(e);
-        }
-        match self.file.set_len(start).and_then(|()| self.file.sync_data()) {
-            Ok(()) => AppendError::DiskFull(e),
-            Err(e) => AppendError::Sync(e),
-        }
-    }
-}
-
-/// The OS lock on the CSV, freed when dropped. A process that is stopped keeps it, one that is killed loses it.
-struct OsLock(Arc<File>);
-
-impl OsLock {
-    /// Tries until `deadline`, backing off from 1 to 50 ms; `None` if somebody kept it.
-    fn take(file: Arc<File>, deadline: Instant) -> std::io::Result<Option<Self>> {
-        let mut pause = Duration::from_millis(1);
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Some(Self(file))),
-                Err(TryLockError::Error(e)) => return Err(e),
-                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return Ok(None),
-                Err(TryLockError::WouldBlock) => thread::sleep(pause),
+    ) -> Result<Vec<Result<Placed, Refusal>>, AppendError> {
+        let _lock = self.files.lock(turn.deadline)?;
+        let placed = self.ledger.append(entries, turn)?;
+        self.note_keys();
+        if self.pending.is_none() && self.ledger.live_bytes() > self.ledger.head.bytes / CHECKPOINT_AT {
+            // The rows are safe already: what keeps the checkpoint from beginning keeps nobody waiting.
+            if let Err(e) = self.begin_checkpoint() {
+                tracing::error!(error = %e, "cannot begin a checkpoint");
             }
-            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+        Ok(placed)
+    }
+
+    /// Records the turn's token before a sleep, so that older holders are fenced out from then on. Where `key` is known, its
+    /// answer comes at once, and nothing is recorded.
+    ///
+    /// # Errors
+    /// As `append`.
+    pub fn fence(&mut self, key: Option<&Key>, turn: &Turn<'_>) -> Result<Option<Result<Ack, Refusal>>, AppendError> {
+        let _lock = self.files.lock(turn.deadline)?;
+        self.ledger.fence(key, turn)
+    }
+
+    /// Repairs what a killed process or host left behind: for who holds the lock.
+    ///
+    /// # Errors
+    /// As `append`.
+    pub fn recover(&mut self, deadline: Instant) -> Result<(), AppendError> {
+        let _lock = self.files.lock(deadline)?;
+        self.ledger.recover()?;
+        Ok(())
+    }
+
+    fn begin_checkpoint(&mut self) -> Result<(), AppendError> {
+        let pending = self.ledger.begin_checkpoint()?;
+        let files = Arc::clone(&self.files);
+        let sync = std::thread::Builder::new()
+            .name("checkpoint".to_owned())
+            .spawn(move || sync_for_checkpoint(&files))
+            .map_err(AppendError::before("start a thread for"))?;
+        self.pending = Some((pending, sync));
+        Ok(())
+    }
+
+    /// Ends a checkpoint whose sync is done by now.
+    ///
+    /// # Errors
+    /// `AppendError::Sync` if that has failed: then this process must end.
+    pub fn maintain(&mut self) -> Result<(), AppendError> {
+        match self.pending.take_if(|(_, sync)| sync.is_finished()) {
+            Some(done) => {
+                let lock = self.files.lock(Instant::now() + Duration::from_millis(100));
+                self.end_checkpoint(done, lock)
+            }
+            None => Ok(()),
         }
     }
-}
 
-impl Drop for OsLock {
-    fn drop(&mut self) {
-        if let Err(e) = self.0.unlock() {
-            tracing::error!(error = %e, "cannot unlock the CSV");
+    fn end_checkpoint(
+        &mut self,
+        (pending, sync): (Pending, JoinHandle<io::Result<()>>),
+        lock: Result<OsLock, AppendError>,
+    ) -> Result<(), AppendError> {
+        if let Err(e) = sync.join().unwrap_or_else(|_| Err(io::Error::other("the syncing thread panicked"))) {
+            return Err(self.ledger.fail(e));
+        }
+        match lock {
+            Ok(_lock) => self.ledger.finish_checkpoint(&pending),
+            // Somebody has the files in hand: the next checkpoint will do.
+            Err(AppendError::Busy) => Ok(()),
+            Err(e) => Err(e),
         }
     }
-}
 
-/// Reads from an offset without moving the file's own position, which `O_APPEND` writes tell their place by.
-struct ReaderAt<'a> {
-    file: &'a File,
-    offset: u64,
-}
-
-impl Read for ReaderAt<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let read = self.file.read_at(buffer, self.offset)?;
-        self.offset += read as u64;
-        Ok(read)
+    /// A look while nobody asks for anything: learns what others did, and makes a checkpoint after a while of quiet.
+    ///
+    /// # Errors
+    /// As `maintain`, or what keeps the files from being read.
+    pub fn look_idly(&mut self) -> Result<Idle, AppendError> {
+        self.maintain()?;
+        if self.pending.is_some() {
+            return Ok(Idle::Checkpointing);
+        }
+        let _lock = match self.files.lock(Instant::now()) {
+            Ok(lock) => lock,
+            Err(AppendError::Busy) => return Ok(Idle::Clean),
+            Err(e) => return Err(e),
+        };
+        let seen = self.ledger.look(Repair::Forbidden)?;
+        self.note_keys();
+        let sequence = self.ledger.known.sequence;
+        let quiet = std::mem::replace(&mut self.idle_since, sequence) == sequence;
+        if seen == Seen::NeedsRepair {
+            return Ok(Idle::NeedsRepair);
+        }
+        if !quiet || !self.ledger.is_dirty() {
+            return Ok(Idle::Clean);
+        }
+        self.begin_checkpoint()?;
+        Ok(Idle::Checkpointing)
     }
+
+    /// A last checkpoint: whatever becomes of the journal then, the CSV is durable and owes nothing to it.
+    ///
+    /// # Errors
+    /// As `maintain`, or what keeps the files from being read.
+    pub fn close(mut self) -> Result<(), AppendError> {
+        if let Some(done) = self.pending.take() {
+            let lock = self.files.lock(Instant::now() + Duration::from_secs(1));
+            self.end_checkpoint(done, lock)?;
+        }
+        let _lock = match self.files.lock(Instant::now() + Duration::from_secs(1)) {
+            Ok(lock) => lock,
+            Err(AppendError::Busy) => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        if self.ledger.look(Repair::Forbidden)? != Seen::NeedsRepair && self.ledger.is_dirty() {
+            self.ledger.checkpoint_now()?;
+        }
+        Ok(())
+    }
+}
+
+/// Before there is a journal, the CSV itself is what is locked.
+fn write_header_if_empty(path: &Path, schema: &Schema) -> Result<(), OpenError> {
+    let file = OpenOptions::new().read(true).append(true).open(path).map_err(|e| OpenError::io(path, "open", e))?;
+    create::refuse_unfit(path, &file)?;
+    let Some(header) = schema.header() else { return Ok(()) };
+    let write = || -> io::Result<()> {
+        let len = file.metadata()?.len();
+        let mark_only = len == BYTE_ORDER_MARK.len() as u64 && std::fs::read(path)? == BYTE_ORDER_MARK;
+        if len == 0 || mark_only {
+            (&file).write_all(&[&header[..], b"\n"].concat())?;
+            file.sync_all()?;
+        }
+        Ok(())
+    };
+    // Where locks don't work, the probe of the journal will say so.
+    let locked = file.lock();
+    let written = write();
+    if locked.is_ok() {
+        file.unlock().map_err(|e| OpenError::io(path, "unlock", e))?;
+    }
+    written.map_err(|e| OpenError::io(path, "write the header of", e))
+}
+
+/// Makes a journal for a CSV that has none, once the CSV has been read through.
+fn adopt(path: &Path, new_schema: &Arc<Schema>, journal_bytes: u64) -> Result<(), OpenError> {
+    let fail = |e| OpenError::io(path, "read", e);
+    let csv = Arc::new(Files::csv_alone(path).map_err(fail)?);
+    let format = Format::read(&csv, path, new_schema)?;
+    let rows = scan_rows(Stretch::new(&csv, Place::Csv, format.start, u64::MAX)).map_err(fail)?;
+    let whole = format.start + rows.whole_bytes;
+    if rows.open.is_some_and(|open| open.in_quotes && open.bytes > TORN_BYTES_MAX) {
+        return Err(OpenError::StrayQuote(path.to_owned(), whole));
+    }
+    csv.sync(Place::Csv).map_err(|e| OpenError::io(path, "sync", e))?;
+    let head = Header {
+        journal: uuid::Uuid::new_v4().as_u128(),
+        number: 0,
+        bytes: journal_bytes,
+        base: 0,
+        next: Layout::REAL.space(),
+        csv_bytes: whole,
+        csv_print: print_of(&csv, whole).map_err(fail)?,
+        mark: 0,
+        lease: 0,
+        keys: 0,
+        rebuild: None,
+    };
+    create::ensure_journal(&beside(path, ".journal"), path, &head, Layout::REAL)
+        .map_err(|e| OpenError::io(path, "make the journal of", e))
 }
 
 #[cfg(test)]
@@ -379,21 +422,33 @@ mod tests {
     fn a_lease_that_ran_out_before_the_write_writes_nothing_and_a_kept_os_lock_is_waited_for_in_vain() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("rows.csv");
-        let options = Options { path: path.clone(), header: "token,data".to_owned(), replica: "r".to_owned() };
-        let mut storage = Storage::open(options).expect("opens");
+        let mut storage = open(&path);
         let record = storage.schema().record(&Data::Text("x".into())).expect("fits");
         let mut append = |held: bool| {
             let now = Instant::now();
-            let turn = Turn { token: 1, timestamp: "", deadline: now, still_held: &|| held };
-            storage.append(&[std::slice::from_ref(&record)], &turn)
+            let turn = Turn { token: 1, lease: 1, granted: now, timestamp: "", deadline: now, still_held: &|| held };
+            let rows = std::slice::from_ref(&record);
+            storage.append(&[Entry { rows, key: None, keys_seen: 0, waited_ms: 0, released: true }], &turn)
         };
         assert!(matches!(append(false), Err(AppendError::LeaseLost)));
-        let stopped = File::open(&path).expect("opens");
+        let stopped = std::fs::File::open(beside(&path, ".journal")).expect("opens");
         stopped.lock().expect("locks");
         assert!(matches!(append(true), Err(AppendError::Busy)));
         assert_eq!(std::fs::read_to_string(&path).expect("reads"), "token,data\n");
         stopped.unlock().expect("unlocks");
         assert!(append(true).is_ok());
         assert_eq!(std::fs::read_to_string(&path).expect("reads"), "token,data\n1,x\n");
+    }
+
+    fn open(path: &Path) -> Storage {
+        Storage::open(Options {
+            path: path.to_owned(),
+            header: "token,data".to_owned(),
+            replica: "r".to_owned(),
+            journal_bytes: 1 << 20,
+            keys: 100,
+            accept_unlocked: false,
+        })
+        .expect("opens")
     }
 }

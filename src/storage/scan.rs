@@ -70,22 +70,55 @@ impl Scanner {
     }
 }
 
-/// Reads to the end: how many bytes are whole rows, and what follows them.
-pub(super) fn scan_rows(mut input: impl Read) -> std::io::Result<(u64, Option<OpenLine>)> {
+/// What a read to the end has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rows {
+    /// How many bytes are whole rows.
+    pub(super) whole_bytes: u64,
+    /// What follows them.
+    pub(super) open: Option<OpenLine>,
+    /// NUL bytes, which no row holds: a hole that a power cut left.
+    pub(super) has_hole: bool,
+}
+
+/// Reads to the end, telling how far it got if that is long.
+pub(super) fn scan_rows(mut input: impl Read) -> std::io::Result<Rows> {
     let mut scanner = Scanner::new();
     let mut chunk = vec![0; CHUNK_BYTES];
-    let mut told = PROGRESS_BYTES;
+    let (mut told, mut has_hole) = (PROGRESS_BYTES, false);
     loop {
         let read = input.read(&mut chunk)?;
         if read == 0 {
-            return Ok((scanner.whole, scanner.into_open_line()));
+            return Ok(Rows { whole_bytes: scanner.whole, open: scanner.into_open_line(), has_hole });
         }
+        has_hole = has_hole || chunk[..read].contains(&0);
         scanner.feed(&chunk[..read]);
         if scanner.fed >= told {
             tracing::info!(gib = told / PROGRESS_BYTES, "reading the CSV through once");
             told += PROGRESS_BYTES;
         }
     }
+}
+
+/// Cuts text into rows, each with its line ending, and what follows the last of them.
+pub(super) fn split_rows(text: &[u8]) -> (Vec<&[u8]>, &[u8]) {
+    let (mut scanner, mut rows, mut from) = (Scanner::new(), Vec::new(), 0);
+    for line in text.split_inclusive(|&byte| byte == b'\n') {
+        scanner.feed(line);
+        let whole = scanner.whole as usize;
+        if whole > from {
+            rows.push(&text[from..whole]);
+            from = whole;
+        }
+    }
+    (rows, &text[from..])
+}
+
+/// Whether text without a line ending would be a whole row with one: of this many cells, its quotes closed.
+pub(super) fn is_closable(text: &[u8], width: Option<usize>) -> bool {
+    let mut scanner = Scanner::new();
+    scanner.feed(text);
+    scanner.into_open_line().is_some_and(|open| !open.in_quotes && width.is_none_or(|width| width == open.cells))
 }
 
 /// Reads the first record, its line ending included, and no further; answers it and how many cells it has.
@@ -112,8 +145,8 @@ mod tests {
     use super::*;
 
     fn scan(text: &str) -> (u64, Option<(u64, usize, bool)>) {
-        let (whole, open) = scan_rows(text.as_bytes()).expect("memory reads");
-        (whole, open.map(|open| (open.bytes, open.cells, open.in_quotes)))
+        let rows = scan_rows(text.as_bytes()).expect("memory reads");
+        (rows.whole_bytes, rows.open.map(|open| (open.bytes, open.cells, open.in_quotes)))
     }
 
     #[test]

@@ -193,12 +193,16 @@ async fn simulation_can_be_switched_off() {
 }
 
 #[tokio::test]
-async fn an_idempotency_key_is_refused_rather_than_forgotten() {
+async fn an_idempotency_key_that_is_none_is_refused() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[]);
-    let (status, problem) =
-        crate::support::answer(replica.post(&json!({"data": "x"})).header("idempotency-key", "k1")).await;
-    assert_eq!((status, &problem["code"]), (400, &json!("bad_key")));
+    for key in ["", "\"\"", "\"open", "é", &"k".repeat(256)] {
+        let request = replica.post(&json!({"data": "x"})).header("idempotency-key", key);
+        let (status, problem) = crate::support::answer(request).await;
+        assert_eq!((status, &problem["code"], &problem["outcome"]), (400, &json!("bad_key"), &json!("not_written")));
+    }
+    let twice = replica.post(&json!({"data": "x"})).header("idempotency-key", "a").header("idempotency-key", "b");
+    assert_eq!(crate::support::answer(twice).await.0, 400);
     assert!(bench.rows().is_empty());
 }
 

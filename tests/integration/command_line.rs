@@ -32,7 +32,7 @@ fn append_shares_lock_and_file_with_replicas() {
 #[test]
 fn lines_of_standard_input_are_one_batch() {
     let bench = Bench::new(On::Embedded);
-    let mut command = bench.command(&[]);
+    let mut command = bench.command(&[("ROWLOCK_JOURNAL_BYTES", "32MiB")]);
     command.args(["append", "--data", "-", "--json"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn().expect("runs");
     let lines: String = (0..100_000).map(|n| format!("line {n}\n")).collect();

@@ -4,7 +4,7 @@ use std::{fs, process::Command};
 
 use serde_json::json;
 
-use crate::support::{Bench, On, Replica, until, until_free};
+use crate::support::{Bench, On, Replica, until, until_checkpointed, until_free};
 
 /// What a start on `content` leaves behind after these rows.
 async fn after(content: &[u8], header: &str, rows: &[&str]) -> String {
@@ -142,8 +142,15 @@ async fn a_file_that_was_replaced_or_cut_short_meanwhile_is_no_silent_loss() {
     replica.append_text("one").await;
     fs::write(&bench.csv, "token,data\n").expect("cut short");
     replica.append_text("two").await;
-    assert_eq!(bench.content(), "token,data\n2,two\n");
+    assert_eq!(bench.content(), "token,data\n1,one\n2,two\n", "what the journal still has is put back");
 
+    until_checkpointed(&bench).await;
+    fs::write(&bench.csv, "token,data\n").expect("cut short");
+    replica.append_text("three").await;
+    assert_eq!(bench.content(), "token,data\n3,three\n", "what was cut after a checkpoint is gone");
+    until("the log says so", async || replica.log().contains("not the file that the journal knows")).await;
+
+    until_checkpointed(&bench).await;
     fs::write(&bench.csv, "a,b,c\n").expect("cut short");
     for _ in 0..2 {
         let (status, problem) = replica.append(json!({"data": "misplaced"})).await;
@@ -218,7 +225,7 @@ fn a_read_only_volume_ends_the_start_with_one_clear_line() {
 #[tokio::test]
 async fn a_full_disk_refuses_leaves_nothing_behind_and_serves_again_once_there_is_room() {
     let bench = Bench::new(On::Embedded);
-    let script = r#"mkdir volume; mount -t tmpfs -o size=256k tmpfs volume; head -c 100000 /dev/zero > volume/filler; exec "$0" serve --csv volume/rows.csv --csv-header data"#;
+    let script = r#"mkdir volume; mount -t tmpfs -o size=1400k tmpfs volume; head -c 150000 /dev/zero > volume/filler; exec "$0" serve --csv volume/rows.csv --csv-header data --journal-bytes 1MiB"#;
     let replica = Replica::start(in_a_mount(&bench, script));
     let row = "x".repeat(30_000);
     let mut written = 0;

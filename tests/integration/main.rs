@@ -5,6 +5,8 @@ mod command_line;
 mod configuration;
 mod contract;
 mod files;
+mod journal;
+mod keys;
 mod locking;
 mod rooms;
 mod support;

@@ -60,6 +60,8 @@ impl Bench {
             .current_dir(self.folder())
             .env_clear()
             .env("REDIS_CSV_FILE_NAME", &self.csv)
+            // Hundreds of journals of the usual size would only wear the disk out.
+            .env("ROWLOCK_JOURNAL_BYTES", "1MiB")
             .env("ROWLOCK_LISTEN", "127.0.0.1:0");
         if let Some(redis) = &self.redis {
             command.env("REDIS_CONN_STR", redis.url());
@@ -318,4 +320,22 @@ fn is_held(bench: &Bench) -> bool {
             fs::File::open(path).is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
         }
     }
+}
+
+/// Waits until a checkpoint covers all rows of the CSV: a number that its newest header holds.
+pub(crate) async fn until_checkpointed(bench: &Bench) {
+    let len = fs::metadata(&bench.csv).expect("a CSV").len();
+    until("a checkpoint", async || journal_headers(bench).iter().max().is_some_and(|&(_, csv_bytes)| csv_bytes == len))
+        .await;
+}
+
+/// Number and length of the CSV, as the journal's two headers have them: magic, length, checksum, version, the journal's own
+/// number, then these, see `src/storage/journal.rs`.
+pub(crate) fn journal_headers(bench: &Bench) -> [(u64, u64); 2] {
+    let journal = fs::read(format!("{}.journal", bench.csv.display())).expect("a journal");
+    let number = |at: usize| u64::from_le_bytes(journal[at..at + 8].try_into().expect("8 bytes"));
+    [0, 4096].map(|page| {
+        assert_eq!(&journal[page..page + 8], b"rowlockJ");
+        (number(page + 36), number(page + 36 + 32))
+    })
 }

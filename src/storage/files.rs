@@ -1,0 +1,250 @@
+//! The real files, and the OS lock on the journal that everything happens under.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, ErrorKind, Seek, Write},
+    os::unix::fs::{FileExt, MetadataExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::fs::{FallocateFlags, fallocate};
+
+use super::{
+    AppendError, create,
+    disk::{Disk, Landed, Place},
+};
+
+/// Room in the CSV is made in steps of this size.
+const RESERVE_BYTES: u64 = 4 << 20;
+/// What a file's own bookkeeping may count among its blocks.
+const BOOKKEEPING_BYTES: u64 = 64 << 10;
+
+/// The open files of one CSV.
+#[derive(Debug)]
+pub(super) struct Files {
+    path: PathBuf,
+    csv: File,
+    journal: Arc<File>,
+    /// Replaced by a larger one when a replica starts that remembers more.
+    keys: Mutex<File>,
+    /// False on a volume without file locks that was accepted as it is.
+    locks: bool,
+}
+
+/// `<csv><suffix>`.
+pub(super) fn beside(csv: &Path, suffix: &str) -> PathBuf {
+    let mut path = csv.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}
+
+fn open_to_write(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(path)
+}
+
+impl Files {
+    /// Opens what is there already.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            csv: OpenOptions::new().read(true).append(true).open(path)?,
+            journal: Arc::new(open_to_write(&beside(path, ".journal"))?),
+            keys: Mutex::new(open_to_write(&beside(path, ".keys"))?),
+            path: path.to_owned(),
+            locks: true,
+        })
+    }
+
+    /// A CSV that nothing lies beside yet: only its own bytes may be asked for.
+    pub(super) fn csv_alone(path: &Path) -> io::Result<Self> {
+        let csv = OpenOptions::new().read(true).append(true).open(path)?;
+        let (journal, keys) = (Arc::new(csv.try_clone()?), Mutex::new(csv.try_clone()?));
+        Ok(Self { path: path.to_owned(), csv, journal, keys, locks: false })
+    }
+
+    /// Whether one handle's lock keeps another handle out, as it must.
+    pub(super) fn locks_work(&self) -> io::Result<bool> {
+        let second = open_to_write(&beside(&self.path, ".journal"))?;
+        match self.journal.try_lock() {
+            // Somebody else's lock was in our way: so they do.
+            Err(TryLockError::WouldBlock) => return Ok(true),
+            Err(TryLockError::Error(e)) => {
+                tracing::debug!(error = %e, "the journal cannot be locked");
+                return Ok(false);
+            }
+            Ok(()) => {}
+        }
+        let excluded = matches!(second.try_lock(), Err(TryLockError::WouldBlock));
+        self.journal.unlock()?;
+        Ok(excluded)
+    }
+
+    /// Goes on without locks.
+    pub(super) fn accept_unlocked(&mut self) {
+        self.locks = false;
+    }
+
+    /// Takes the OS lock, trying until `deadline`, 1 to 50 ms apart; and makes sure that path and open file are still one.
+    pub(super) fn lock(&self, deadline: Instant) -> Result<OsLock, AppendError> {
+        let mut pause = Duration::from_millis(1);
+        while self.locks {
+            match self.journal.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::Error(e)) => return Err(AppendError::before("lock")(e)),
+                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return Err(AppendError::Busy),
+                Err(TryLockError::WouldBlock) => thread::sleep(pause),
+            }
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+        let lock = OsLock(self.locks.then(|| Arc::clone(&self.journal)));
+        self.refuse_replaced()?;
+        Ok(lock)
+    }
+
+    /// A file that was renamed away or replaced would take rows that nobody finds.
+    fn refuse_replaced(&self) -> Result<(), AppendError> {
+        let is_same = |path: &Path, file: &File| -> io::Result<bool> {
+            let (named, ours) = (fs::metadata(path)?, file.metadata()?);
+            Ok((named.dev(), named.ino()) == (ours.dev(), ours.ino()))
+        };
+        let find = AppendError::before("find");
+        if !is_same(&self.path, &self.csv).map_err(&find)?
+            || !is_same(&beside(&self.path, ".journal"), &self.journal).map_err(&find)?
+        {
+            return Err(AppendError::Replaced);
+        }
+        if !is_same(&beside(&self.path, ".keys"), &self.keys()).map_err(&find)? {
+            self.reopen_keys().map_err(find)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the file of keys that is there now for the one that is open.
+    pub(super) fn reopen_keys(&self) -> io::Result<()> {
+        *self.keys() = open_to_write(&beside(&self.path, ".keys"))?;
+        Ok(())
+    }
+
+    fn keys(&self) -> MutexGuard<'_, File> {
+        self.keys.lock().expect("no holder of the keys' file panics")
+    }
+
+    fn side(&self, place: Place) -> PathBuf {
+        match place {
+            Place::Torn => beside(&self.path, ".torn"),
+            Place::Tail(which) => beside(&self.path, &format!(".rebuild-{which}")),
+            Place::Csv | Place::Journal | Place::Keys => unreachable!("these are open"),
+        }
+    }
+
+    fn open_side(&self, place: Place) -> io::Result<File> {
+        let file = OpenOptions::new().read(true).append(true).create(true).open(self.side(place))?;
+        if file.metadata()?.len() == 0 {
+            create::like_csv(&file, &self.path)?;
+        }
+        Ok(file)
+    }
+
+    /// Does something with an open file, whichever it is.
+    fn with<T>(&self, place: Place, act: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {
+        match place {
+            Place::Csv => act(&self.csv),
+            Place::Journal => act(&self.journal),
+            Place::Keys => act(&self.keys()),
+            Place::Torn | Place::Tail(_) => act(&self.open_side(place)?),
+        }
+    }
+}
+
+impl Disk for Arc<Files> {
+    fn len(&self, place: Place) -> io::Result<u64> {
+        self.with(place, |file| Ok(file.metadata()?.len()))
+    }
+
+    fn read_at(&self, place: Place, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.with(place, |file| {
+            let mut read = 0;
+            while read < buffer.len() {
+                match file.read_at(&mut buffer[read..], offset + read as u64) {
+                    Ok(0) => break,
+                    Ok(some) => read += some,
+                    Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            Ok(read)
+        })
+    }
+
+    fn write_at(&self, place: Place, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        assert!(matches!(place, Place::Journal | Place::Keys | Place::Tail(_)), "the CSV is only ever appended to");
+        match place {
+            // A file that is open for appending appends, wherever it is told to write.
+            Place::Tail(_) => open_to_write(&self.side(place))?.write_all_at(bytes, offset),
+            _ => self.with(place, |file| file.write_all_at(bytes, offset)),
+        }
+    }
+
+    fn append(&self, place: Place, bytes: &[u8]) -> io::Result<Landed> {
+        if bytes.is_empty() {
+            // A write of nothing tells nothing of where the end is.
+            let end = self.len(place)?;
+            return Ok(Landed { start: end, end });
+        }
+        self.with(place, |mut file| {
+            let first = file.write(bytes)?;
+            let start = file.stream_position()? - first as u64;
+            file.write_all(&bytes[first..])?;
+            Ok(Landed { start, end: file.stream_position()? })
+        })
+    }
+
+    fn cut(&self, place: Place, len: u64) -> io::Result<()> {
+        if let (Place::Tail(_), 0) = (place, len) {
+            return match fs::remove_file(self.side(place)) {
+                Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+                _ => Ok(()),
+            };
+        }
+        self.with(place, |file| file.set_len(len))
+    }
+
+    fn reserve(&self, place: Place, offset: u64, bytes: u64) -> io::Result<()> {
+        self.with(place, |file| {
+            let end = offset + bytes;
+            if file.metadata()?.blocks() * 512 >= end + BOOKKEEPING_BYTES {
+                return Ok(());
+            }
+            let allocate = |bytes| fallocate(file, FallocateFlags::KEEP_SIZE, offset, bytes).map_err(io::Error::from);
+            match allocate(bytes + RESERVE_BYTES).or_else(|_| allocate(bytes)) {
+                // Not every file system knows how: there, a full disk is found out too late, and ends the process.
+                Err(e) if e.kind() == ErrorKind::Unsupported => Ok(()),
+                other => other,
+            }
+        })
+    }
+
+    fn sync(&self, place: Place) -> io::Result<()> {
+        match place {
+            Place::Csv | Place::Journal | Place::Keys => self.with(place, File::sync_data),
+            Place::Torn | Place::Tail(_) => {
+                self.with(place, File::sync_all)?;
+                File::open(create::directory_of(&self.path))?.sync_all()
+            }
+        }
+    }
+}
+
+/// The OS lock, freed when dropped. A process that is stopped keeps it, one that is killed loses it.
+#[derive(Debug)]
+pub(super) struct OsLock(Option<Arc<File>>);
+
+impl Drop for OsLock {
+    fn drop(&mut self) {
+        if let Some(Err(e)) = self.0.as_ref().map(|file| file.unlock()) {
+            tracing::error!(error = %e, "cannot unlock the journal");
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! The journal's bytes: two headers, a mark of doubt, and numbered, checksummed records in space that is recycled.
+//!
+//! ```text
+//! page 0, 1   the headers; the one with the higher number counts, the older one is overwritten next
+//! page 2      not zero: somebody's sync failed, and what the page cache says is in doubt
+//! page 3 …    records, each from the start of a page; one that would not fit before the end begins at page 3 again
+//! ```
+//!
+//! A checksum covers the journal's own random number, so that no payload, and no record of another journal, passes for one.
+
+use std::io;
+
+use bytes::{Buf, BufMut};
+
+use super::{
+    disk::{Disk, Place},
+    keys::Remembered,
+};
+use crate::record::{FencingToken, LeaseId};
+
+/// The version of everything here. A newer one is refused; an older one would be read, and written anew at a checkpoint.
+pub(super) const FORMAT: u32 = 1;
+/// Start of a header in every version, followed by the body's length and checksum; the body starts with the version.
+const MAGIC: &[u8; 8] = b"rowlockJ";
+/// Checksum, body length, sequence.
+const RECORD_PREFIX_BYTES: usize = 16;
+
+/// How the journal is divided up.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Layout {
+    /// Bytes that a disk overwrites as one, at best.
+    pub(super) page: u64,
+}
+
+impl Layout {
+    pub(super) const REAL: Self = Self { page: 4096 };
+    pub(super) const HEADERS: u64 = 2;
+
+    pub(super) fn mark(self) -> u64 {
+        Self::HEADERS * self.page
+    }
+
+    /// Where the records begin.
+    pub(super) fn space(self) -> u64 {
+        self.mark() + self.page
+    }
+
+    pub(super) fn whole_pages(self, bytes: u64) -> u64 {
+        bytes.next_multiple_of(self.page)
+    }
+
+    /// The largest record that always finds room once nothing else is kept: on one side of any place in the space.
+    pub(super) fn record_bytes_max(self, journal_bytes: u64) -> u64 {
+        (journal_bytes - self.space()) / 2 / self.page * self.page
+    }
+}
+
+/// What a checkpoint made sure of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Header {
+    /// This journal's random number.
+    pub(super) journal: u128,
+    /// Grows with each header written.
+    pub(super) number: u64,
+    /// The journal's size.
+    pub(super) bytes: u64,
+    /// The last record whose rows are durable in the CSV.
+    pub(super) base: u64,
+    /// Where the record after it stands, or page 3 if it did not fit there.
+    pub(super) next: u64,
+    /// How much of the CSV is durable and whole.
+    pub(super) csv_bytes: u64,
+    /// Of the last bytes of these, to tell another file.
+    pub(super) csv_print: u32,
+    /// The newest token among the records up to `base`, and its lease.
+    pub(super) mark: FencingToken,
+    pub(super) lease: LeaseId,
+    /// Keys written to `<csv>.keys` in this journal's life.
+    pub(super) keys: u64,
+    /// A rebuild of what follows `csv_bytes` is under way.
+    pub(super) rebuild: Option<Rebuild>,
+}
+
+/// The CSV's new tail is durable in a file of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rebuild {
+    pub(super) bytes: u64,
+    /// Which of the two tail files.
+    pub(super) which: u8,
+    /// Where what stood in the CSV begins in `<csv>.torn`, and how long it is.
+    pub(super) torn_at: u64,
+    pub(super) old_bytes: u64,
+}
+
+/// Why a header can't be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HeaderFault {
+    /// Neither is whole.
+    Damaged,
+    /// Written by a newer version.
+    Newer(u32),
+}
+
+impl Header {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut body = Vec::with_capacity(160);
+        body.put_u32_le(FORMAT);
+        body.put_u128_le(self.journal);
+        for number in [self.number, self.bytes, self.base, self.next, self.csv_bytes] {
+            body.put_u64_le(number);
+        }
+        body.put_u32_le(self.csv_print);
+        body.put_u64_le(self.mark);
+        body.put_u128_le(self.lease);
+        body.put_u64_le(self.keys);
+        let none = Rebuild { bytes: 0, which: u8::MAX, torn_at: 0, old_bytes: 0 };
+        let Rebuild { bytes, which, torn_at, old_bytes } = self.rebuild.unwrap_or(none);
+        body.put_u8(which);
+        for number in [bytes, torn_at, old_bytes] {
+            body.put_u64_le(number);
+        }
+        let mut page = MAGIC.to_vec();
+        page.put_u32_le(u32::try_from(body.len()).expect("a header is short"));
+        page.put_u32_le(crc32c::crc32c(&body));
+        page.extend_from_slice(&body);
+        page
+    }
+
+    fn decode(mut page: &[u8]) -> Result<Self, HeaderFault> {
+        use HeaderFault::{Damaged, Newer};
+        page = page.strip_prefix(MAGIC).ok_or(Damaged)?;
+        let len = page.try_get_u32_le().map_err(|_| Damaged)? as usize;
+        let crc = page.try_get_u32_le().map_err(|_| Damaged)?;
+        let mut body = page.get(..len).ok_or(Damaged)?;
+        if crc32c::crc32c(body) != crc {
+            return Err(Damaged);
+        }
+        match body.try_get_u32_le().map_err(|_| Damaged)? {
+            FORMAT => Self::decode_body(&mut body).map_err(|_| Damaged),
+            newer => Err(Newer(newer)),
+        }
+    }
+
+    fn decode_body(body: &mut &[u8]) -> Result<Self, bytes::TryGetError> {
+        Ok(Self {
+            journal: body.try_get_u128_le()?,
+            number: body.try_get_u64_le()?,
+            bytes: body.try_get_u64_le()?,
+            base: body.try_get_u64_le()?,
+            next: body.try_get_u64_le()?,
+            csv_bytes: body.try_get_u64_le()?,
+            csv_print: body.try_get_u32_le()?,
+            mark: body.try_get_u64_le()?,
+            lease: body.try_get_u128_le()?,
+            keys: body.try_get_u64_le()?,
+            rebuild: {
+                let which = body.try_get_u8()?;
+                let (bytes, torn_at, old_bytes) =
+                    (body.try_get_u64_le()?, body.try_get_u64_le()?, body.try_get_u64_le()?);
+                (which != u8::MAX).then_some(Rebuild { bytes, which, torn_at, old_bytes })
+            },
+        })
+    }
+
+    /// The newest of the two, and which page it is on.
+    pub(super) fn newest(pages: &[u8], layout: Layout) -> Result<(Self, u64), HeaderFault> {
+        let page = |slot: u64| {
+            let (from, to) = ((slot * layout.page) as usize, ((slot + 1) * layout.page) as usize);
+            Self::decode(pages.get(from..to.min(pages.len())).unwrap_or_default())
+        };
+        match (page(0), page(1)) {
+            // A newer version has upgraded one of the two: the other must not be believed any more.
+            (Err(HeaderFault::Newer(format)), _) | (_, Err(HeaderFault::Newer(format))) => {
+                Err(HeaderFault::Newer(format))
+            }
+            (Ok(a), Ok(b)) if a.number > b.number => Ok((a, 0)),
+            (_, Ok(b)) => Ok((b, 1)),
+            (Ok(a), Err(HeaderFault::Damaged)) => Ok((a, 0)),
+            (Err(HeaderFault::Damaged), Err(HeaderFault::Damaged)) => Err(HeaderFault::Damaged),
+        }
+    }
+}
+
+/// One batch, as it was committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct JournalRecord {
+    pub(super) sequence: u64,
+    pub(super) token: FencingToken,
+    pub(super) lease: LeaseId,
+    /// Where the payload stands in the CSV, or was to stand.
+    pub(super) offset: u64,
+    /// How much of the payload closes a line that somebody else left open.
+    pub(super) lead: u8,
+    pub(super) replica: Box<str>,
+    /// The number of the first of `keys`.
+    pub(super) first_key: u64,
+    pub(super) keys: Vec<Remembered>,
+    /// The rows; none for a token that is recorded ahead of a sleep.
+    pub(super) payload: Vec<u8>,
+}
+
+impl JournalRecord {
+    pub(super) fn end(&self) -> u64 {
+        self.offset + self.payload.len() as u64
+    }
+
+    /// Bytes beside the payload.
+    pub(super) fn overhead_bytes(keys: usize) -> usize {
+        RECORD_PREFIX_BYTES + 8 + 16 + 8 + 1 + 1 + u8::MAX as usize + 8 + 4 + keys * Remembered::BYTES
+    }
+
+    pub(super) fn encode(&self, journal: u128) -> Vec<u8> {
+        let mut text = Vec::with_capacity(Self::overhead_bytes(self.keys.len()) + self.payload.len() + 4096);
+        text.put_bytes(0, 8);
+        text.put_u64_le(self.sequence);
+        text.put_u64_le(self.token);
+        text.put_u128_le(self.lease);
+        text.put_u64_le(self.offset);
+        text.put_u8(self.lead);
+        text.put_u8(u8::try_from(self.replica.len()).expect("a replica's name is bounded"));
+        text.extend_from_slice(self.replica.as_bytes());
+        text.put_u64_le(self.first_key);
+        text.put_u32_le(u32::try_from(self.keys.len()).expect("a batch is bounded"));
+        for key in &self.keys {
+            key.encode(&mut text);
+        }
+        text.extend_from_slice(&self.payload);
+        let body = u32::try_from(text.len() - RECORD_PREFIX_BYTES).expect("a batch is bounded");
+        text[4..8].copy_from_slice(&body.to_le_bytes());
+        let crc = checksum(journal, &text[4..]);
+        text[..4].copy_from_slice(&crc.to_le_bytes());
+        text
+    }
+
+    fn decode(sequence: u64, mut body: &[u8]) -> Result<Self, bytes::TryGetError> {
+        let body = &mut body;
+        let (token, lease, offset) = (body.try_get_u64_le()?, body.try_get_u128_le()?, body.try_get_u64_le()?);
+        let (lead, name) = (body.try_get_u8()?, body.try_get_u8()? as usize);
+        let replica = String::from_utf8_lossy(body.get(..name).unwrap_or_default()).into();
+        body.advance(name.min(body.len()));
+        let (first_key, count) = (body.try_get_u64_le()?, body.try_get_u32_le()?);
+        let keys = (0..count).map(|_| Remembered::decode(body, token)).collect::<Result<_, _>>()?;
+        Ok(Self { sequence, token, lease, offset, lead, replica, first_key, keys, payload: body.to_vec() })
+    }
+}
+
+fn checksum(journal: u128, text: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&journal.to_le_bytes()), text)
+}
+
+/// A place in the chain of records: after which one, and where the following one stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Cursor {
+    pub(super) sequence: u64,
+    pub(super) next: u64,
+}
+
+/// Reads the record that follows, if it has been written in full.
+pub(super) fn read_after(
+    disk: &impl Disk,
+    layout: Layout,
+    head: &Header,
+    after: Cursor,
+) -> io::Result<Option<(JournalRecord, Cursor)>> {
+    for at in [after.next, layout.space()] {
+        if let Some((record, bytes)) = read_at(disk, layout, head, at, after.sequence + 1)? {
+            let next = at + layout.whole_pages(bytes);
+            return Ok(Some((record, Cursor { sequence: after.sequence + 1, next })));
+        }
+    }
+    Ok(None)
+}
+
+fn read_at(
+    disk: &impl Disk,
+    layout: Layout,
+    head: &Header,
+    at: u64,
+    sequence: u64,
+) -> io::Result<Option<(JournalRecord, u64)>> {
+    let mut text = disk.read(Place::Journal, at, layout.page.min(head.bytes.saturating_sub(at)))?;
+    let Some(mut prefix) = text.get(..RECORD_PREFIX_BYTES) else { return Ok(None) };
+    let (crc, body, found) = (prefix.get_u32_le(), u64::from(prefix.get_u32_le()), prefix.get_u64_le());
+    let bytes = RECORD_PREFIX_BYTES as u64 + body;
+    if found != sequence || at + bytes > head.bytes {
+        return Ok(None);
+    }
+    if bytes > text.len() as u64 {
+        text.extend(disk.read(Place::Journal, at + text.len() as u64, bytes - text.len() as u64)?);
+    }
+    let Some(whole) = text.get(..bytes as usize) else { return Ok(None) };
+    if checksum(head.journal, &whole[4..]) != crc {
+        return Ok(None);
+    }
+    let record = JournalRecord::decode(sequence, &whole[RECORD_PREFIX_BYTES..]);
+    Ok(record.ok().map(|record| (record, bytes)))
+}

@@ -1,0 +1,342 @@
+//! What one process knows of the CSV and its journal, and the look that brings it up to date.
+//!
+//! Everything here happens under the OS lock on the journal. `append`, `checkpoint` and `rebuild` are the other parts.
+
+use std::{io, path::PathBuf};
+
+use super::{
+    AppendError, OpenError,
+    checkpoint::print_of,
+    disk::{Disk, Place, Stretch},
+    format::Format,
+    journal::{Cursor, Header, HeaderFault, JournalRecord, Layout, read_after},
+    keys::Keys,
+    scan::{OpenLine, scan_rows},
+};
+use crate::{
+    record::{FencingToken, LeaseId},
+    schema::quote,
+};
+
+/// Whether this look may change the CSV: only who holds the lease may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Repair {
+    Allowed,
+    Forbidden,
+}
+
+/// What a look has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// The CSV is true to the journal; its last line may have been left open by somebody else.
+    True(Option<OpenLine>),
+    /// There is something to repair, and this look was not allowed to.
+    NeedsRepair,
+}
+
+/// What a ledger starts from.
+pub(super) struct LedgerOptions {
+    pub(super) path: PathBuf,
+    pub(super) layout: Layout,
+    pub(super) format: Format,
+    pub(super) replica: String,
+    /// How many keys to remember.
+    pub(super) keys: usize,
+}
+
+/// One process's view of one CSV.
+#[derive(Debug)]
+pub(super) struct Ledger<D> {
+    pub(super) disk: D,
+    pub(super) path: PathBuf,
+    pub(super) layout: Layout,
+    pub(super) format: Format,
+    pub(super) replica: Box<str>,
+    pub(super) replica_cell: Box<[u8]>,
+    /// The newest header at the last look, and the page that it is on.
+    pub(super) head: Header,
+    pub(super) head_page: u64,
+    /// The newest header is somebody else's, and perhaps not durable yet.
+    pub(super) owes_header_sync: bool,
+    /// The last record that was read or written.
+    pub(super) known: Cursor,
+    /// The last record whose rows were seen to stand in the CSV.
+    pub(super) verified: Cursor,
+    pub(super) mark: FencingToken,
+    pub(super) mark_lease: LeaseId,
+    pub(super) keys: Keys,
+    /// Everything before this offset of the CSV is whole rows.
+    pub(super) whole: u64,
+    /// Whether this process has looked at the CSV before.
+    started: bool,
+    /// A sync has failed: this process must end.
+    pub(super) failed: bool,
+}
+
+impl<D: Disk> Ledger<D> {
+    /// Reads the headers. The first look is the caller's to take.
+    pub(super) fn open(disk: D, options: LedgerOptions) -> Result<Self, OpenError> {
+        let LedgerOptions { path, layout, format, replica, keys } = options;
+        let pages =
+            disk.read(Place::Journal, 0, layout.space()).map_err(|e| OpenError::io(&path, "read the journal of", e))?;
+        let (head, head_page) = Header::newest(&pages, layout).map_err(|fault| OpenError::header(&path, fault))?;
+        Ok(Self {
+            disk,
+            layout,
+            format,
+            replica_cell: quote(&replica),
+            replica: replica.into(),
+            known: Cursor { sequence: 0, next: 0 },
+            verified: Cursor { sequence: 0, next: 0 },
+            mark: 0,
+            mark_lease: 0,
+            keys: Keys::new(keys),
+            whole: 0,
+            started: false,
+            failed: false,
+            owes_header_sync: true,
+            head,
+            head_page,
+            path,
+        }
+        .forgetful())
+    }
+
+    /// With nothing known but what the header says.
+    fn forgetful(mut self) -> Self {
+        self.verified = Cursor { sequence: self.head.base, next: self.head.next };
+        self.whole = self.head.csv_bytes;
+        self
+    }
+
+    /// Learns what others did, and makes the CSV true to the journal: recovery is nothing else.
+    pub(super) fn look(&mut self, repair: Repair) -> Result<Seen, AppendError> {
+        if self.failed {
+            return Err(AppendError::Sync(io::Error::other("an earlier sync failed")));
+        }
+        let pages = self.disk.read(Place::Journal, 0, self.layout.space()).map_err(AppendError::before("read"))?;
+        let in_doubt = pages.get(self.layout.mark() as usize).is_some_and(|&mark| mark != 0);
+        if in_doubt && repair == Repair::Forbidden {
+            return Ok(Seen::NeedsRepair);
+        }
+        if in_doubt {
+            self.write_all_anew(&pages)?;
+        }
+        self.catch_up(&pages)?;
+        self.check_prefix()?;
+        let damage = self.learn_and_verify(repair, in_doubt)?;
+        let seen = match damage {
+            Damage::None => self.look_behind()?,
+            Damage::Some => None,
+        };
+        let open = match (seen, repair) {
+            (Some(open), _) => open,
+            (None, Repair::Forbidden) => return Ok(Seen::NeedsRepair),
+            (None, Repair::Allowed) => {
+                self.rebuild(None)?;
+                None
+            }
+        };
+        self.started = true;
+        if in_doubt {
+            self.disk
+                .write_at(Place::Journal, self.layout.mark(), &[0])
+                .map_err(AppendError::before("clear the mark of"))?;
+        }
+        Ok(Seen::True(open))
+    }
+
+    /// Takes over the newest header; where space was recycled meanwhile, what the checkpoint kept of it.
+    fn catch_up(&mut self, pages: &[u8]) -> Result<(), AppendError> {
+        let (head, page) = Header::newest(pages, self.layout)
+            .map_err(|fault| AppendError::Unfit(OpenError::header(&self.path, fault)))?;
+        let base = Cursor { sequence: head.base, next: head.next };
+        if (head.number, head.journal) != (self.head.number, self.head.journal) {
+            self.owes_header_sync = true;
+        }
+        if self.verified.sequence <= head.base && (head.number != self.head.number || !self.started) {
+            // Whoever wrote it may have rebuilt the CSV: what we knew of its later part is no longer so.
+            (self.verified, self.whole) = (base, head.csv_bytes);
+        }
+        if self.known.sequence < head.base || !self.started {
+            self.keys.load(&self.disk, head.keys).map_err(AppendError::before("read the keys of"))?;
+            (self.mark, self.mark_lease) = (head.mark, head.lease);
+        }
+        if self.known.sequence <= head.base || !self.started {
+            self.known = base;
+        }
+        (self.head, self.head_page) = (head, page);
+        Ok(())
+    }
+
+    /// A file that is shorter or other than the checkpoint says was replaced, or cut by somebody.
+    fn check_prefix(&mut self) -> Result<(), AppendError> {
+        let len = self.disk.len(Place::Csv).map_err(AppendError::before("stat"))?;
+        if self.started && len >= self.whole {
+            return Ok(());
+        }
+        (self.verified, self.whole) = (Cursor { sequence: self.head.base, next: self.head.next }, self.head.csv_bytes);
+        let same = len >= self.head.csv_bytes
+            && print_of(&self.disk, self.head.csv_bytes).map_err(AppendError::before("read"))? == self.head.csv_print;
+        if same {
+            return Ok(());
+        }
+        let cursor = Cursor { sequence: self.head.base, next: self.head.next };
+        let first = read_after(&self.disk, self.layout, &self.head, cursor).map_err(AppendError::before("read"))?;
+        if first.is_some() || self.head.rebuild.is_some() {
+            return Err(AppendError::Unfit(OpenError::ForeignJournal(self.path.clone())));
+        }
+        self.adopt()
+    }
+
+    /// Another file of the same name, and no rows that the journal would owe it: read through once, then believed.
+    fn adopt(&mut self) -> Result<(), AppendError> {
+        let path = &self.path;
+        tracing::error!(csv = %path.display(), "not the file that the journal knows, or cut short by somebody; reading it anew");
+        let new = Format::read(&self.disk, path, &self.format.schema).map_err(AppendError::Unfit)?;
+        if self.started && (new.schema != self.format.schema || new.line_end != self.format.line_end) {
+            // Rows that wait are laid out by the header that was there at start: another one would misplace their cells.
+            return Err(AppendError::Unfit(OpenError::HeaderChanged(self.path.clone())));
+        }
+        self.format = new;
+        let rows = scan_rows(Stretch::new(&self.disk, Place::Csv, self.format.start, u64::MAX))
+            .map_err(AppendError::before("read"))?;
+        self.whole = self.format.start + rows.whole_bytes;
+        self.sync(Place::Csv)?;
+        let csv_print = print_of(&self.disk, self.whole).map_err(AppendError::before("read"))?;
+        self.write_header(Header { csv_bytes: self.whole, csv_print, ..self.head.clone() })
+    }
+
+    /// Reads the records that are new, and holds each against the CSV.
+    fn learn_and_verify(&mut self, repair: Repair, in_doubt: bool) -> Result<Damage, AppendError> {
+        let doubted = in_doubt || self.head.rebuild.is_some();
+        let mut damage = if doubted { Damage::Some } else { Damage::None };
+        let mut current = self.record_after(self.verified)?;
+        while let Some((record, cursor)) = current {
+            let following = self.record_after(cursor)?;
+            self.learn(&record, cursor);
+            if damage == Damage::None {
+                damage = self.verify(&record, following.is_none(), repair)?;
+            }
+            if damage == Damage::None {
+                self.verified = cursor;
+            }
+            current = following;
+        }
+        Ok(damage)
+    }
+
+    fn record_after(&self, cursor: Cursor) -> Result<Option<(JournalRecord, Cursor)>, AppendError> {
+        read_after(&self.disk, self.layout, &self.head, cursor).map_err(AppendError::before("read the journal of"))
+    }
+
+    /// Takes in token, lease and keys of a record, if it is new.
+    pub(super) fn learn(&mut self, record: &JournalRecord, cursor: Cursor) {
+        if record.sequence <= self.known.sequence {
+            return;
+        }
+        assert_eq!(record.sequence, self.known.sequence + 1, "records are read in order");
+        self.known = cursor;
+        if record.token >= self.mark {
+            (self.mark, self.mark_lease) = (record.token, record.lease);
+        }
+        self.keys.learn(record.first_key, &record.keys, &record.replica);
+    }
+
+    /// Whether a record's rows stand where it says. The last one's may have been cut short by a kill: then the rest is written.
+    fn verify(&mut self, record: &JournalRecord, is_last: bool, repair: Repair) -> Result<Damage, AppendError> {
+        if record.payload.is_empty() {
+            return Ok(Damage::None);
+        }
+        if !self.started && self.has_hole(self.whole, record.offset)? {
+            return Ok(Damage::Some);
+        }
+        let read = |from, bytes| self.disk.read(Place::Csv, from, bytes).map_err(AppendError::before("read"));
+        let present = read(record.offset, record.payload.len() as u64)?;
+        if present != record.payload {
+            let len = self.disk.len(Place::Csv).map_err(AppendError::before("stat"))?;
+            let is_cut_short = len >= record.offset && len < record.end() && record.payload.starts_with(&present);
+            if !is_last || !is_cut_short || repair == Repair::Forbidden {
+                return Ok(Damage::Some);
+            }
+            tracing::warn!(csv = %self.path.display(), at = len, token = record.token, "writing the rest of a batch that a killed replica left");
+            // guard: sync_before_repair
+            self.sync(Place::Journal)?;
+            let rest = &record.payload[present.len()..];
+            let landed =
+                self.disk.append(Place::Csv, rest).map_err(AppendError::before("write the rest of a batch to"))?;
+            if landed.start != len || landed.end != record.end() {
+                return Ok(Damage::Some);
+            }
+        }
+        self.whole = record.end();
+        Ok(Damage::None)
+    }
+
+    fn has_hole(&self, from: u64, to: u64) -> Result<bool, AppendError> {
+        let rows = scan_rows(Stretch::new(&self.disk, Place::Csv, from, to)).map_err(AppendError::before("read"))?;
+        Ok(rows.has_hole)
+    }
+
+    /// Reads what others appended behind our rows. `None`: a hole that a power cut left, found at a start.
+    fn look_behind(&mut self) -> Result<Option<Option<OpenLine>>, AppendError> {
+        let len = self.disk.len(Place::Csv).map_err(AppendError::before("stat"))?;
+        if len == self.whole {
+            return Ok(Some(None));
+        }
+        let stretch = Stretch::new(&self.disk, Place::Csv, self.whole, len);
+        let rows = scan_rows(stretch).map_err(AppendError::before("read"))?;
+        // guard: scan_at_start
+        if rows.has_hole && !self.started {
+            return Ok(None);
+        }
+        self.whole += rows.whole_bytes;
+        Ok(Some(rows.open))
+    }
+
+    /// Where the next record would go in the chain, for a disk that is full of older ones: see `checkpoint`.
+    pub(super) fn base(&self) -> Cursor {
+        Cursor { sequence: self.head.base, next: self.head.next }
+    }
+
+    /// All records since the checkpoint.
+    pub(super) fn records(&self) -> Result<Vec<JournalRecord>, AppendError> {
+        let (mut records, mut cursor) = (Vec::new(), self.base());
+        while let Some((record, next)) = self.record_after(cursor)? {
+            records.push(record);
+            cursor = next;
+        }
+        Ok(records)
+    }
+
+    /// Syncs, and if that fails, sees to it that nobody believes what the page cache says from now on.
+    pub(super) fn sync(&mut self, place: Place) -> Result<(), AppendError> {
+        self.disk.sync(place).map_err(|e| self.fail(e))
+    }
+
+    /// After a failed sync the page cache may hold what the disk does not: a mark tells whoever comes next.
+    pub(super) fn fail(&mut self, e: io::Error) -> AppendError {
+        self.failed = true;
+        // guard: mark_failed_sync
+        if let Err(e) = self.disk.write_at(Place::Journal, self.layout.mark(), &[1]) {
+            tracing::error!(error = %e, "cannot leave a mark of the failed sync in the journal");
+        }
+        AppendError::Sync(e)
+    }
+}
+
+/// Whether the CSV is other than the journal says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Damage {
+    None,
+    Some,
+}
+
+impl OpenError {
+    fn header(path: &std::path::Path, fault: HeaderFault) -> Self {
+        match fault {
+            HeaderFault::Damaged => Self::DamagedJournal(path.to_owned()),
+            HeaderFault::Newer(format) => Self::NewerJournal(path.to_owned(), format),
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! The journal on real files and processes: what a kill, a stale holder, a lost Redis, a stopped process leave behind.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{Seek, SeekFrom, Write},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+
+use crate::support::{Bench, On, Replica, journal_headers, until, until_checkpointed, until_held};
+
+const SETTINGS: [(&str, &str); 1] = [("ROWLOCK_CSV_HEADER", "token,data")];
+
+fn beside(bench: &Bench, suffix: &str) -> String {
+    format!("{}{suffix}", bench.csv.display())
+}
+
+async fn killed_after(bench: &Bench, rows: &[&str]) {
+    let mut replica = bench.replica(&SETTINGS);
+    for row in rows {
+        replica.append_text(row).await;
+    }
+    replica.signal("KILL");
+    replica.end();
+}
+
+/// Rewrites the CSV as if its last bytes had never reached the page cache: the same file, other content.
+fn set_csv(bench: &Bench, content: &[u8]) {
+    fs::write(&bench.csv, content).expect("writable");
+}
+
+#[tokio::test]
+async fn rows_that_a_killed_replica_left_out_are_written_by_the_next_start_without_a_request() {
+    for left in ["token,data\n1,one\n", "token,data\n1,one\n2,t", "token,data\n", "token,data\n1,\0\0\0\0\0\0\0\0\n"] {
+        let bench = Bench::new(On::Embedded);
+        killed_after(&bench, &["one", "two"]).await;
+        set_csv(&bench, left.as_bytes());
+        let _replica = bench.replica(&SETTINGS);
+        until("the rows are back", async || bench.content() == "token,data\n1,one\n2,two\n").await;
+    }
+}
+
+#[tokio::test]
+async fn others_whole_lines_outlive_a_rebuild_and_what_was_cut_lies_aside() {
+    let bench = Bench::new(On::Embedded);
+    killed_after(&bench, &["one"]).await;
+    let mut csv = OpenOptions::new().append(true).open(&bench.csv).expect("opens");
+    csv.write_all(b",foreign\n").expect("written");
+    // A power cut: a hole where our row was, and half a line of theirs.
+    set_csv(&bench, b"token,data\n1,\0\0\0\0,foreign\n,\"ha");
+    let replica = bench.replica(&SETTINGS);
+    replica.append_text("two").await;
+    assert_eq!(bench.content(), "token,data\n1,one\n,foreign\n3,two\n", "the repair had a turn of its own");
+    let aside = fs::read_to_string(beside(&bench, ".torn")).expect("a side file");
+    assert_eq!(aside, "1,\0\0\0\0,foreign\n,\"ha\n");
+    assert!(!fs::exists(beside(&bench, ".rebuild-0")).expect("known"), "the tail is cleaned up");
+}
+
+#[tokio::test]
+async fn a_redis_that_lost_its_counter_is_raised_above_the_mark_and_clients_notice_nothing() {
+    let bench = Bench::new(On::Redis);
+    let replicas = [(); 2].map(|()| bench.replica(&SETTINGS));
+    for n in 0..5 {
+        replicas[n % 2].append_text(&n.to_string()).await;
+    }
+    bench.redis().cli(&["flushall"]);
+    assert_eq!(replicas[0].append_text("after").await["token"], json!(6));
+    bench.redis().cli(&["flushall"]);
+    let (a, b) = tokio::join!(replicas[0].append_text("a"), replicas[1].append_text("b"));
+    assert!(a["token"].as_u64() > Some(6) && b["token"].as_u64() > Some(6) && a["token"] != b["token"], "{a} {b}");
+    assert_eq!(bench.redis().cli(&["get", "{rowlock:rows.csv}:token"]), "8");
+    let tokens: Vec<u64> = bench.rows().iter().map(|row| row["token"].parse().expect("a token")).collect();
+    assert_eq!(tokens, [1, 2, 3, 4, 5, 6, 7, 8]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_with_and_without_redis_on_one_file_stay_safe() {
+    let bench = Bench::new(On::Redis);
+    let with = bench.replica(&SETTINGS);
+    let without = Replica::start({
+        let mut command = bench.command(&SETTINGS);
+        command.env_remove("REDIS_CONN_STR");
+        command
+    });
+    let posts = (0..400).map(|n| {
+        let replica = if n % 2 == 0 { &with } else { &without };
+        replica.append(json!({ "data": n.to_string() }))
+    });
+    let answers = futures_util::future::join_all(posts).await;
+    assert!(answers.iter().all(|(status, _)| *status == 201), "{answers:?}");
+    let rows = bench.rows();
+    let tokens: Vec<u64> = rows.iter().map(|row| row["token"].parse().expect("a token")).collect();
+    assert!(tokens.is_sorted(), "{tokens:?}");
+    let mut data: Vec<usize> = rows.iter().map(|row| row["data"].parse().expect("ours")).collect();
+    data.sort_unstable();
+    assert_eq!(data, (0..400).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_token_is_recorded_before_a_sleep_so_that_an_older_holder_is_fenced_out() {
+    let bench = Bench::new(On::Redis);
+    let replica = bench.replica(&SETTINGS);
+    let older = bench.replica(&[("ROWLOCK_CSV_HEADER", "token,data"), ("ROWLOCK_LOCK_KEY", "another")]);
+    bench.redis().cli(&["set", "{rowlock:rows.csv}:token", "41"]);
+    let sleeping = replica.append(json!({"data": "slept", "sleep": 0.4}));
+    let meanwhile = async {
+        until_held(&bench).await;
+        until("the token is recorded", async || {
+            // This replica's own lock grants it token 1 only: its row must come after the mark all the same.
+            older.append_text("older").await["token"] == json!(43)
+        })
+        .await;
+    };
+    let ((status, problem), ()) = tokio::join!(sleeping, meanwhile);
+    assert_eq!((status, &problem["code"]), (503, &json!("lock_lost")), "who slept under a token that is stale by now");
+    assert_eq!(bench.content(), "token,data\n43,older\n");
+}
+
+#[tokio::test]
+async fn a_holder_stopped_past_its_time_to_live_writes_no_stale_row_when_it_goes_on() {
+    let bench = Bench::new(On::Redis);
+    let settings = [SETTINGS[0], ("ROWLOCK_LOCK_TTL", "300ms")];
+    let (stopped, other) = (bench.replica(&settings), bench.replica(&settings));
+    let sleeping = stopped.append(json!({"data": "stale", "sleep": 0.2}));
+    let meanwhile = async {
+        until_held(&bench).await;
+        stopped.signal("STOP");
+        assert_eq!(other.append_text("other").await["token"], json!(2));
+        stopped.signal("CONT");
+    };
+    let ((status, problem), ()) = tokio::join!(sleeping, meanwhile);
+    assert_eq!((status, &problem["outcome"]), (503, &json!("not_written")), "{problem}");
+    stopped.append_text("again").await;
+    assert_eq!(bench.content(), "token,data\n2,other\n3,again\n");
+}
+
+#[tokio::test]
+async fn a_process_stopped_inside_the_guarded_section_makes_others_answer_file_busy_and_nothing_is_written_later() {
+    let bench = Bench::new(On::Redis);
+    let settings = [SETTINGS[0], ("ROWLOCK_WAIT_TIMEOUT", "1s")];
+    let replicas = [(); 2].map(|()| bench.replica(&settings));
+    replicas[0].append_text("before").await;
+    let kept = File::open(beside(&bench, ".journal")).expect("opens");
+    kept.lock().expect("locked, as a stopped process would keep it");
+    let began = Instant::now();
+    let posts = replicas.iter().map(|replica| replica.append(json!({"data": "busy"})));
+    for (status, problem) in futures_util::future::join_all(posts).await {
+        let expected = (503, &json!("file_busy"), &json!("not_written"));
+        assert_eq!((status, &problem["code"], &problem["outcome"]), expected);
+    }
+    assert!(began.elapsed() < Duration::from_secs(5), "others hang");
+    let started = bench.command(&settings).args(["append", "--data", "x"]).output().expect("runs");
+    assert_eq!(started.status.code(), Some(75), "{started:?}");
+    kept.unlock().expect("unlocked");
+    replicas[1].append_text("after").await;
+    let data: Vec<_> = bench.rows().iter().map(|row| row["data"].clone()).collect();
+    assert_eq!(data, ["before", "after"]);
+}
+
+/// Bytes that a process has read, by its own system calls.
+fn bytes_read(replica: &Replica) -> u64 {
+    let io = fs::read_to_string(format!("/proc/{}/io", replica.pid())).expect("ours");
+    io.lines().find_map(|line| line.strip_prefix("rchar: ")).expect("counted").parse().expect("a number")
+}
+
+#[tokio::test]
+async fn a_start_reads_what_is_new_and_not_the_file() {
+    let bench = Bench::new(On::Embedded);
+    let mut file = File::create(&bench.csv).expect("made");
+    let rows = "0,a row that stands there already\n".repeat(1 << 15);
+    file.write_all(b"token,data\n").expect("written");
+    for _ in 0..64 {
+        file.write_all(rows.as_bytes()).expect("written");
+    }
+    let size = file.metadata().expect("known").len();
+    let adopting = bench.replica(&SETTINGS);
+    assert!(bytes_read(&adopting) > size, "a CSV without a journal is read through");
+    adopting.append_text("new").await;
+    drop(adopting);
+    let started = bench.replica(&SETTINGS);
+    started.append_text("newer").await;
+    assert!(bytes_read(&started) < size / 16, "read {} of {size}", bytes_read(&started));
+    let content = fs::read(&bench.csv).expect("readable");
+    assert!(content.ends_with(b"already\n1,new\n2,newer\n"));
+}
+
+#[tokio::test]
+async fn a_stop_leaves_a_checkpoint_so_that_the_csv_can_be_rotated_and_moved() {
+    let bench = Bench::new(On::Embedded);
+    let mut replica = bench.replica(&SETTINGS);
+    replica.append_text("old").await;
+    replica.signal("TERM");
+    assert!(replica.end().success());
+    assert_eq!(journal_headers(&bench).iter().max().expect("two").1, fs::metadata(&bench.csv).expect("there").len());
+    fs::rename(&bench.csv, bench.folder().join("2026.csv")).expect("renamed");
+    let replica = bench.replica(&SETTINGS);
+    assert_eq!(replica.append_text("new").await["token"], json!(2), "tokens go on");
+    assert_eq!(bench.content(), "token,data\n2,new\n");
+}
+
+/// What every version's header starts with: magic, length and checksum of the body, then the version.
+fn header_of_format_2() -> Vec<u8> {
+    let body = 2_u32.to_le_bytes();
+    [&b"rowlockJ"[..], &4_u32.to_le_bytes(), &crc32c::crc32c(&body).to_le_bytes(), &body].concat()
+}
+
+#[tokio::test]
+async fn a_journal_that_owes_rows_to_another_file_or_is_damaged_or_newer_refuses_the_start() {
+    let refused = |bench: &Bench, says: &str| {
+        let before = fs::read(&bench.csv).ok();
+        let output = bench.run(&["serve"], &SETTINGS);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        let last = stderr.lines().last().expect("a line");
+        assert!(last.starts_with("rowlock: ") && last.contains(says), "{stderr} does not say {says:?}");
+        assert_eq!(fs::read(&bench.csv).ok(), before, "the CSV was touched");
+    };
+    let bench = Bench::new(On::Embedded);
+    killed_after(&bench, &["one"]).await;
+    set_csv(&bench, b"other,header\n1,2\n");
+    refused(&bench, "holds rows of another");
+
+    let damage = async |bytes: &[(u64, &[u8])]| {
+        let bench = Bench::new(On::Embedded);
+        killed_after(&bench, &["one"]).await;
+        let mut journal = OpenOptions::new().write(true).open(beside(&bench, ".journal")).expect("opens");
+        for (at, bytes) in bytes {
+            journal.seek(SeekFrom::Start(*at)).expect("seeks");
+            journal.write_all(bytes).expect("written");
+        }
+        bench
+    };
+    let bench = damage(&[(40, b"xxxx"), (4096 + 40, b"xxxx")]).await;
+    refused(&bench, "is damaged");
+    let bench = damage(&[(40, b"xxxx")]).await;
+    bench.replica(&SETTINGS).append_text("one header is enough").await;
+    let bench = damage(&[(0, &header_of_format_2())]).await;
+    refused(&bench, "has format 2, and this version knows 1");
+}
+
+#[tokio::test]
+async fn a_newer_version_that_upgrades_the_journal_meanwhile_makes_this_one_refuse_and_not_write() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&SETTINGS);
+    replica.append_text("one").await;
+    let mut journal = OpenOptions::new().write(true).open(beside(&bench, ".journal")).expect("opens");
+    journal.write_all(&header_of_format_2()).expect("written");
+    let (status, problem) = replica.append(json!({"data": "two"})).await;
+    assert_eq!((status, &problem["outcome"]), (500, &json!("not_written")));
+    until("the log says why", async || replica.log().contains("a newer version is in use")).await;
+    assert_eq!(bench.content(), "token,data\n1,one\n");
+}
+
+#[tokio::test]
+async fn the_journal_never_grows_and_takes_the_size_that_is_set() {
+    let bench = Bench::new(On::Embedded);
+    let size = || fs::metadata(beside(&bench, ".journal")).expect("there").len();
+    let row = "x".repeat(100_000);
+    for (setting, bytes) in [("1MiB", 1 << 20), ("3MiB", 3 << 20), ("2MiB", 2 << 20)] {
+        let mut replica = bench.replica(&[SETTINGS[0], ("ROWLOCK_JOURNAL_BYTES", setting)]);
+        for _ in 0..40 {
+            replica.append_text(&row).await;
+        }
+        assert_eq!(size(), bytes);
+        replica.signal("TERM");
+        replica.end();
+    }
+    assert_eq!(bench.rows().len(), 120);
+}
+
+/// A library that takes the place of the system's file locks, as on a volume where they do nothing, or don't exist.
+fn without_locks(bench: &Bench, answer: &str) -> String {
+    let (source, library) = (bench.folder().join("flock.c"), bench.folder().join("flock.so"));
+    fs::write(&source, format!("#include <errno.h>\nint flock(int fd, int how) {{ {answer} }}\n")).expect("written");
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status();
+    assert!(built.expect("a C compiler").success());
+    library.display().to_string()
+}
+
+#[tokio::test]
+async fn a_volume_without_file_locks_is_refused_unless_it_is_accepted() {
+    for answer in ["return 0;", "errno = ENOTSUP; return -1;"] {
+        let bench = Bench::new(On::Redis);
+        let library = without_locks(&bench, answer);
+        let output = bench.run(&["serve"], &[("LD_PRELOAD", &library)]);
+        assert_eq!(output.status.code(), Some(1));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("no working file locks") && stderr.contains("ROWLOCK_UNLOCKED_VOLUME"), "{stderr}");
+        let replica = bench.replica(&[SETTINGS[0], ("LD_PRELOAD", &library), ("ROWLOCK_UNLOCKED_VOLUME", "accept")]);
+        replica.append_text("x").await;
+        assert!(replica.log().contains("no file locks on this volume"), "{}", replica.log());
+    }
+}
+
+#[tokio::test]
+async fn side_files_get_the_csvs_mode() {
+    use std::os::unix::fs::PermissionsExt;
+    let bench = Bench::with_file(On::Embedded, b"token,data\n");
+    fs::set_permissions(&bench.csv, fs::Permissions::from_mode(0o660)).expect("set");
+    let replica = bench.replica(&[]);
+    set_csv(&bench, b"token,data\n\"torn");
+    replica.append_text("x").await;
+    for suffix in [".journal", ".keys", ".torn"] {
+        let mode = fs::metadata(beside(&bench, suffix)).expect(suffix).permissions().mode();
+        assert_eq!(mode & 0o777, 0o660, "{suffix}");
+    }
+}
+
+#[tokio::test]
+async fn checkpoints_come_by_themselves_after_a_while_of_quiet_and_under_load() {
+    let bench = Bench::new(On::Redis);
+    let replicas = [(); 2].map(|()| bench.replica(&SETTINGS));
+    let first = journal_headers(&bench).iter().max().expect("two").0;
+    replicas[0].append_text("one").await;
+    until_checkpointed(&bench).await;
+    let quiet = journal_headers(&bench).iter().max().expect("two").0;
+    assert!(quiet > first);
+    let row = "x".repeat(50_000);
+    let posts = (0..60).map(|n| replicas[n % 2].append_text(&row));
+    futures_util::future::join_all(posts).await;
+    until("a checkpoint under load", async || journal_headers(&bench).iter().max().expect("two").0 > quiet).await;
+    until_checkpointed(&bench).await;
+    assert_eq!(bench.rows().len(), 61);
+}

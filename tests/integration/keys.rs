@@ -1,0 +1,216 @@
+//! `Idempotency-Key`: a request that is repeated until it succeeds writes its row once.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::support::{Bench, On, Replica, answer, until, until_checkpointed, until_held};
+
+/// Status, whether it was replayed, and the body.
+async fn keyed(replica: &Replica, key: &str, body: Value) -> (u16, bool, Value) {
+    let response = replica.post(&body).header("idempotency-key", key).send().await.expect("an answer");
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let replayed = headers.get("idempotent-replayed").is_some_and(|value| value == "true");
+    (status, replayed, response.json().await.expect("JSON"))
+}
+
+#[tokio::test]
+async fn a_repeat_is_answered_as_the_first_was_by_any_replica_after_a_restart_a_kill_and_a_flush() {
+    let bench = Bench::new(On::Redis);
+    let settings = [("ROWLOCK_CSV_HEADER", "token,key,data")];
+    let mut replicas = [(); 2].map(|()| bench.replica(&settings));
+    let (status, replayed, first) = keyed(&replicas[0], "\"k,1\"", json!({"data": "x", "skip_release": false})).await;
+    assert_eq!((status, replayed), (201, false), "{first}");
+    for replica in &replicas {
+        assert_eq!(keyed(replica, "k,1", json!({"data": "x"})).await, (201, true, first.clone()));
+    }
+    replicas[0].signal("KILL");
+    replicas[0].end();
+    let again = bench.replica(&settings);
+    assert_eq!(keyed(&again, "k,1", json!({"data": "x"})).await, (201, true, first.clone()), "from the journal");
+    until_checkpointed(&bench).await;
+    bench.redis().cli(&["flushall"]);
+    let late = bench.replica(&settings);
+    assert_eq!(keyed(&late, "k,1", json!({"data": "x"})).await, (201, true, first), "from the file of keys");
+    assert_eq!(bench.content(), "token,key,data\n1,\"k,1\",x\n");
+}
+
+#[tokio::test]
+async fn a_key_that_comes_with_other_data_is_refused_whatever_else_it_asks_for() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[]);
+    assert_eq!(keyed(&replica, "k", json!({"data": "x"})).await.0, 201);
+    for data in [json!("y"), json!(["x", ""]), json!(""), json!({"data": "z"})] {
+        let (status, _, problem) = keyed(&replica, "k", json!({ "data": data })).await;
+        let expected = (422, &json!("not_written"));
+        assert_eq!((status, &problem["outcome"]), expected, "{problem}");
+    }
+    let (status, _, problem) = keyed(&replica, "k", json!({"data": "y", "sleep": 0.01})).await;
+    assert_eq!((status, &problem["code"]), (422, &json!("key_reused")));
+    // The same cells are the same data, however they are written; sleep is no part of it, and is not slept again.
+    let (status, replayed, _) = keyed(&replica, "k", json!({"data": {"data": "x"}, "sleep": 20})).await;
+    assert_eq!((status, replayed), (201, true));
+    assert_eq!(bench.rows().len(), 1);
+}
+
+#[tokio::test]
+async fn a_key_under_way_in_this_replica_is_a_conflict_and_in_two_replicas_it_is_one_row() {
+    let bench = Bench::new(On::Redis);
+    let replicas = [(); 2].map(|()| bench.replica(&[]));
+    let body = json!({"data": "x", "sleep": 0.5});
+    let (first, second, third) =
+        tokio::join!(keyed(&replicas[0], "k", body.clone()), keyed(&replicas[1], "k", body.clone()), async {
+            until_held(&bench).await;
+            until("a conflict", async || {
+                // Whichever of the two is still under way in the first replica.
+                let response = replicas[0].post(&body).header("idempotency-key", "k").send().await.expect("an answer");
+                assert_eq!(response.status().as_u16() == 409, response.headers().contains_key("retry-after"));
+                response.status().as_u16() == 409
+            })
+            .await;
+        });
+    let ((), [first, second]) = (third, [first, second]);
+    assert_eq!((first.0, second.0), (201, 201));
+    assert!(first.1 != second.1, "one of them is the other's answer: {first:?} {second:?}");
+    assert_eq!(first.2, second.2);
+    assert_eq!(bench.rows().len(), 1);
+}
+
+#[tokio::test]
+async fn a_refusal_is_not_remembered() {
+    let bench = Bench::new(On::Redis);
+    let replica = bench.replica(&[("ROWLOCK_WAIT_TIMEOUT", "300ms")]);
+    bench.redis().cli(&["set", crate::support::LOCK_KEY, "foreign", "px", "60000"]);
+    let (status, _, problem) = keyed(&replica, "k", json!({"data": "x"})).await;
+    assert_eq!((status, &problem["code"]), (503, &json!("wait_timeout")));
+    bench.redis().cli(&["del", crate::support::LOCK_KEY]);
+    let (status, replayed, _) = keyed(&replica, "k", json!({"data": "other"})).await;
+    assert_eq!((status, replayed), (201, false));
+}
+
+#[tokio::test]
+async fn the_newest_keys_are_remembered_and_no_more() {
+    let bench = Bench::new(On::Embedded);
+    let few = [("ROWLOCK_IDEMPOTENCY_KEYS", "3")];
+    let replica = bench.replica(&few);
+    for key in ["a", "b", "c", "d"] {
+        assert_eq!(keyed(&replica, key, json!({ "data": key })).await.0, 201);
+    }
+    until_checkpointed(&bench).await;
+    for replica in [replica, bench.replica(&few)] {
+        for key in ["d", "c", "b"] {
+            assert!(keyed(&replica, key, json!({ "data": key })).await.1, "{key} is remembered");
+        }
+    }
+    let replica = bench.replica(&few);
+    assert!(!keyed(&replica, "a", json!({"data": "a"})).await.1, "the oldest is forgotten");
+    assert_eq!(bench.rows().len(), 5);
+}
+
+#[tokio::test]
+async fn a_replica_that_remembers_more_finds_what_the_smaller_file_of_keys_has() {
+    let bench = Bench::new(On::Embedded);
+    let small = bench.replica(&[("ROWLOCK_IDEMPOTENCY_KEYS", "3")]);
+    for key in ["a", "b", "c"] {
+        keyed(&small, key, json!({ "data": key })).await;
+    }
+    until_checkpointed(&bench).await;
+    let large = bench.replica(&[("ROWLOCK_IDEMPOTENCY_KEYS", "100")]);
+    for key in ["a", "b", "c"] {
+        assert!(keyed(&large, key, json!({ "data": key })).await.1, "{key}");
+    }
+    for key in ["d", "e"] {
+        assert!(!keyed(&small, key, json!({ "data": key })).await.1);
+    }
+    until_checkpointed(&bench).await;
+    let again = bench.replica(&[("ROWLOCK_IDEMPOTENCY_KEYS", "100")]);
+    for key in ["a", "b", "c", "d", "e"] {
+        assert!(keyed(&again, key, json!({ "data": key })).await.1, "{key}");
+    }
+    assert!(fs::metadata(format!("{}.keys", bench.csv.display())).expect("there").len() >= 128 * 6);
+}
+
+#[tokio::test]
+async fn keys_outlive_many_rounds_of_a_small_journal() {
+    let bench = Bench::new(On::Redis);
+    let replicas = [(); 3].map(|()| bench.replica(&[]));
+    let body = "x".repeat(3000);
+    let posts = (0..1200).map(|n| {
+        let replica = &replicas[n % 3];
+        keyed(replica, Box::leak(format!("k{n}").into_boxed_str()), json!({ "data": format!("{n} {body}") }))
+    });
+    let answers = futures_util::future::join_all(posts).await;
+    assert!(answers.iter().all(|(status, replayed, _)| (*status, *replayed) == (201, false)));
+    let late = bench.replica(&[]);
+    for n in [0, 1, 2, 599, 1197, 1198, 1199] {
+        for replica in replicas.iter().chain([&late]) {
+            let (_, replayed, ack) = keyed(replica, &format!("k{n}"), json!({ "data": format!("{n} {body}") })).await;
+            assert_eq!((replayed, &ack), (true, &answers[n].2), "k{n}");
+        }
+    }
+    assert_eq!(bench.rows().len(), 1200);
+}
+
+#[tokio::test]
+async fn a_client_that_repeats_until_it_succeeds_writes_once_while_replicas_are_killed() {
+    let bench = Bench::new(On::Redis);
+    let settings = [("ROWLOCK_LOCK_TTL", "300ms")];
+    let steady = bench.replica(&settings);
+    let posts = async {
+        for round in 0..6 {
+            let victim = bench.replica(&settings);
+            let (victim, steady) = (&victim, &steady);
+            let rounds = (0..40).map(|n| async move {
+                let (key, body) = (format!("{round}-{n}"), json!({ "data": format!("{round}-{n}") }));
+                let mut targets = [victim, steady].into_iter().cycle();
+                loop {
+                    let target = targets.next().expect("a cycle");
+                    let request = target.post(&body).header("idempotency-key", &key);
+                    if request.send().await.is_ok_and(|response| response.status() == 201) {
+                        break;
+                    }
+                }
+            });
+            let kill = async {
+                steady.append_text(&format!("trigger {round}")).await;
+                victim.signal("KILL");
+            };
+            tokio::join!(futures_util::future::join_all(rounds), kill);
+        }
+    };
+    posts.await;
+    let mut data: Vec<_> = bench.rows().into_iter().map(|mut row| row.remove("data").expect("data")).collect();
+    data.retain(|data| !data.starts_with("trigger"));
+    data.sort();
+    let mut expected: Vec<_> = (0..6).flat_map(|round| (0..40).map(move |n| format!("{round}-{n}"))).collect();
+    expected.sort();
+    assert_eq!(data, expected);
+}
+
+#[test]
+fn the_command_line_takes_a_key_too() {
+    let bench = Bench::new(On::Embedded);
+    let append = |data: &str| bench.run(&["append", "--data", data, "--idempotency-key", "k"], &[]);
+    let (first, again, other) = (append("x"), append("x"), append("y"));
+    assert!(first.status.success() && again.status.success());
+    assert!(String::from_utf8_lossy(&again.stdout).contains("written before, under this key"), "{again:?}");
+    assert_eq!(other.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&other.stderr).contains("used with other data"), "{other:?}");
+    assert_eq!(bench.run(&["append", "--data", "x", "--idempotency-key", ""], &[]).status.code(), Some(2));
+    assert_eq!(bench.rows().len(), 1);
+}
+
+#[tokio::test]
+async fn a_row_that_is_too_large_for_the_journal_is_refused_alone() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[]);
+    let large = "x".repeat(600_000);
+    let posts = [&large, "small", &large].map(|data| answer(replica.post(&json!({ "data": data }))));
+    let answers = futures_util::future::join_all(posts).await;
+    let codes: Vec<_> = answers.iter().map(|(status, body)| (*status, body["code"].as_str())).collect();
+    assert_eq!(codes, [(413, Some("batch_too_large")), (201, None), (413, Some("batch_too_large"))]);
+    // Quoting makes it too large only once it is encoded.
+    let (status, problem) = replica.append(json!({ "data": "\"".repeat(300_000) })).await;
+    assert_eq!((status, &problem["code"]), (413, &json!("batch_too_large")));
+    assert_eq!(bench.rows().len(), 1);
+}
