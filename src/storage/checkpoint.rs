@@ -99,6 +99,7 @@ impl<D: Disk> Ledger<D> {
             next: pending.base.next,
             csv_bytes: pending.csv_bytes,
             csv_print: pending.csv_print,
+            // guard: mark_in_header
             mark: pending.mark,
             lease: pending.lease,
             keys: pending.keys,

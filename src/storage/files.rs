@@ -88,19 +88,24 @@ impl Files {
 
     /// Takes the OS lock, trying until `deadline`, 1 to 50 ms apart; and makes sure that path and open file are still one.
     pub(super) fn lock(&self, deadline: Instant) -> Result<OsLock, AppendError> {
+        let lock = if self.locks { self.take_lock(deadline)? } else { OsLock(None) };
+        // guard: same_file
+        self.refuse_replaced()?;
+        Ok(lock)
+    }
+
+    fn take_lock(&self, deadline: Instant) -> Result<OsLock, AppendError> {
         let mut pause = Duration::from_millis(1);
-        while self.locks {
+        loop {
+            // guard: os_lock
             match self.journal.try_lock() {
-                Ok(()) => break,
+                Ok(()) => return Ok(OsLock(Some(Arc::clone(&self.journal)))),
                 Err(TryLockError::Error(e)) => return Err(AppendError::before("lock")(e)),
                 Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return Err(AppendError::Busy),
                 Err(TryLockError::WouldBlock) => thread::sleep(pause),
             }
             pause = (pause * 2).min(Duration::from_millis(50));
         }
-        let lock = OsLock(self.locks.then(|| Arc::clone(&self.journal)));
-        self.refuse_replaced()?;
-        Ok(lock)
     }
 
     /// A file that was renamed away or replaced would take rows that nobody finds.

@@ -282,6 +282,7 @@ fn read_at(
     let Some(mut prefix) = text.get(..RECORD_PREFIX_BYTES) else { return Ok(None) };
     let (crc, body, found) = (prefix.get_u32_le(), u64::from(prefix.get_u32_le()), prefix.get_u64_le());
     let bytes = RECORD_PREFIX_BYTES as u64 + body;
+    // guard: sequence
     if found != sequence || at + bytes > head.bytes {
         return Ok(None);
     }
@@ -289,6 +290,7 @@ fn read_at(
         text.extend(disk.read(Place::Journal, at + text.len() as u64, bytes - text.len() as u64)?);
     }
     let Some(whole) = text.get(..bytes as usize) else { return Ok(None) };
+    // guard: crc
     if checksum(head.journal, &whole[4..]) != crc {
         return Ok(None);
     }

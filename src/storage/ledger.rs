@@ -251,8 +251,9 @@ impl<D: Disk> Ledger<D> {
         if !self.started && self.has_hole(self.whole, record.offset)? {
             return Ok(Damage::Some);
         }
-        let read = |from, bytes| self.disk.read(Place::Csv, from, bytes).map_err(AppendError::before("read"));
-        let present = read(record.offset, record.payload.len() as u64)?;
+        let bytes = record.payload.len() as u64;
+        let present = self.disk.read(Place::Csv, record.offset, bytes).map_err(AppendError::before("read"))?;
+        // guard: verify
         if present != record.payload {
             let len = self.disk.len(Place::Csv).map_err(AppendError::before("stat"))?;
             let is_cut_short = len >= record.offset && len < record.end() && record.payload.starts_with(&present);

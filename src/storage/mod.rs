@@ -48,7 +48,7 @@ use crate::{
 };
 
 /// How long a start waits for another process that has the files in hand.
-const START_WAIT: Duration = Duration::from_secs(10);
+const START_WAIT: Duration = Duration::from_secs(2);
 /// A checkpoint begins when this part of the journal's space is in use: one in so many.
 const CHECKPOINT_AT: u64 = 4;
 
@@ -438,6 +438,27 @@ mod tests {
         stopped.unlock().expect("unlocks");
         assert!(append(true).is_ok());
         assert_eq!(std::fs::read_to_string(&path).expect("reads"), "token,data\n1,x\n");
+    }
+
+    #[test]
+    fn a_key_that_waited_while_its_first_try_may_have_been_forgotten_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("rows.csv");
+        let mut storage = open(&path);
+        let record = storage.schema().record(&Data::Text("x".into())).expect("fits");
+        let rows = std::slice::from_ref(&record);
+        let mut append = |name: String, keys_seen| {
+            let (now, key) = (Instant::now(), Key::new(&name, rows).expect("a key"));
+            let turn = Turn { token: 1, lease: 1, granted: now, timestamp: "", deadline: now, still_held: &|| true };
+            let entry = Entry { rows, key: Some(&key), keys_seen, waited_ms: 0, released: true };
+            storage.append(&[entry], &turn).expect("written").remove(0)
+        };
+        for n in 0..100 {
+            assert!(matches!(append(format!("k{n}"), n), Ok(Placed::Written { .. })));
+        }
+        assert_eq!(append("late".to_owned(), 0), Err(Refusal::Outrun));
+        assert!(matches!(append("k0".to_owned(), 0), Ok(Placed::Replayed(_))), "what is remembered is answered");
+        assert!(matches!(append("late".to_owned(), 1), Ok(Placed::Written { .. })));
     }
 
     fn open(path: &Path) -> Storage {
