@@ -1,6 +1,7 @@
 //! The command line: parses, starts logging, dispatches. One file a command.
 
 mod append;
+mod lock;
 mod serve;
 mod usage;
 
@@ -37,6 +38,7 @@ Examples:
   rowlock                                              serve rows.csv on 127.0.0.1:8080, embedded lock
   rowlock serve --redis redis://localhost --csv a.csv  one of many replicas
   rowlock append --data hello                          one row, no server needed
+  rowlock lock                                         who has the lock, and who waits for it
   curl -d data=hello http://127.0.0.1:8080/append      one row, through a server";
 
 #[derive(Debug, Subcommand)]
@@ -45,6 +47,8 @@ enum Command {
     Serve,
     /// Append to the CSV from here: same lock, same file, no server.
     Append(append::Args),
+    /// Show who has the lock, or take it away.
+    Lock(lock::Args),
 }
 
 /// Runs the command that the arguments name.
@@ -111,11 +115,12 @@ fn dotenv_line(text: &str) -> String {
 }
 
 fn run(cli: Cli) -> Result<(), Exit> {
-    start_logging(cli.config.log_format, matches!(cli.command, Some(Command::Append(_))));
+    start_logging(cli.config.log_format, matches!(cli.command, Some(Command::Append(_) | Command::Lock(_))));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| Exit::new(FAILED, e))?;
     let result = match cli.command {
         None | Some(Command::Serve) => runtime.block_on(serve::run(cli.config)),
         Some(Command::Append(args)) => runtime.block_on(append::run(cli.config, args)),
+        Some(Command::Lock(args)) => runtime.block_on(lock::run(cli.config, args)),
     };
     runtime.shutdown_background();
     result

@@ -11,7 +11,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    AppendError,
+    AppendError, Forced,
     queue::{Next, Queue, Waiting},
 };
 use crate::{
@@ -93,9 +93,14 @@ impl Committer {
                     quiet = self.look_idly().await?;
                     continue;
                 }
+                Next::Order => {
+                    self.force_release().await?;
+                    continue;
+                }
                 Next::Work => {}
             }
-            let Some(lease) = self.lock.acquire(|| !self.queue.is_empty()).await else { continue };
+            let wanted = || !self.queue.is_empty() && !self.queue.has_orders();
+            let Some(lease) = self.lock.acquire(wanted).await else { continue };
             let granted = Instant::now();
             // Taken only now: what arrived while we waited for the lock shares this hold and this sync.
             match self.queue.take(BATCH_BYTES_MAX) {
@@ -143,12 +148,55 @@ impl Committer {
             Err(e) => return self.not_written(&e, batch, false).map(Err),
         }
         tokio::select! {
-            () = tokio::time::sleep(sleep) => Ok(Ok(batch)),
-            () = lease.lost() => {
-                answer(batch, |_| Err(AppendError::LockLost));
-                Ok(Err(Leave::Release))
+            () = tokio::time::sleep(sleep) => return Ok(Ok(batch)),
+            () = lease.lost() => {}
+            () = self.queue.order() => self.force_release().await?,
+        }
+        answer(batch, |_| Err(AppendError::LockLost));
+        Ok(Err(Leave::Release))
+    }
+
+    /// Takes the lock from whoever has it, perhaps ourselves, for all who asked for that.
+    async fn force_release(&mut self) -> Result<(), Fatal> {
+        let orders = self.queue.take_orders();
+        let forced = self.fence_and_force().await;
+        match &forced {
+            Ok(Forced { holder, token, .. }) => tracing::warn!(?holder, token, "the lock was released by force"),
+            Err(e) => tracing::error!(error = %e, "the lock was not released"),
+        }
+        let failed = forced == Err(AppendError::SyncFailed);
+        for order in orders {
+            let _ = order.send(forced.clone());
+        }
+        if failed { Err(Fatal::SyncFailed) } else { Ok(()) }
+    }
+
+    /// First the mark, so that the old holder can't write any more; then the hand-over.
+    async fn fence_and_force(&mut self) -> Result<Forced, AppendError> {
+        let away = || AppendError::LockUnavailable(BUSY_PATIENCE);
+        let holder = self.lock.status().await.ok_or_else(away)?.holder;
+        let mut token = self.lock.next_token().await.ok_or_else(away)?;
+        let (now, lease) = (Instant::now(), uuid::Uuid::new_v4().as_u128());
+        loop {
+            let turn = Turn {
+                token,
+                lease,
+                granted: now.into_std(),
+                timestamp: "",
+                deadline: (now + BUSY_PATIENCE).into_std(),
+                still_held: &|| true,
+            };
+            match self.storage.fence(None, &turn) {
+                Ok(_) => break,
+                Err(storage::AppendError::Fenced { mark }) => {
+                    token = mark + 1;
+                    self.lock.raise(token).await;
+                }
+                Err(e) => return Err(AppendError::from(&e)),
             }
         }
+        let released = self.lock.force().await.ok_or_else(away)?;
+        Ok(Forced { released, holder, token })
     }
 
     /// Blocks this thread, and no other, until the batch is durable; answers as it goes.

@@ -9,7 +9,7 @@ mod in_flight;
 mod queue;
 
 use std::{
-    path::PathBuf,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -30,7 +30,7 @@ use tokio::{
 use crate::{
     config::{Config, UnlockedVolume},
     lock::{self, Lock},
-    record::{Ack, Key, Record, Simulation},
+    record::{Ack, FencingToken, Key, Record, Simulation},
     schema::Schema,
     storage::{self, Storage},
 };
@@ -62,6 +62,17 @@ pub struct Appender {
     wait_timeout: Duration,
 }
 
+/// What a forced release came to.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Forced {
+    /// Whether somebody had the lock, and has it no more.
+    pub released: bool,
+    /// The replica that had it.
+    pub holder: Option<String>,
+    /// The token that is recorded now: whoever holds an older one writes nothing any more.
+    pub token: FencingToken,
+}
+
 /// How the committer ended: `Ok` after a drain, else what it could not go on from.
 pub type Ended = oneshot::Receiver<Result<(), Fatal>>;
 
@@ -79,13 +90,12 @@ pub async fn open(config: &Config) -> Result<(Appender, Ended), OpenError> {
         keys: config.idempotency_keys,
         accept_unlocked: config.unlocked_volume == UnlockedVolume::Accept,
     };
-    let lock_options = lock::Options { replica: replica.clone(), ttl: config.lock_ttl };
-    let redis =
-        config.redis.as_ref().map(|url| Lock::redis(url, &config.lock_key(), lock_options.clone())).transpose()?;
+    // A wrong address is said before a file is made.
+    let redis = open_redis(config, &replica)?;
     let storage = Storage::open(options)?;
     let lock = match redis {
         Some(lock) => lock,
-        None => Lock::embedded(&lock_file(&storage), lock_options)?,
+        None => open_embedded(config, &replica, storage.path())?,
     };
     tracing::info!(replica, csv = %storage.path().display(), lock = lock.kind(), "opened");
 
@@ -112,10 +122,29 @@ pub async fn open(config: &Config) -> Result<(Appender, Ended), OpenError> {
     Ok((appender, end))
 }
 
-fn lock_file(storage: &Storage) -> PathBuf {
-    let mut path = storage.path().as_os_str().to_owned();
+fn open_redis(config: &Config, replica: &str) -> Result<Option<Lock>, lock::OpenError> {
+    let options = lock::Options { replica: replica.to_owned(), ttl: config.lock_ttl };
+    config.redis.as_ref().map(|url| Lock::redis(url, &config.lock_key(), options)).transpose()
+}
+
+fn open_embedded(config: &Config, replica: &str, csv: &Path) -> Result<Lock, lock::OpenError> {
+    let options = lock::Options { replica: replica.to_owned(), ttl: config.lock_ttl };
+    let mut path = csv.as_os_str().to_owned();
     path.push(".lock");
-    path.into()
+    Lock::embedded(Path::new(&path), options)
+}
+
+/// Who has the lock, asked without touching the CSV.
+///
+/// # Errors
+/// If the lock can't be opened, or, within, is out of reach.
+pub async fn lock_status(config: &Config) -> Result<Result<lock::Status, AppendError>, OpenError> {
+    let replica = config.replica_name();
+    let lock = match open_redis(config, &replica)? {
+        Some(lock) => lock,
+        None => open_embedded(config, &replica, &storage::resolve(&config.csv)?)?,
+    };
+    Ok(lock.status().await.ok_or(AppendError::LockUnavailable(config.wait_timeout)))
 }
 
 impl Appender {
@@ -168,6 +197,22 @@ impl Appender {
             Err(_) => answered.await,
         };
         result.unwrap_or(Err(AppendError::Internal(Outcome::Unknown)))
+    }
+
+    /// Who has the lock, and who waits for it.
+    ///
+    /// # Errors
+    /// `LockUnavailable`, if the lock is out of reach.
+    pub async fn lock_status(&self) -> Result<lock::Status, AppendError> {
+        self.lock.status().await.ok_or(AppendError::LockUnavailable(self.wait_timeout))
+    }
+
+    /// Takes the lock from whoever has it: records a newer token, so that the old holder is fenced out, then hands over.
+    ///
+    /// # Errors
+    /// If lock or file are out of reach; then nothing was taken from anybody.
+    pub async fn force_release(&self) -> Result<Forced, AppendError> {
+        self.queue.order_release().await.unwrap_or(Err(AppendError::Draining))
     }
 
     fn why_it_waited(&self) -> AppendError {

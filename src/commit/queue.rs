@@ -11,7 +11,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::AppendError;
+use super::{AppendError, Forced};
 use crate::record::{Ack, Key, Record, Simulation};
 
 /// What may wait in one replica.
@@ -60,6 +60,8 @@ impl State {
 /// What there is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
+    /// A forced release.
+    Order,
     Work,
     /// Nothing came for a while.
     Quiet,
@@ -71,16 +73,52 @@ pub(super) enum Next {
 pub(super) struct Queue {
     state: Mutex<State>,
     changed: Notify,
+    /// Forced releases that were asked for, and not done yet.
+    orders: Mutex<Vec<Order>>,
+    ordered: Notify,
     bounds: Bounds,
 }
 
+/// A forced release that somebody waits for.
+pub(super) type Order = oneshot::Sender<Result<Forced, AppendError>>;
+
 impl Queue {
     pub(super) fn new(bounds: Bounds) -> Self {
-        Self { state: Mutex::default(), changed: Notify::new(), bounds }
+        Self {
+            state: Mutex::default(),
+            changed: Notify::new(),
+            orders: Mutex::default(),
+            ordered: Notify::new(),
+            bounds,
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder of the queue panics")
+    }
+
+    /// Asks the committer to take the lock from whoever has it.
+    pub(super) fn order_release(&self) -> oneshot::Receiver<Result<Forced, AppendError>> {
+        let (order, done) = oneshot::channel();
+        self.orders.lock().expect("no holder of the orders panics").push(order);
+        self.ordered.notify_one();
+        self.changed.notify_one();
+        done
+    }
+
+    pub(super) fn take_orders(&self) -> Vec<Order> {
+        std::mem::take(&mut *self.orders.lock().expect("no holder of the orders panics"))
+    }
+
+    pub(super) fn has_orders(&self) -> bool {
+        !self.orders.lock().expect("no holder of the orders panics").is_empty()
+    }
+
+    /// Returns when a forced release is asked for.
+    pub(super) async fn order(&self) {
+        while !self.has_orders() {
+            self.ordered.notified().await;
+        }
     }
 
     /// Takes rows in, if there is room for them.
@@ -110,6 +148,9 @@ impl Queue {
         let deadline = Instant::now() + quiet;
         loop {
             let changed = self.changed.notified();
+            if self.has_orders() {
+                return Next::Order;
+            }
             match self.state() {
                 state if !state.waiting.is_empty() => return Next::Work,
                 state if state.closed => return Next::End,

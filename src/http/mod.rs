@@ -6,6 +6,7 @@ mod body;
 mod edge;
 mod error;
 mod health;
+mod lock;
 
 use std::sync::{
     Arc,
@@ -73,6 +74,7 @@ impl App {
     pub fn router(self) -> Router {
         Router::new()
             .route("/append", post(append::append))
+            .route("/lock", get(lock::status).delete(lock::release))
             .route("/livez", get(health::livez))
             .route("/readyz", get(health::readyz))
             .fallback(async |headers: HeaderMap, body: Body| body::refuse(&headers, body, ApiError::NotFound).await)

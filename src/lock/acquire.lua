@@ -3,7 +3,7 @@ local id, now = ARGV[1], now_ms()
 local holder = redis.call('GET', KEYS[1])
 if not holder and redis.call('LLEN', KEYS[3]) == 0 then
   redis.call('SET', KEYS[1], id, 'PX', ARGV[2])
-  return {redis.call('INCR', KEYS[2]), 0}
+  return {next_token(), 0}
 end
 if not holder then
   -- Expired, or freed by somebody who knows of no queue: the longest waiter is next, which may be the caller.
@@ -17,4 +17,5 @@ if holder ~= id then
 end
 -- Handed over, or the answer was lost: then a new token is as good, since tokens only grow.
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return {redis.call('INCR', KEYS[2]), 0}
+redis.call('HDEL', KEYS[4], id)
+return {next_token(), 0}

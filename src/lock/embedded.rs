@@ -6,20 +6,21 @@ use std::{
     fs::{File, OpenOptions, TryLockError},
     io,
     os::unix::fs::FileExt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{Options, Try};
+use super::{Options, State as Held, Status, Try};
 use crate::record::FencingToken;
 
 /// One write of this size at offset 0 replaces the state as a whole.
 const STATE_BYTES: usize = 256;
 
 pub(super) struct EmbeddedLock {
+    path: PathBuf,
     file: Arc<File>,
     options: Options,
 }
@@ -36,7 +37,7 @@ struct State {
 impl EmbeddedLock {
     pub(super) fn open(path: &Path, options: Options) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        let lock = Self { file: Arc::new(file), options };
+        let lock = Self { path: path.to_owned(), file: Arc::new(file), options };
         lock.read_state()?;
         Ok(lock)
     }
@@ -49,6 +50,49 @@ impl EmbeddedLock {
         }
         serde_json::from_slice(&text[..read])
             .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("not a lock file: {e}")))
+    }
+
+    /// Whether a process keeps it, as the system tells a handle of our own.
+    fn is_kept(&self) -> io::Result<bool> {
+        let handle = File::open(&self.path)?;
+        match handle.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(e)) => Err(e),
+        }
+    }
+
+    pub(super) fn status(&self) -> io::Result<Status> {
+        let (kept, state) = (self.is_kept()?, self.read_state()?);
+        let left = state.abandoned_until_ms.saturating_sub(unix_ms());
+        let held = kept || left > 0;
+        Ok(Status {
+            lock: "embedded",
+            state: if held { Held::Held } else { Held::Free },
+            holder: held.then_some(state.holder),
+            token: held.then_some(state.token),
+            ttl_ms: (!kept && held).then_some(left),
+            waiters: Vec::new(),
+        })
+    }
+
+    pub(super) fn next_token(&self) -> io::Result<FencingToken> {
+        Ok(self.read_state()?.token + 1)
+    }
+
+    /// Ends the time for which an abandoned lock binds. One that a process keeps is its own until that ends.
+    pub(super) fn force(&self) -> io::Result<bool> {
+        match self.file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(false),
+            Err(TryLockError::Error(e)) => return Err(e),
+        }
+        let mut lease =
+            EmbeddedLease { file: Arc::clone(&self.file), ttl: self.options.ttl, state: self.read_state()? };
+        let bound = lease.state.abandoned_until_ms > unix_ms();
+        lease.state.abandoned_until_ms = 0;
+        lease.write_state()?;
+        Ok(bound)
     }
 
     pub(super) fn try_acquire(&self) -> io::Result<Try<(FencingToken, EmbeddedLease)>> {

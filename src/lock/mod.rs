@@ -4,6 +4,7 @@
 
 mod embedded;
 mod redis;
+mod status;
 mod wake;
 
 use std::{
@@ -17,6 +18,7 @@ use std::{
 
 use embedded::{EmbeddedLease, EmbeddedLock};
 use redis::{RedisLease, RedisLock};
+pub use status::{State, Status, Waiter};
 
 use crate::{
     config::RedisUrl,
@@ -60,6 +62,8 @@ enum TryError {
     Redis(#[from] deadpool_redis::redis::RedisError),
     #[error("no connection: {0}")]
     Pool(#[from] deadpool_redis::PoolError),
+    #[error("{0}")]
+    Answer(&'static str),
     #[error("the lock file: {0}")]
     File(#[from] std::io::Error),
 }
@@ -166,6 +170,38 @@ impl Lock {
             redis.give_up(&id).await;
         }
         None
+    }
+
+    /// Who has the lock, and who waits for it. `None`: the backend is out of reach.
+    pub async fn status(&self) -> Option<Status> {
+        match &self.backend {
+            Backend::Redis(redis) => redis.status().await.ok(),
+            Backend::Embedded(embedded) => self.reach.note(embedded.status().map_err(TryError::from)).ok(),
+        }
+    }
+
+    /// A token that is newer than the holder's. `None`: the backend is out of reach.
+    pub async fn next_token(&self) -> Option<FencingToken> {
+        match &self.backend {
+            Backend::Redis(redis) => redis.next_token().await.ok(),
+            Backend::Embedded(embedded) => self.reach.note(embedded.next_token().map_err(TryError::from)).ok(),
+        }
+    }
+
+    /// Sees to it that the next grant's token is above `mark`. (The embedded lock is raised when it is next granted.)
+    pub async fn raise(&self, mark: FencingToken) {
+        if let Backend::Redis(redis) = &self.backend {
+            redis.raise(mark).await;
+        }
+    }
+
+    /// Takes the lock from whoever has it, and hands it over; whether somebody had it. An embedded lock that a process keeps
+    /// can't be taken from it. `None`: the backend is out of reach.
+    pub async fn force(&self) -> Option<bool> {
+        match &self.backend {
+            Backend::Redis(redis) => redis.force().await.ok(),
+            Backend::Embedded(embedded) => self.reach.note(embedded.force().map_err(TryError::from)).ok(),
+        }
     }
 
     async fn try_once(&self, id: &str) -> Result<Try<Lease>, TryError> {

@@ -1,6 +1,6 @@
 -- What the scripts share; it stands before each of them.
--- KEYS: 1 the lock, 2 the token counter, 3 the queue, 4 when each waiter last looked. ARGV: 1 lease id, 2 time to live in ms.
--- The queue holds lease ids in order of arrival. All keys share the lock's hash tag; the channel's name is the queue's.
+-- KEYS: 1 the lock, 2 the token counter, 3 the queue, 4 when each waiter came and last looked. ARGV: 1 lease id, 2 time to live
+-- in ms. The queue holds lease ids in order of arrival. All keys share the lock's hash tag; the channel's name is the queue's.
 
 -- A waiter looks every 250 ms at least; one that has not for this long is dead.
 local ALIVE_MS = 1000
@@ -8,15 +8,32 @@ local ALIVE_MS = 1000
 local CLAIM_MS = 1000
 -- Nothing of a queue that nobody waits in stays behind.
 local KEEP_MS = 60000
+-- Nor of a counter that nobody counts with: the journal's mark is the truth, and raises it.
+local KEEP_TOKEN_MS = 86400000
 
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+local function next_token()
+  local token = redis.call('INCR', KEYS[2])
+  redis.call('PEXPIRE', KEYS[2], KEEP_TOKEN_MS)
+  return token
+end
+
+-- When a waiter came, and when it last looked; nil for one that is not known.
+local function waiter(id)
+  local known = redis.call('HGET', KEYS[4], id)
+  if not known then return nil end
+  local came, seen = string.match(known, '(%d+) (%d+)')
+  return tonumber(came), tonumber(seen)
+end
+
 local function join(id, now)
+  local came = waiter(id) or now
   if not redis.call('LPOS', KEYS[3], id) then redis.call('RPUSH', KEYS[3], id) end
-  redis.call('HSET', KEYS[4], id, now)
+  redis.call('HSET', KEYS[4], id, string.format('%.0f %.0f', came, now))
   redis.call('PEXPIRE', KEYS[3], KEEP_MS)
   redis.call('PEXPIRE', KEYS[4], KEEP_MS)
 end
@@ -31,17 +48,18 @@ local function hand_over(now)
   while true do
     local id = redis.call('LPOP', KEYS[3])
     if not id then
-      redis.call('DEL', KEYS[1])
+      redis.call('DEL', KEYS[1], KEYS[4])
       return
     end
-    local seen = redis.call('HGET', KEYS[4], id)
-    redis.call('HDEL', KEYS[4], id)
-    if seen and now - tonumber(seen) <= ALIVE_MS then
+    local _, seen = waiter(id)
+    if seen and now - seen <= ALIVE_MS then
+      -- Until it has collected its grant, it stays known as a waiter.
       redis.call('SET', KEYS[1], id, 'PX', CLAIM_MS)
       -- Only a hint: the state is the truth, and a waiter that misses this finds itself the holder at its next look.
       if id ~= ARGV[1] then redis.call('PUBLISH', KEYS[3], id) end
       return
     end
+    redis.call('HDEL', KEYS[4], id)
   end
 end
 

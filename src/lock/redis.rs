@@ -14,7 +14,7 @@ use deadpool_redis::{
 };
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
-use super::{OpenError, Options, Reach, Try, TryError, wake::Wake};
+use super::{OpenError, Options, Reach, State, Status, Try, TryError, Waiter, wake::Wake};
 use crate::{config::RedisUrl, record::FencingToken};
 
 /// The longest that one call to Redis, or a new connection, may take. The client's own defaults are shorter and unspoken.
@@ -34,7 +34,7 @@ pub(super) struct RedisLock {
 
 struct Client {
     pool: Pool,
-    /// The lock, the token counter, the queue, when each waiter last looked.
+    /// The lock, the token counter, the queue, when each waiter came and last looked.
     keys: [String; 4],
     options: Options,
     reach: Arc<Reach>,
@@ -42,6 +42,9 @@ struct Client {
     renew: Script,
     release: Script,
     raise: Script,
+    status: Script,
+    next_token: Script,
+    force: Script,
 }
 
 impl RedisLock {
@@ -69,6 +72,9 @@ impl RedisLock {
             renew: Script::new(include_str!("renew.lua")),
             raise: Script::new(include_str!("raise.lua")),
             release: Script::new(concat!(include_str!("queue.lua"), include_str!("release.lua"))),
+            status: Script::new(concat!(include_str!("queue.lua"), include_str!("status.lua"))),
+            next_token: Script::new(concat!(include_str!("queue.lua"), include_str!("next_token.lua"))),
+            force: Script::new(concat!(include_str!("queue.lua"), include_str!("force.lua"))),
             options,
             reach,
         });
@@ -104,10 +110,63 @@ impl RedisLock {
         }
     }
 
+    pub(super) async fn status(&self) -> Result<Status, TryError> {
+        let values: Vec<redis::Value> = self.client.call(&self.client.status, "").await?;
+        let mut values = values.into_iter();
+        let mut next = || values.next().ok_or_else(|| TryError::Answer("the lock's status is cut short"));
+        let parse_error = |_| TryError::Answer("the lock's status is of another kind");
+        let (id, ttl_ms, token): (String, i64, FencingToken) = (
+            redis::from_redis_value(next()?).map_err(parse_error)?,
+            redis::from_redis_value(next()?).map_err(parse_error)?,
+            redis::from_redis_value(next()?).map_err(parse_error)?,
+        );
+        let mut waiters = Vec::new();
+        while let Ok(id) = next() {
+            let id: String = redis::from_redis_value(id).map_err(parse_error)?;
+            let waited_ms = redis::from_redis_value(next()?).map_err(parse_error)?;
+            waiters.push(Waiter { replica: replica_of(&id).unwrap_or_default().to_owned(), waited_ms });
+        }
+        let state = match (id.is_empty(), replica_of(&id)) {
+            (true, _) => State::Free,
+            (false, Some(_)) => State::Held,
+            (false, None) => State::Foreign,
+        };
+        Ok(Status {
+            lock: "redis",
+            state,
+            holder: replica_of(&id).map(str::to_owned),
+            token: (state == State::Held && token > 0).then_some(token),
+            ttl_ms: u64::try_from(ttl_ms).ok().filter(|_| state != State::Free),
+            waiters,
+        })
+    }
+
+    pub(super) async fn next_token(&self) -> Result<FencingToken, TryError> {
+        self.client.call(&self.client.next_token, "").await
+    }
+
+    pub(super) async fn raise(&self, mark: FencingToken) {
+        if let Err(e) = self.client.raise_now("", mark).await {
+            tracing::warn!(error = %e, "cannot raise the token; trying again at the next grant");
+        }
+    }
+
+    pub(super) async fn force(&self) -> Result<bool, TryError> {
+        self.client.call(&self.client.force, "").await
+    }
+
     /// Returns when it is worth while to look again.
     pub(super) async fn until_next_look(&self, pause: Duration, holder_expires: Option<Duration>) {
         self.wake.wait(pause, holder_expires).await;
     }
+}
+
+/// The replica that a lease id of ours names.
+fn replica_of(id: &str) -> Option<&str> {
+    let mut parts = id.rsplitn(3, '/');
+    let (Some(number), Some(instance), Some(replica)) = (parts.next(), parts.next(), parts.next()) else { return None };
+    let ours = number.bytes().all(|byte| byte.is_ascii_digit()) && instance.len() == 32;
+    ours.then_some(replica)
 }
 
 /// Keys beside the lock's share its hash tag, so that one script may touch them all on a cluster.
@@ -247,6 +306,15 @@ impl Drop for RedisLease {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lease_id_names_its_replica_and_a_foreign_clients_value_none() {
+        let instance = uuid::Uuid::new_v4().simple().to_string();
+        assert_eq!(replica_of(&format!("a/b/{instance}/17")), Some("a/b"));
+        for foreign in ["", "token", "a/b/c", &instance, &format!("x/{instance}/y")] {
+            assert_eq!(replica_of(foreign), None, "{foreign}");
+        }
+    }
 
     #[test]
     fn derived_keys_share_the_lock_keys_slot() {

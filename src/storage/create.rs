@@ -17,7 +17,10 @@ use super::{
 use crate::schema::Schema;
 
 /// Resolves symbolic links once, so that all replicas mean the same file ever after.
-pub(super) fn resolve(path: &Path) -> Result<PathBuf, OpenError> {
+///
+/// # Errors
+/// If the file, or its directory, can't be found.
+pub fn resolve(path: &Path) -> Result<PathBuf, OpenError> {
     let fail = |e| OpenError::io(path, "find", e);
     match fs::symlink_metadata(path) {
         Ok(_) => fs::canonicalize(path).map_err(fail),

@@ -296,7 +296,7 @@ impl SimDisk {
             return;
         }
         host.slips += 1;
-        let line = format!(",s{}\n", host.slips).into_bytes();
+        let line = format!(",s{:02}\n", host.slips).into_bytes();
         let half = host.random.chance(25);
         let end = host.files[0].cache.len();
         if !ends_whole(&host.files[0].cache) {
@@ -547,7 +547,7 @@ impl World {
         if !ends_whole(&host.files[0].cache) {
             return;
         }
-        let (line, end) = (format!(",f{number}\n").into_bytes(), host.files[0].cache.len());
+        let (line, end) = (format!(",f{number:02}\n").into_bytes(), host.files[0].cache.len());
         let line = if half { b",\"f\nha".to_vec() } else { line };
         host.trace.push(format!("foreign {:?}", text(&line)));
         host.files[0].change(Change::Write(end, line.clone()));

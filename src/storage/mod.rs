@@ -30,6 +30,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use create::resolve;
 pub use error::{AppendError, OpenError, Refusal};
 
 use self::{

@@ -9,5 +9,6 @@ mod journal;
 mod keys;
 mod locking;
 mod rooms;
+mod seeing;
 mod support;
 mod tables;

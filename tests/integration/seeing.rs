@@ -1,0 +1,148 @@
+//! Seeing who has the lock, and taking it away.
+
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::{Bench, LOCK_KEY, On, Replica, answer, until, until_free, until_held};
+
+async fn status(replica: &Replica) -> Value {
+    let (status, body) = answer(replica.request(Method::GET, "/lock")).await;
+    assert_eq!(status, 200, "{body}");
+    body
+}
+
+async fn force(replica: &Replica) -> Value {
+    let (status, body) = answer(replica.request(Method::DELETE, "/lock")).await;
+    assert_eq!(status, 200, "{body}");
+    body
+}
+
+fn named(bench: &Bench, name: &str) -> Replica {
+    bench.replica(&[("ROWLOCK_REPLICA", name), ("ROWLOCK_CSV_HEADER", "token,data"), ("ROWLOCK_LOCK_TTL", "60s")])
+}
+
+#[tokio::test]
+async fn any_replica_and_the_command_line_show_the_holder_and_the_waiters_in_order() {
+    let bench = Bench::new(On::Redis);
+    let replicas = ["one", "two", "three"].map(|name| named(&bench, name));
+    let free = json!({"lock": "redis", "state": "free", "holder": null, "token": null, "ttl_ms": null, "waiters": []});
+    assert_eq!(status(&replicas[0]).await, free);
+    let holding = replicas[0].append(json!({"data": "slow", "sleep": 1}));
+    let looking = async {
+        until_held(&bench).await;
+        let second = replicas[1].append_text("second");
+        let third = async {
+            until("the second waits", async || {
+                status(&replicas[2]).await["waiters"].as_array().expect("a list").len() == 1
+            })
+            .await;
+            replicas[2].append_text("third").await
+        };
+        let seen = async {
+            until("both wait", async || status(&replicas[2]).await["waiters"].as_array().expect("a list").len() == 2)
+                .await;
+            (status(&replicas[2]).await, bench.run(&["lock", "status", "--json"], &[]), bench.run(&["lock"], &[]))
+        };
+        tokio::join!(second, third, seen).2
+    };
+    let (_, (seen, json_output, text_output)) = tokio::join!(holding, looking);
+    assert_eq!((&seen["state"], &seen["holder"], &seen["token"]), (&json!("held"), &json!("one"), &json!(1)), "{seen}");
+    assert!((1..=60_000).contains(&seen["ttl_ms"].as_u64().expect("a number")), "{seen}");
+    let waiters = seen["waiters"].as_array().expect("a list");
+    assert_eq!((&waiters[0]["replica"], &waiters[1]["replica"]), (&json!("two"), &json!("three")));
+    assert!(waiters[0]["waited_ms"].as_u64() >= waiters[1]["waited_ms"].as_u64(), "{seen}");
+    let said: Value = serde_json::from_slice(&json_output.stdout).expect("JSON");
+    assert_eq!((&said["holder"], said["waiters"].as_array().map(Vec::len)), (&json!("one"), Some(2)), "{said}");
+    let text = String::from_utf8_lossy(&text_output.stdout).into_owned();
+    assert!(text.contains("held by one, token 1") && text.contains("1. two waits"), "{text}");
+    let data: Vec<_> = bench.rows().iter().map(|row| row["data"].clone()).collect();
+    assert_eq!(data, ["slow", "second", "third"]);
+}
+
+#[tokio::test]
+async fn a_foreign_clients_lock_is_shown_without_its_secret_value() {
+    let bench = Bench::new(On::Redis);
+    let replica = named(&bench, "one");
+    bench.redis().cli(&["set", LOCK_KEY, "secret-value", "px", "60000"]);
+    let seen = status(&replica).await;
+    assert_eq!((&seen["state"], &seen["holder"], &seen["token"]), (&json!("foreign"), &Value::Null, &Value::Null));
+    assert!(!seen.to_string().contains("secret"));
+    assert_eq!(force(&replica).await["released"], true);
+    replica.append_text("x").await;
+}
+
+#[tokio::test]
+async fn the_embedded_lock_shows_its_holder_and_an_abandoned_one_can_be_freed() {
+    let bench = Bench::new(On::Embedded);
+    let (one, two) = (named(&bench, "one"), named(&bench, "two"));
+    assert_eq!(status(&one).await["state"], "free");
+    assert_eq!(one.append(json!({"data": "x", "skip_release": true})).await.0, 201);
+    until_free(&bench).await;
+    let seen = status(&two).await;
+    assert_eq!((&seen["state"], &seen["holder"], &seen["token"]), (&json!("held"), &json!("one"), &json!(1)));
+    assert!(seen["ttl_ms"].as_u64() > Some(30_000), "{seen}");
+    assert_eq!(force(&two).await, json!({"released": true, "holder": "one", "token": 2}));
+    two.append_text("y").await;
+    let output = bench.run(&["lock", "release"], &[]);
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with("nobody had it"), "{output:?}");
+}
+
+#[tokio::test]
+async fn a_forced_release_fences_the_old_holder_out_and_hands_over() {
+    let bench = Bench::new(On::Redis);
+    let (one, two) = (named(&bench, "one"), named(&bench, "two"));
+    let sleeping = one.append(json!({"data": "fenced out", "sleep": 30}));
+    let forcing = async {
+        until_held(&bench).await;
+        one.signal("STOP");
+        let waiting = two.append_text("next");
+        let forced = async {
+            until("it waits", async || bench.redis().cli(&["llen", crate::support::QUEUE_KEY]) == "1").await;
+            let forced = force(&two).await;
+            assert_eq!((&forced["released"], &forced["holder"]), (&json!(true), &json!("one")), "{forced}");
+            forced["token"].as_u64().expect("a number")
+        };
+        let began = Instant::now();
+        let (ack, mark) = tokio::join!(waiting, forced);
+        assert!(ack["token"].as_u64().expect("a number") > mark, "{ack} {mark}");
+        assert!(began.elapsed() < Duration::from_secs(20), "the lock was waited for");
+        one.signal("CONT");
+    };
+    let ((code, problem), ()) = tokio::join!(sleeping, forcing);
+    assert_eq!((code, &problem["code"], &problem["outcome"]), (503, &json!("lock_lost"), &json!("not_written")));
+    assert_eq!(bench.rows().len(), 1);
+}
+
+#[tokio::test]
+async fn a_replica_that_sleeps_under_the_lock_can_be_asked_to_give_it_up_itself() {
+    for on in [On::Redis, On::Embedded] {
+        let bench = Bench::new(on);
+        let replica = named(&bench, "one");
+        let sleeping = replica.append(json!({"data": "given up", "sleep": 30}));
+        let forcing = async {
+            until_held(&bench).await;
+            assert_eq!(force(&replica).await["holder"], "one");
+            replica.append_text("next").await
+        };
+        let ((code, problem), _) = tokio::join!(sleeping, forcing);
+        assert_eq!((code, &problem["code"]), (503, &json!("lock_lost")));
+        assert_eq!(bench.rows().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn nothing_of_the_lock_stays_in_redis_for_ever() {
+    let bench = Bench::new(On::Redis);
+    let replicas = [(); 3].map(|()| bench.replica(&[]));
+    let posts = (0..30).map(|n| replicas[n % 3].append_text("x"));
+    futures_util::future::join_all(posts).await;
+    until_free(&bench).await;
+    let keys = bench.redis().cli(&["keys", "*"]);
+    for key in keys.lines() {
+        let left = bench.redis().cli(&["pttl", key]).parse::<i64>().expect("a number");
+        assert!(left > 0, "{key} stays for ever");
+    }
+    assert_eq!(keys, "{rowlock:rows.csv}:token", "only the counter outlives its use, for a day");
+}
