@@ -9,10 +9,24 @@ use clap::{Args, ValueEnum};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Configuration")]
 pub struct Config {
-    /// Redis to lock with: `redis://[user:pass@]host:port/db` or `redis+unix:///path`.
+    /// Redis to lock with: `redis://[user:pass@]host:port/db`, `rediss://…` (TLS), `redis+unix:///path`,
+    /// `redis-sentinel://[user:pass@]host:port,host:port/db#master` (the sentinels' own password: `?sentinel_password=`),
+    /// `redis-cluster://[user:pass@]host:port,host:port`; `rediss-sentinel` and `rediss-cluster` with TLS.
     /// None: the embedded lock, for replicas on this host only.
     #[arg(long = "redis", env = "REDIS_CONN_STR", value_name = "URL", global = true, hide_env_values = true)]
     pub redis: Option<RedisUrl>,
+
+    /// For rediss…: certificates, in PEM, that Redis's own must be signed by; the system's unless set.
+    #[arg(long, env = "ROWLOCK_REDIS_CA", value_name = "FILE", global = true, hide_env_values = true)]
+    pub redis_ca: Option<PathBuf>,
+
+    /// For rediss…: our own certificate in PEM, where Redis asks for one.
+    #[arg(long, env = "ROWLOCK_REDIS_CERT", value_name = "FILE", global = true, hide_env_values = true)]
+    pub redis_cert: Option<PathBuf>,
+
+    /// For rediss…: the key of our own certificate, in PEM.
+    #[arg(long, env = "ROWLOCK_REDIS_KEY", value_name = "FILE", global = true, hide_env_values = true)]
+    pub redis_key: Option<PathBuf>,
 
     /// The CSV that rows are appended to; made, with its header, where it is missing.
     #[arg(

@@ -129,7 +129,8 @@ fn run(cli: Cli) -> Result<(), Exit> {
 /// Logs go to standard error, so that results can be piped. A one-off command is quiet unless something is wrong.
 fn start_logging(format: LogFormat, quiet: bool) {
     use tracing_subscriber::{EnvFilter, fmt};
-    let default = if quiet { "warn" } else { "info" };
+    // The Redis client tells of each try; we tell of each change.
+    let default = if quiet { "warn,redis=off" } else { "info,redis=off" };
     let filter = std::env::var("RUST_LOG").ok().filter(|level| !level.is_empty());
     let filter = EnvFilter::builder().parse_lossy(filter.as_deref().unwrap_or(default));
     let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);

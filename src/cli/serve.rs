@@ -24,7 +24,9 @@ pub(super) async fn run(config: Config) -> Result<(), Exit> {
 pub(super) fn open_failed(e: &commit::OpenError) -> u8 {
     match e {
         commit::OpenError::Storage(storage::OpenError::HeaderOption(_))
-        | commit::OpenError::Lock(lock::OpenError::Address(_)) => WRONG_USAGE,
+        | commit::OpenError::Lock(
+            lock::OpenError::Address(_) | lock::OpenError::Certificate { .. } | lock::OpenError::HalfACertificate,
+        ) => WRONG_USAGE,
         commit::OpenError::Storage(_) | commit::OpenError::Lock(_) | commit::OpenError::Thread(_) => FAILED,
     }
 }

@@ -26,6 +26,8 @@ const BATCH_BYTES_MAX: usize = 16 << 20;
 const BUSY_PATIENCE: Duration = Duration::from_millis(500);
 /// After this long without work, a look at what others did, and a checkpoint.
 const QUIET: Duration = Duration::from_secs(1);
+/// How soon a lock that was out of reach is tried again while there is no work.
+const OUT_OF_REACH: Duration = Duration::from_millis(250);
 /// How soon a checkpoint's end is looked for while there is no work.
 const CHECKPOINTING: Duration = Duration::from_millis(20);
 
@@ -288,6 +290,7 @@ impl Committer {
 
     /// Learns what others did while nobody asks for anything here; answers when to do so again.
     async fn look_idly(&mut self) -> Result<Duration, Fatal> {
+        self.lock.probe().await;
         let mut looked = self.storage.look_idly();
         if let Ok(Idle::NeedsRepair) = looked {
             let patience = Instant::now() + QUIET;
@@ -299,7 +302,11 @@ impl Committer {
         match looked {
             Ok(idle) => {
                 self.idle_trouble = None;
-                Ok(if idle == Idle::Checkpointing { CHECKPOINTING } else { QUIET })
+                Ok(match idle {
+                    Idle::Checkpointing => CHECKPOINTING,
+                    _ if self.lock.is_out_of_reach() => OUT_OF_REACH,
+                    _ => QUIET,
+                })
             }
             Err(e @ storage::AppendError::Sync(_)) => Err(sync_failed(&e)),
             Err(e) => {

@@ -122,13 +122,19 @@ pub async fn open(config: &Config) -> Result<(Appender, Ended), OpenError> {
     Ok((appender, end))
 }
 
+fn lock_options(config: &Config, replica: &str) -> lock::Options {
+    let tls =
+        lock::TlsFiles { ca: config.redis_ca.clone(), cert: config.redis_cert.clone(), key: config.redis_key.clone() };
+    lock::Options { replica: replica.to_owned(), ttl: config.lock_ttl, tls }
+}
+
 fn open_redis(config: &Config, replica: &str) -> Result<Option<Lock>, lock::OpenError> {
-    let options = lock::Options { replica: replica.to_owned(), ttl: config.lock_ttl };
+    let options = lock_options(config, replica);
     config.redis.as_ref().map(|url| Lock::redis(url, &config.lock_key(), options)).transpose()
 }
 
 fn open_embedded(config: &Config, replica: &str, csv: &Path) -> Result<Lock, lock::OpenError> {
-    let options = lock::Options { replica: replica.to_owned(), ttl: config.lock_ttl };
+    let options = lock_options(config, replica);
     let mut path = csv.as_os_str().to_owned();
     path.push(".lock");
     Lock::embedded(Path::new(&path), options)
@@ -173,6 +179,10 @@ impl Appender {
         let bytes: usize = rows.iter().map(Record::cell_bytes).sum();
         if bytes as u64 > self.batch_bytes_max {
             return Err(AppendError::BatchTooLarge(self.batch_bytes_max));
+        }
+        // Who comes after all that time need not wait as long once more: there is no pile-up, and it is told at once.
+        if self.lock.out_of_reach_for().is_some_and(|lost| lost >= self.wait_timeout) {
+            return Err(self.why_it_waited());
         }
         let _entered = key.as_ref().map(|key| self.in_flight.enter(key.hash)).transpose()?;
         let keys_seen = self.keys_recorded.load(Ordering::Relaxed);

@@ -4,20 +4,19 @@
 
 mod embedded;
 mod redis;
+mod server;
 mod status;
 mod wake;
 
 use std::{
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard},
+    time::{Duration, Instant},
 };
 
+use self::redis::{RedisLease, RedisLock};
 use embedded::{EmbeddedLease, EmbeddedLock};
-use redis::{RedisLease, RedisLock};
+pub use server::TlsFiles;
 pub use status::{State, Status, Waiter};
 
 use crate::{
@@ -35,6 +34,8 @@ pub struct Options {
     pub replica: String,
     /// How long a silent holder keeps the lock.
     pub ttl: Duration,
+    /// Certificates for a Redis by TLS.
+    pub tls: TlsFiles,
 }
 
 /// Why a lock could not be set up.
@@ -42,9 +43,22 @@ pub struct Options {
 pub enum OpenError {
     /// The address can't be parsed, or needs what this version doesn't have. Says nothing of the address itself.
     #[error(
-        "REDIS_CONN_STR (--redis): {0}; accepted: redis://[user:password@]host:port/db or redis+unix:///path/to/socket"
+        "REDIS_CONN_STR (--redis): {0}; accepted: redis://[user:password@]host:port/db, rediss://… (TLS), redis+unix:///path/to/socket, redis-sentinel://[user:password@]host:port,host:port/db#master, redis-cluster://[user:password@]host:port,host:port"
     )]
     Address(&'static str),
+    /// A file that TLS needs.
+    #[error("{variable}: cannot read {}: {source}; accepted: a file in PEM", path.display())]
+    Certificate {
+        /// The setting.
+        variable: &'static str,
+        /// The file.
+        path: std::path::PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A certificate without its key, or the other way round.
+    #[error("ROWLOCK_REDIS_CERT (--redis-cert) and ROWLOCK_REDIS_KEY (--redis-key) go together: set both or none")]
+    HalfACertificate,
     /// The embedded lock's file.
     #[error("cannot open the lock file {path}: {source}")]
     File {
@@ -59,9 +73,9 @@ pub enum OpenError {
 #[derive(Debug, thiserror::Error)]
 enum TryError {
     #[error("{0}")]
-    Redis(#[from] deadpool_redis::redis::RedisError),
+    Redis(#[from] ::redis::RedisError),
     #[error("no connection: {0}")]
-    Pool(#[from] deadpool_redis::PoolError),
+    Pool(#[from] deadpool::managed::PoolError<::redis::RedisError>),
     #[error("{0}")]
     Answer(&'static str),
     #[error("the lock file: {0}")]
@@ -83,17 +97,24 @@ enum Backend {
 /// Whether the backend answered when it was last asked, by whoever asked.
 struct Reach {
     kind: &'static str,
-    lost: AtomicBool,
+    lost_since: Mutex<Option<Instant>>,
 }
 
 impl Reach {
     fn new(kind: &'static str) -> Arc<Self> {
-        Arc::new(Self { kind, lost: AtomicBool::new(false) })
+        Arc::new(Self { kind, lost_since: Mutex::new(None) })
+    }
+
+    fn lost_since(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.lost_since.lock().expect("no holder of the flag panics")
     }
 
     /// Notes how a call went, and logs only a change.
     fn note<T>(&self, result: Result<T, TryError>) -> Result<T, TryError> {
-        let was_lost = self.lost.swap(result.is_err(), Ordering::Relaxed);
+        let mut lost_since = self.lost_since();
+        let was_lost = lost_since.is_some();
+        *lost_since = result.is_err().then(|| lost_since.unwrap_or_else(Instant::now));
+        drop(lost_since);
         match (was_lost, &result) {
             (false, Err(e)) => tracing::error!(lock = self.kind, error = %e, "the lock is out of reach; trying again"),
             (true, Ok(_)) => tracing::info!(lock = self.kind, "the lock is in reach again"),
@@ -141,7 +162,19 @@ impl Lock {
 
     /// Whether the last call failed for want of Redis (or of the lock's file), rather than for a holder.
     pub fn is_out_of_reach(&self) -> bool {
-        self.reach.lost.load(Ordering::Relaxed)
+        self.reach.lost_since().is_some()
+    }
+
+    /// For how long every call has failed, if the last one has.
+    pub fn out_of_reach_for(&self) -> Option<Duration> {
+        self.reach.lost_since().map(|since| since.elapsed())
+    }
+
+    /// Finds out whether the backend is in reach, while nobody asks for the lock.
+    pub async fn probe(&self) {
+        if let Backend::Redis(redis) = &self.backend {
+            redis.probe().await;
+        }
     }
 
     /// Tries until the lock is ours, or until nobody `wanted` it any more.

@@ -8,17 +8,21 @@ use std::{
     time::Duration,
 };
 
-use deadpool_redis::{
-    Connection, Manager, Pool, PoolConfig, Timeouts,
-    redis::{self, AsyncConnectionConfig, FromRedisValue, IntoConnectionInfo, Script},
+use deadpool::managed::{Object, Pool, PoolConfig, Timeouts};
+use redis::{FromRedisValue, Script};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, timeout},
 };
-use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
-use super::{OpenError, Options, Reach, State, Status, Try, TryError, Waiter, wake::Wake};
+use super::{
+    OpenError, Options, Reach, State, Status, Try, TryError, Waiter,
+    server::{CALL_TIMEOUT, CREATE_TIMEOUT, Connections, Server},
+    wake::Wake,
+};
 use crate::{config::RedisUrl, record::FencingToken};
 
-/// The longest that one call to Redis, or a new connection, may take. The client's own defaults are shorter and unspoken.
-pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How soon a failed renewal or release is tried again.
 const TRY_AGAIN: Duration = Duration::from_millis(50);
 /// The committer, a renewal and a release that is being retried are all that can want one at once.
@@ -33,7 +37,7 @@ pub(super) struct RedisLock {
 }
 
 struct Client {
-    pool: Pool,
+    pool: Pool<Connections>,
     /// The lock, the token counter, the queue, when each waiter came and last looked.
     keys: [String; 4],
     options: Options,
@@ -49,22 +53,11 @@ struct Client {
 
 impl RedisLock {
     pub(super) fn new(url: &RedisUrl, key: &str, options: Options, reach: Arc<Reach>) -> Result<Self, OpenError> {
-        let scheme = url.expose().split_once("://").map_or("", |(scheme, _)| scheme);
-        if !["redis", "redis+unix", "unix"].contains(&scheme) {
-            return Err(OpenError::Address("not a scheme that this version locks with"));
-        }
-        let info =
-            url.expose().into_connection_info().map_err(|_| OpenError::Address("not an address of that form"))?;
-        let calls = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CALL_TIMEOUT))
-            .set_response_timeout(Some(CALL_TIMEOUT));
-        let subscriber =
-            redis::Client::open(info.clone()).map_err(|_| OpenError::Address("not an address to connect to"))?;
-        let manager =
-            Manager::new_with_config(info, calls).map_err(|_| OpenError::Address("not an address to connect to"))?;
-        let timeouts = Timeouts { wait: Some(CALL_TIMEOUT), create: Some(CALL_TIMEOUT), recycle: Some(CALL_TIMEOUT) };
+        let server = Arc::new(Server::parse(url.expose(), &options.tls)?);
+        let timeouts = Timeouts { wait: Some(CALL_TIMEOUT), create: Some(CREATE_TIMEOUT), recycle: Some(CALL_TIMEOUT) };
         let config = PoolConfig { timeouts, ..PoolConfig::new(CONNECTIONS) };
-        let pool = Pool::builder(manager).config(config).runtime(deadpool_redis::Runtime::Tokio1).build();
+        let pool =
+            Pool::builder(Connections(Arc::clone(&server))).config(config).runtime(deadpool::Runtime::Tokio1).build();
         let client = Arc::new(Client {
             pool: pool.map_err(|_| OpenError::Address("no pool of connections"))?,
             keys: [key.to_owned(), derived_key(key, "token"), derived_key(key, "queue"), derived_key(key, "seen")],
@@ -79,7 +72,7 @@ impl RedisLock {
             reach,
         });
         let id_prefix = format!("{}/{}/", client.options.replica, uuid::Uuid::new_v4().simple());
-        let wake = Wake::listen(subscriber, client.keys[2].clone(), id_prefix.clone());
+        let wake = Wake::listen(server, client.keys[2].clone(), id_prefix.clone());
         Ok(Self { client, wake, id_prefix, leases: AtomicU64::new(0) })
     }
 
@@ -141,6 +134,13 @@ impl RedisLock {
         })
     }
 
+    /// A lease that nobody has is not renewed, and that is an answer.
+    pub(super) async fn probe(&self) {
+        if let Err(e) = self.client.renew_now("").await {
+            tracing::debug!(error = %e, "Redis is out of reach");
+        }
+    }
+
     pub(super) async fn next_token(&self) -> Result<FencingToken, TryError> {
         self.client.call(&self.client.next_token, "").await
     }
@@ -197,12 +197,15 @@ impl Client {
         for key in &self.keys {
             call.key(key);
         }
-        let answer = call.arg(id).arg(self.ttl_ms()).arg(mark).invoke_async(&mut connection).await;
-        if answer.is_err() {
-            // The pool's own check is a PING, which a demoted or loading server answers gladly.
-            drop(Connection::take(connection));
+        let answer = call.arg(id).arg(self.ttl_ms()).arg(mark).invoke_async(&mut *connection);
+        // A cluster's client would try again and again within one call.
+        let answer = timeout(CALL_TIMEOUT, answer).await;
+        if !matches!(answer, Ok(Ok(_))) {
+            // Whatever the failure: READONLY of a demoted primary, LOADING, a broken line, a cluster's node that hangs (its
+            // client would go on asking that node).
+            drop(Object::take(connection));
         }
-        Ok(answer?)
+        Ok(answer.map_err(|_| TryError::Answer("no answer in time"))??)
     }
 
     async fn renew_now(&self, id: &str) -> Result<bool, TryError> {

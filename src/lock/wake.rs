@@ -11,11 +11,11 @@ use std::{
     time::Duration,
 };
 
-use deadpool_redis::redis::{Client, RedisResult};
 use futures_util::StreamExt;
+use redis::RedisResult;
 use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 
-use super::redis::CALL_TIMEOUT;
+use super::server::{CALL_TIMEOUT, Server};
 
 /// How often a waiter looks while wake-ups arrive: at least four times before it would pass for dead.
 const LOOK: Duration = Duration::from_millis(250);
@@ -33,9 +33,9 @@ struct Shared {
 
 impl Wake {
     /// Listens on `channel` for lease ids that start with `prefix`.
-    pub(super) fn listen(client: Client, channel: String, prefix: String) -> Self {
+    pub(super) fn listen(server: Arc<Server>, channel: String, prefix: String) -> Self {
         let shared = Arc::new(Shared { rung: Notify::new(), connected: AtomicBool::new(false) });
-        let listener = tokio::spawn(listen(client, channel, prefix, Arc::clone(&shared)));
+        let listener = tokio::spawn(listen(server, channel, prefix, Arc::clone(&shared)));
         Self { shared, listener }
     }
 
@@ -54,9 +54,9 @@ impl Drop for Wake {
     }
 }
 
-async fn listen(client: Client, channel: String, prefix: String, shared: Arc<Shared>) {
+async fn listen(server: Arc<Server>, channel: String, prefix: String, shared: Arc<Shared>) {
     loop {
-        if let Err(e) = listen_once(&client, &channel, &prefix, &shared).await {
+        if let Err(e) = listen_once(&server, &channel, &prefix, &shared).await {
             tracing::debug!(error = %e, "no wake-ups from Redis");
         }
         shared.connected.store(false, Ordering::Relaxed);
@@ -65,9 +65,9 @@ async fn listen(client: Client, channel: String, prefix: String, shared: Arc<Sha
 }
 
 /// Returns when the connection ends.
-async fn listen_once(client: &Client, channel: &str, prefix: &str, shared: &Shared) -> RedisResult<()> {
+async fn listen_once(server: &Server, channel: &str, prefix: &str, shared: &Shared) -> RedisResult<()> {
     let subscribe = async {
-        let mut subscription = client.get_async_pubsub().await?;
+        let mut subscription = server.subscriber().await?;
         subscription.subscribe(channel).await?;
         RedisResult::Ok(subscription)
     };

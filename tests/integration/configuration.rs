@@ -81,7 +81,7 @@ fn a_wrong_value_is_refused_with_its_variable_the_value_and_what_is_accepted() {
 #[test]
 fn the_redis_address_is_never_shown() {
     let bench = Bench::new(On::Embedded);
-    for url in ["hush", "http://:hush@x", "rediss://:hush@x", "redis://:hush@x:port"] {
+    for url in ["hush", "http://:hush@x", "rediss-sentinel://:hush@x", "redis://:hush@x:port"] {
         let output = bench.run(&["serve"], &[("REDIS_CONN_STR", url)]);
         assert_eq!(output.status.code(), Some(2));
         let said = stderr(&output);

@@ -10,5 +10,6 @@ mod keys;
 mod locking;
 mod rooms;
 mod seeing;
+mod servers;
 mod support;
 mod tables;

@@ -16,10 +16,11 @@ const MAY_NAME: [(&str, &[&str]); 9] = [
 ];
 
 /// Libraries that belong to some rooms alone.
-const KEPT_IN: [(&str, &[&str]); 5] = [
+const KEPT_IN: [(&str, &[&str]); 6] = [
     ("axum", &["http", "server"]),
     ("tower_http", &["http"]),
-    ("deadpool_redis", &["lock"]),
+    ("deadpool", &["lock"]),
+    ("redis", &["lock"]),
     ("csv_core", &["storage"]),
     ("clap", &["cli", "config"]),
 ];

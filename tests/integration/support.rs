@@ -156,10 +156,21 @@ pub(crate) struct Redis {
     process: Option<Process>,
     port: u16,
     password: Option<&'static str>,
-    folder: TempDir,
+    pub(crate) folder: TempDir,
 }
 
 impl Redis {
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.process.as_ref().expect("it runs").0.id();
+        assert!(
+            Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().expect("kill runs").success()
+        );
+    }
+
     pub(crate) fn start(settings: &[&str]) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let mut redis = Self { process: None, port: 0, password: None, folder };
@@ -179,10 +190,18 @@ impl Redis {
     /// What it said, if it ended instead: somebody else may have taken the port since it was found free.
     fn launch(&mut self, settings: &[&str]) -> Result<(), String> {
         let mut command = Command::new("redis-server");
-        command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port", &self.port.to_string()]);
-        command.arg("--dir").arg(self.folder.path()).args(settings).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("redis-server is installed: make test does it");
-        let (log, ready) = follow(child.stdout.take().expect("piped"), "Ready to accept connections");
+        let (is_sentinel, port) = (settings.contains(&"--sentinel"), self.port.to_string());
+        if is_sentinel {
+            let config = self.folder.path().join("sentinel.conf");
+            fs::write(&config, "").expect("writable");
+            command.arg(config);
+        } else {
+            command.args(["--save", "", "--appendonly", "no"]);
+        }
+        command.args(["--bind", "127.0.0.1", "--port", &port, "--dir"]).arg(self.folder.path()).args(settings);
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("redis-server is installed: make test does it");
+        let marker = if is_sentinel { "Sentinel ID is" } else { "Ready to accept connections" };
+        let (log, ready) = follow(child.stdout.take().expect("piped"), marker);
         self.process = Some(Process(child));
         ready.recv_timeout(PATIENCE).map(|_| ()).map_err(|_| log.lock().expect("not poisoned").clone())
     }
@@ -250,7 +269,10 @@ impl Replica {
     }
 
     pub(crate) async fn append(&self, body: Value) -> (u16, Value) {
-        answer(self.post(&body)).await
+        let sent = self.post(&body).send().await;
+        let response = sent.unwrap_or_else(|e| panic!("no answer: {e}; {}", self.log()));
+        let status = response.status().as_u16();
+        (status, response.json().await.unwrap_or(Value::Null))
     }
 
     /// Appends a string, and expects it to be acknowledged.
