@@ -252,10 +252,9 @@ async fn the_grace_time_ends_and_what_still_waits_is_refused() {
     assert!(bench.rows().is_empty());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn three_replicas_under_load_get_equal_shares() {
+async fn get_equal_shares(names: &[&str]) {
     let bench = Bench::new(On::Redis);
-    let replicas: Vec<_> = ["r1", "r2", "r3"].map(|name| bench.replica(&[("ROWLOCK_REPLICA", name)])).into();
+    let replicas: Vec<_> = names.iter().map(|name| bench.replica(&[("ROWLOCK_REPLICA", name)])).collect();
     let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let mut clients = Vec::new();
     for replica in replicas.iter().flat_map(|replica| std::iter::repeat_n(replica, 8)) {
@@ -266,19 +265,66 @@ async fn three_replicas_under_load_get_equal_shares() {
             }
         }));
     }
-    until("enough rows", async || std::fs::metadata(&bench.csv).expect("a file").len() > 200_000).await;
+    let enough = 70_000 * names.len() as u64;
+    until("enough rows", async || std::fs::metadata(&bench.csv).expect("a file").len() > enough).await;
     done.store(true, std::sync::atomic::Ordering::Relaxed);
     for client in clients {
         client.await.expect("no panic");
     }
     let rows = bench.rows();
-    let shares = ["r1", "r2", "r3"].map(|name| rows.iter().filter(|row| row["replica"] == name).count() as f64);
-    let jain = shares.iter().sum::<f64>().powi(2) / (3.0 * shares.iter().map(|share| share * share).sum::<f64>());
+    let share = |name: &&str| rows.iter().filter(|row| row["replica"] == *name).count() as f64;
+    let shares: Vec<f64> = names.iter().map(share).collect();
+    let squares: f64 = shares.iter().map(|share| share * share).sum();
+    let jain = shares.iter().sum::<f64>().powi(2) / (shares.len() as f64 * squares);
     assert!(jain >= 0.99, "Jain's index {jain} of {shares:?}");
     // It was passed around, rather than kept by each for a long while.
     let mut turns: Vec<&str> = rows.iter().map(|row| row["replica"].as_str()).collect();
     turns.dedup();
     assert!(turns.len() > 20, "the lock passed only {} times", turns.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_replicas_under_load_get_equal_shares() {
+    get_equal_shares(&["r1", "r2", "r3"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn eight_replicas_under_load_get_equal_shares() {
+    get_equal_shares(&["r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8"]).await;
+}
+
+#[tokio::test]
+async fn a_short_outage_is_waited_out_and_a_long_one_is_said_at_once() {
+    let mut bench = Bench::new(On::Redis);
+    let wait = Duration::from_secs(1);
+    let replica = bench.replica(&[("ROWLOCK_WAIT_TIMEOUT", "1s")]);
+    replica.append_text("before").await;
+    bench.redis.as_mut().expect("a Redis").stop();
+    let short = async {
+        until("it is missed", async || replica.log().contains("out of reach")).await;
+        bench.redis.as_mut().expect("a Redis").restart();
+    };
+    let (ack, ()) = join!(replica.append_text("waits it out"), short);
+    assert_eq!(ack["token"], json!(2), "the counter was raised");
+
+    bench.redis.as_mut().expect("a Redis").stop();
+    let refused = async || {
+        let (status, problem) = replica.append(json!({"data": "away"})).await;
+        assert_eq!((status, &problem["code"]), (503, &json!("redis_unavailable")), "{problem}");
+    };
+    let began = Instant::now();
+    refused().await;
+    // It has been away for as long as anybody may wait, and that is known: twenty more take no more time than one.
+    until("it is known", async || began.elapsed() > wait + Duration::from_millis(200)).await;
+    let began = Instant::now();
+    for _ in 0..20 {
+        refused().await;
+    }
+    assert!(began.elapsed() < wait, "twenty refusals took {:?}", began.elapsed());
+    bench.redis.as_mut().expect("a Redis").restart();
+    let back = Instant::now();
+    until("service is back", async || replica.append(json!({"data": "back"})).await.0 == 201).await;
+    assert!(back.elapsed() < Duration::from_millis(1500), "back after {:?}", back.elapsed());
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ mod journal;
 mod keys;
 mod locking;
 mod rooms;
+mod scripts;
 mod seeing;
 mod servers;
 mod support;
