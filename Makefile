@@ -12,6 +12,7 @@ test: deps check
 
 # Format, lints and docs, with every warning an error.
 check:
+	tests/guards --check
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items

@@ -140,6 +140,7 @@ impl Committer {
         batch: Vec<Waiting>,
     ) -> Result<Result<Vec<Waiting>, Leave>, Fatal> {
         let deadline = (Instant::now() + BUSY_PATIENCE).min(batch[0].deadline);
+        // guard: token_before_sleep
         let fenced = with_turn(lease, granted, deadline, |turn| self.storage.fence(batch[0].key.as_ref(), turn));
         match fenced {
             Ok(None) => {}
@@ -151,6 +152,7 @@ impl Committer {
         }
         tokio::select! {
             () = tokio::time::sleep(sleep) => return Ok(Ok(batch)),
+            // guard: work_is_told
             () = lease.lost() => {}
             () = self.queue.order() => self.force_release().await?,
         }
@@ -188,6 +190,7 @@ impl Committer {
                 deadline: (now + BUSY_PATIENCE).into_std(),
                 still_held: &|| true,
             };
+            // guard: fence_before_force
             match self.storage.fence(None, &turn) {
                 Ok(_) => break,
                 Err(storage::AppendError::Fenced { mark }) => {
@@ -248,6 +251,7 @@ impl Committer {
             | storage::AppendError::Unfit(_)
             | storage::AppendError::Before { .. } => (Leave::Release, false),
         };
+        // guard: tried_again
         if again && !slept {
             tracing::info!(reason = %e, requests = batch.len(), "a batch was not written; trying again");
             self.queue.put_back(batch, &refusal);

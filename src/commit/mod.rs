@@ -181,6 +181,7 @@ impl Appender {
             return Err(AppendError::BatchTooLarge(self.batch_bytes_max));
         }
         // Who comes after all that time need not wait as long once more: there is no pile-up, and it is told at once.
+        // guard: said_at_once
         if self.lock.out_of_reach_for().is_some_and(|lost| lost >= self.wait_timeout) {
             return Err(self.why_it_waited());
         }

@@ -1,6 +1,7 @@
 -- One look at the lock. Answers {token, 0} to the holder, or {0, ms until the holder's time runs out} to a waiter.
 local id, now = ARGV[1], now_ms()
 local holder = redis.call('GET', KEYS[1])
+-- guard: order_of_arrival
 if not holder and redis.call('LLEN', KEYS[3]) == 0 then
   redis.call('SET', KEYS[1], id, 'PX', ARGV[2])
   return {next_token(), 0}
@@ -11,6 +12,7 @@ if not holder then
   hand_over(now)
   holder = redis.call('GET', KEYS[1])
 end
+-- guard: one_holder
 if holder ~= id then
   join(id, now)
   return {0, redis.call('PTTL', KEYS[1])}

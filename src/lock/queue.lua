@@ -18,6 +18,7 @@ end
 
 local function next_token()
   local token = redis.call('INCR', KEYS[2])
+  -- guard: counter_expires
   redis.call('PEXPIRE', KEYS[2], KEEP_TOKEN_MS)
   return token
 end
@@ -52,9 +53,12 @@ local function hand_over(now)
       return
     end
     local _, seen = waiter(id)
+    -- guard: skip_the_dead
     if seen and now - seen <= ALIVE_MS then
       -- Until it has collected its grant, it stays known as a waiter.
+      -- guard: claim_in_time
       redis.call('SET', KEYS[1], id, 'PX', CLAIM_MS)
+      -- guard: wake
       -- Only a hint: the state is the truth, and a waiter that misses this finds itself the holder at its next look.
       if id ~= ARGV[1] then redis.call('PUBLISH', KEYS[3], id) end
       return

@@ -98,6 +98,7 @@ impl RedisLock {
 
     /// Leaves the queue, and clears what a lost answer may have left behind, once and as well as can be.
     pub(super) async fn give_up(&self, id: &str) {
+        // guard: give_up
         if let Err(e) = self.client.release_now(id).await {
             tracing::debug!(error = %e, "a lease in doubt is left to expire");
         }
@@ -200,6 +201,7 @@ impl Client {
         let answer = call.arg(id).arg(self.ttl_ms()).arg(mark).invoke_async(&mut *connection);
         // A cluster's client would try again and again within one call.
         let answer = timeout(CALL_TIMEOUT, answer).await;
+        // guard: spent_connections
         if !matches!(answer, Ok(Ok(_))) {
             // Whatever the failure: READONLY of a demoted primary, LOADING, a broken line, a cluster's node that hangs (its
             // client would go on asking that node).
@@ -239,6 +241,7 @@ async fn keep_alive(client: Arc<Client>, id: String, held_until: watch::Sender<O
                 pause = third;
             }
             Ok(Ok(false)) => break,
+            // guard: renewal_goes_on
             Ok(Err(e)) => {
                 tracing::debug!(error = %e, "could not renew the lock; trying again");
                 pause = TRY_AGAIN;
@@ -286,6 +289,7 @@ impl RedisLease {
 
     /// Raised before it is handed over, so that the next holder's token is new.
     pub(super) async fn release_and_raise(self, mark: FencingToken) {
+        // guard: raise
         if let Err(e) = self.client.raise_now(&self.id, mark).await {
             tracing::warn!(error = %e, "cannot raise the token; trying again at the next grant");
         }
@@ -293,6 +297,7 @@ impl RedisLease {
     }
 
     pub(super) async fn abandon(self) {
+        // guard: renewal_ends
         self.renewal.abort();
         if let Err(e) = self.client.renew_now(&self.id).await {
             tracing::warn!(error = %e, "an abandoned lock expires sooner than a whole time to live");

@@ -417,6 +417,20 @@ async fn a_release_hands_the_lock_over_without_waiting_for_a_look() {
 }
 
 #[tokio::test]
+async fn a_lease_that_cannot_be_renewed_is_lost_when_its_time_runs_out_and_the_sleeper_is_told() {
+    let bench = Bench::new(On::Redis);
+    let replica = bench.replica(&[("ROWLOCK_LOCK_TTL", "1s")]);
+    let failing = async {
+        until_held(&bench).await;
+        bench.redis().cli(&["config", "set", "min-replicas-to-write", "1"]);
+    };
+    let began = Instant::now();
+    let ((status, problem), ()) = join!(replica.append(json!({"data": "slow", "sleep": 25})), failing);
+    assert_eq!((status, &problem["code"], &problem["outcome"]), (503, &json!("lock_lost"), &json!("not_written")));
+    assert!(began.elapsed() < Duration::from_secs(15), "told after {:?}", began.elapsed());
+}
+
+#[tokio::test]
 async fn a_renewal_that_fails_for_a_while_does_not_lose_the_lock() {
     let bench = Bench::new(On::Redis);
     let replica = bench.replica(&[("ROWLOCK_LOCK_TTL", "3s")]);

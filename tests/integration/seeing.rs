@@ -116,6 +116,17 @@ async fn a_forced_release_fences_the_old_holder_out_and_hands_over() {
 }
 
 #[tokio::test]
+async fn a_forced_release_is_recorded_so_that_older_tokens_write_nothing() {
+    let bench = Bench::new(On::Redis);
+    let replica = named(&bench, "one");
+    bench.redis().cli(&["set", "{rowlock:rows.csv}:token", "41"]);
+    assert_eq!(force(&replica).await, json!({"released": false, "holder": null, "token": 42}));
+    // Another lock on the same file: its first token is 1, and that is older.
+    let stale = bench.replica(&[("ROWLOCK_LOCK_KEY", "another"), ("ROWLOCK_CSV_HEADER", "token,data")]);
+    assert_eq!(stale.append_text("x").await["token"], json!(43));
+}
+
+#[tokio::test]
 async fn a_replica_that_sleeps_under_the_lock_can_be_asked_to_give_it_up_itself() {
     for on in [On::Redis, On::Embedded] {
         let bench = Bench::new(on);
