@@ -236,8 +236,12 @@ impl<'a> Servers<'a> {
         let wrong = |_| OpenError::Address("not an address to connect to");
         let settings = self.settings()?;
         let sentinels = self.hosts.iter().map(|(host, port)| {
-            let host = host.trim_start_matches('[').trim_end_matches(']');
-            ConnectionAddr::Tcp(host.to_owned(), *port)
+            let (host, port) = (host.trim_start_matches('[').trim_end_matches(']').to_owned(), *port);
+            if self.tls {
+                ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
+            } else {
+                ConnectionAddr::Tcp(host, port)
+            }
         });
         let mut builder = SentinelClientBuilder::new(sentinels, master, SentinelServerType::Master).map_err(wrong)?;
         builder = builder.set_client_to_redis_db(settings.db());

@@ -87,6 +87,28 @@ async fn tls_with_a_ca_of_ones_own_and_a_client_certificate() {
     let bench = Bench::new(On::Embedded);
     takes_turns(&bench, &url, &all).await;
 
+    let sentinel_port = free_port().to_string();
+    let sentinel = Redis::start(&[
+        "--sentinel",
+        "--tls-port",
+        &sentinel_port,
+        "--tls-replication",
+        "yes",
+        "--tls-cert-file",
+        &file("server.pem"),
+        "--tls-key-file",
+        &file("server.key"),
+        "--tls-ca-cert-file",
+        &file("ca.pem"),
+    ]);
+    assert_eq!(sentinel.cli(&["sentinel", "monitor", "rows", "127.0.0.1", &port, "1"]), "OK");
+    until("the sentinel sees the primary", async || {
+        sentinel.cli(&["sentinel", "master", "rows"]).contains("role-reported\nmaster")
+    })
+    .await;
+    let bench = Bench::new(On::Embedded);
+    takes_turns(&bench, &format!("rediss-sentinel://127.0.0.1:{sentinel_port}/0#rows"), &all).await;
+
     let append = |settings: &[(&str, &str)]| {
         let wait = [("REDIS_CONN_STR", &*url), ("ROWLOCK_WAIT_TIMEOUT", "500ms")];
         bench.run(&["append", "--data", "x"], &[&wait[..], settings].concat())
