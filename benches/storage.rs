@@ -113,25 +113,51 @@ fn bookkeeping(c: &mut Criterion) {
     group.finish();
 }
 
-/// The pause that a checkpoint makes: the slowest appends against the usual one, over many checkpoints.
-fn pauses(_: &mut Criterion) {
-    let folder = folder();
-    let mut writer = Writer::new(folder.path(), BATCH);
-    let mut took: Vec<Duration> = (0..20_000)
-        .map(|_| {
-            let began = Instant::now();
-            writer.append();
-            began.elapsed()
-        })
-        .collect();
-    took.sort_unstable();
-    let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize];
-    let (median, p99, p999, max) = (at(0.5), at(0.99), at(0.999), at(1.0));
-    let ratio = p999.as_secs_f64() / median.as_secs_f64();
-    println!(
-        "append of {BATCH} with checkpoints: median {median:?}, p99 {p99:?}, p99.9 {p999:?} ({ratio:.1} times the median), max {max:?}"
-    );
+/// In turns, so that what the machine does meanwhile hits both alike.
+fn side_by_side(_: &mut Criterion) {
+    for rows in [1, BATCH] {
+        let folder = folder();
+        let mut writer = Writer::new(folder.path(), rows);
+        let text = vec![b'x'; writer.append() as usize];
+        let mut file = OpenOptions::new().append(true).create(true).open(folder.path().join("plain")).expect("made");
+        let (mut plain, mut storage): (Vec<Duration>, Vec<Duration>) = (0..5_000)
+            .map(|_| {
+                let began = Instant::now();
+                plain_append(&mut file, &text);
+                let between = Instant::now();
+                writer.append();
+                (between - began, between.elapsed())
+            })
+            .unzip();
+        plain.sort_unstable();
+        storage.sort_unstable();
+        let (plain, storage) = (plain[plain.len() / 2], storage[storage.len() / 2]);
+        let ratio = plain.as_secs_f64() / storage.as_secs_f64();
+        println!("append of {rows} in turns: plain {plain:?}, storage {storage:?}: {ratio:.2} times as many batches");
+    }
 }
 
-criterion_group!(benches, appends, bookkeeping, pauses);
+/// The pause that a checkpoint makes: the slowest appends against the usual one, over many checkpoints.
+fn pauses(_: &mut Criterion) {
+    for rows in [1, 16, BATCH] {
+        let folder = folder();
+        let mut writer = Writer::new(folder.path(), rows);
+        let mut took: Vec<Duration> = (0..40_000)
+            .map(|_| {
+                let began = Instant::now();
+                writer.append();
+                began.elapsed()
+            })
+            .collect();
+        took.sort_unstable();
+        let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize];
+        let (median, p99, p999, max) = (at(0.5), at(0.99), at(0.999), at(1.0));
+        let ratio = p999.as_secs_f64() / median.as_secs_f64();
+        println!(
+            "append of {rows} with checkpoints: median {median:?}, p99 {p99:?}, p99.9 {p999:?} ({ratio:.1} times the median), max {max:?}"
+        );
+    }
+}
+
+criterion_group!(benches, appends, bookkeeping, side_by_side, pauses);
 criterion_main!(benches);

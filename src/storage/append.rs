@@ -52,7 +52,7 @@ impl<D: Disk> Ledger<D> {
         if payload.len() == lead {
             return Ok(placed);
         }
-        let offset = self.disk.len(Place::Csv).map_err(AppendError::before("stat"))?;
+        let offset = self.len;
         self.reserve(offset, payload.len())?;
         let record = self.commit(offset, lead, keys, payload, turn)?;
         // What is committed stands, whatever keeps it out of the CSV for now.
@@ -77,8 +77,7 @@ impl<D: Disk> Ledger<D> {
             return Ok(Some(answer));
         }
         if (self.mark, self.mark_lease) != (turn.token, turn.lease) {
-            let offset = self.disk.len(Place::Csv).map_err(AppendError::before("stat"))?;
-            self.commit(offset, 0, Vec::new(), Vec::new(), turn)?;
+            self.commit(self.len, 0, Vec::new(), Vec::new(), turn)?;
             self.verified = self.known;
         }
         Ok(None)
@@ -291,7 +290,7 @@ impl<D: Disk> Ledger<D> {
         let landed = self.disk.append(Place::Csv, &record.payload).map_err(|e| self.fail(e))?;
         let lead = u64::from(record.lead);
         if (landed.start, landed.end) == (record.offset, record.end()) {
-            (self.whole, self.verified) = (record.end(), self.known);
+            (self.whole, self.len, self.verified) = (record.end(), record.end(), self.known);
             return Ok(record.offset + lead);
         }
         tracing::warn!(csv = %self.path.display(), at = record.offset, landed = landed.start, "somebody appended without any lock");
@@ -300,7 +299,7 @@ impl<D: Disk> Ledger<D> {
             return self.rebuild(Some(landed.start));
         }
         self.keys.move_since(record.first_key, landed.start - record.offset);
-        (self.whole, self.verified) = (landed.end, self.known);
+        (self.whole, self.len, self.verified) = (landed.end, landed.end, self.known);
         // guard: landed_elsewhere
         self.checkpoint_now()?;
         Ok(landed.start)

@@ -107,8 +107,7 @@ pub(super) fn grow_keys(files: &Arc<Files>, csv: &Path, end: u64, wanted: u64) -
     like_csv(file.as_file(), csv)?;
     file.as_file().sync_all()?;
     file.persist(beside(csv, ".keys")).map_err(|e| e.error)?;
-    File::open(directory_of(csv))?.sync_all()?;
-    files.reopen_keys()
+    File::open(directory_of(csv))?.sync_all()
 }
 
 /// A synced file under another name, then linked, then the directory synced. It gets the CSV's mode and owner.

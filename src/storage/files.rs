@@ -3,14 +3,14 @@
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, ErrorKind, Seek, Write},
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
     thread,
     time::{Duration, Instant},
 };
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, Statx, StatxFlags, fallocate, statx};
 
 use super::{
     AppendError, create,
@@ -26,8 +26,11 @@ const BOOKKEEPING_BYTES: u64 = 64 << 10;
 #[derive(Debug)]
 pub(super) struct Files {
     path: PathBuf,
+    journal_path: PathBuf,
     csv: File,
     journal: Arc<File>,
+    /// Device and number of these two: names that lead elsewhere are no names of theirs any more.
+    inodes: [(u32, u32, u64); 2],
     /// Replaced by a larger one when a replica starts that remembers more.
     keys: Mutex<File>,
     /// False on a volume without file locks that was accepted as it is.
@@ -41,6 +44,23 @@ pub(super) fn beside(csv: &Path, suffix: &str) -> PathBuf {
     path.into()
 }
 
+/// Asks for no more than is needed: since Linux 6.13 who asks for a file's times makes its next write note a new one, and the
+/// sync after that takes half as long again.
+fn ask(file: &File, what: StatxFlags) -> io::Result<Statx> {
+    Ok(statx(file, "", AtFlags::EMPTY_PATH, what)?)
+}
+
+/// Device and number of what a name leads to.
+fn inode_at(path: &Path) -> io::Result<(u32, u32, u64)> {
+    let found = statx(CWD, path, AtFlags::empty(), StatxFlags::INO)?;
+    Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
+}
+
+fn inode_of(file: &File) -> io::Result<(u32, u32, u64)> {
+    let found = ask(file, StatxFlags::INO)?;
+    Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
+}
+
 fn open_to_write(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(path)
 }
@@ -48,12 +68,16 @@ fn open_to_write(path: &Path) -> io::Result<File> {
 impl Files {
     /// Opens what is there already.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let csv = OpenOptions::new().read(true).append(true).open(path)?;
+        let journal = Arc::new(open_to_write(&beside(path, ".journal"))?);
         Ok(Self {
-            csv: OpenOptions::new().read(true).append(true).open(path)?,
-            journal: Arc::new(open_to_write(&beside(path, ".journal"))?),
+            inodes: [inode_of(&csv)?, inode_of(&journal)?],
             keys: Mutex::new(open_to_write(&beside(path, ".keys"))?),
+            journal_path: beside(path, ".journal"),
             path: path.to_owned(),
             locks: true,
+            csv,
+            journal,
         })
     }
 
@@ -61,7 +85,8 @@ impl Files {
     pub(super) fn csv_alone(path: &Path) -> io::Result<Self> {
         let csv = OpenOptions::new().read(true).append(true).open(path)?;
         let (journal, keys) = (Arc::new(csv.try_clone()?), Mutex::new(csv.try_clone()?));
-        Ok(Self { path: path.to_owned(), csv, journal, keys, locks: false })
+        let inodes = [inode_of(&csv)?; 2];
+        Ok(Self { path: path.to_owned(), journal_path: path.to_owned(), csv, inodes, journal, keys, locks: false })
     }
 
     /// Whether one handle's lock keeps another handle out, as it must.
@@ -110,30 +135,22 @@ impl Files {
 
     /// A file that was renamed away or replaced would take rows that nobody finds.
     fn refuse_replaced(&self) -> Result<(), AppendError> {
-        let is_same = |path: &Path, file: &File| -> io::Result<bool> {
-            let (named, ours) = (fs::metadata(path)?, file.metadata()?);
-            Ok((named.dev(), named.ino()) == (ours.dev(), ours.ino()))
-        };
-        let find = AppendError::before("find");
-        if !is_same(&self.path, &self.csv).map_err(&find)?
-            || !is_same(&beside(&self.path, ".journal"), &self.journal).map_err(&find)?
-        {
-            return Err(AppendError::Replaced);
-        }
-        if !is_same(&beside(&self.path, ".keys"), &self.keys()).map_err(&find)? {
-            self.reopen_keys().map_err(find)?;
+        for (path, ours) in [&self.path, &self.journal_path].into_iter().zip(self.inodes) {
+            if inode_at(path).map_err(AppendError::before("find"))? != ours {
+                return Err(AppendError::Replaced);
+            }
         }
         Ok(())
     }
 
-    /// Takes the file of keys that is there now for the one that is open.
-    pub(super) fn reopen_keys(&self) -> io::Result<()> {
-        *self.keys() = open_to_write(&beside(&self.path, ".keys"))?;
-        Ok(())
-    }
-
-    fn keys(&self) -> MutexGuard<'_, File> {
-        self.keys.lock().expect("no holder of the keys' file panics")
+    /// The file of keys that is there now.
+    fn keys(&self) -> io::Result<MutexGuard<'_, File>> {
+        let path = beside(&self.path, ".keys");
+        let mut keys = self.keys.lock().expect("no holder of the keys' file panics");
+        if inode_at(&path)? != inode_of(&keys)? {
+            *keys = open_to_write(&path)?;
+        }
+        Ok(keys)
     }
 
     fn side(&self, place: Place) -> PathBuf {
@@ -157,7 +174,7 @@ impl Files {
         match place {
             Place::Csv => act(&self.csv),
             Place::Journal => act(&self.journal),
-            Place::Keys => act(&self.keys()),
+            Place::Keys => act(&*self.keys()?),
             Place::Torn | Place::Tail(_) => act(&self.open_side(place)?),
         }
     }
@@ -165,7 +182,7 @@ impl Files {
 
 impl Disk for Arc<Files> {
     fn len(&self, place: Place) -> io::Result<u64> {
-        self.with(place, |file| Ok(file.metadata()?.len()))
+        self.with(place, |file| Ok(ask(file, StatxFlags::SIZE)?.stx_size))
     }
 
     fn read_at(&self, place: Place, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
@@ -201,6 +218,9 @@ impl Disk for Arc<Files> {
         self.with(place, |mut file| {
             let first = file.write(bytes)?;
             let start = file.stream_position()? - first as u64;
+            if first == bytes.len() {
+                return Ok(Landed { start, end: start + first as u64 });
+            }
             file.write_all(&bytes[first..])?;
             Ok(Landed { start, end: file.stream_position()? })
         })
@@ -219,7 +239,7 @@ impl Disk for Arc<Files> {
     fn reserve(&self, place: Place, offset: u64, bytes: u64) -> io::Result<()> {
         self.with(place, |file| {
             let end = offset + bytes;
-            if file.metadata()?.blocks() * 512 >= end + BOOKKEEPING_BYTES {
+            if ask(file, StatxFlags::BLOCKS)?.stx_blocks * 512 >= end + BOOKKEEPING_BYTES {
                 return Ok(());
             }
             let allocate = |bytes| fallocate(file, FallocateFlags::KEEP_SIZE, offset, bytes).map_err(io::Error::from);

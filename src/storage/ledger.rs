@@ -67,6 +67,9 @@ pub(super) struct Ledger<D> {
     pub(super) keys: Keys,
     /// Everything before this offset of the CSV is whole rows.
     pub(super) whole: u64,
+    /// How long the CSV was at the last look, and what we appended since. Should somebody append without any lock, the end of
+    /// our own next append tells.
+    pub(super) len: u64,
     /// Whether this process has looked at the CSV before.
     started: bool,
     /// A sync has failed: this process must end.
@@ -92,6 +95,7 @@ impl<D: Disk> Ledger<D> {
             mark_lease: 0,
             keys: Keys::new(keys),
             whole: 0,
+            len: 0,
             started: false,
             failed: false,
             owes_header_sync: true,
@@ -123,6 +127,7 @@ impl<D: Disk> Ledger<D> {
             self.write_all_anew(&pages)?;
         }
         self.catch_up(&pages)?;
+        self.len = self.disk.len(Place::Csv).map_err(AppendError::before("stat"))?;
         self.check_prefix()?;
         let damage = self.learn_and_verify(repair, in_doubt)?;
         let seen = match damage {
@@ -171,7 +176,7 @@ impl<D: Disk> Ledger<D> {
 
     /// A file that is shorter or other than the checkpoint says was replaced, or cut by somebody.
     fn check_prefix(&mut self) -> Result<(), AppendError> {
-        let len = self.disk.len(Place::Csv).map_err(AppendError::before("stat"))?;
+        let len = self.len;
         if self.started && len >= self.whole {
             return Ok(());
         }
@@ -255,7 +260,7 @@ impl<D: Disk> Ledger<D> {
         let present = self.disk.read(Place::Csv, record.offset, bytes).map_err(AppendError::before("read"))?;
         // guard: verify
         if present != record.payload {
-            let len = self.disk.len(Place::Csv).map_err(AppendError::before("stat"))?;
+            let len = self.len;
             let is_cut_short = len >= record.offset && len < record.end() && record.payload.starts_with(&present);
             if !is_last || !is_cut_short || repair == Repair::Forbidden {
                 return Ok(Damage::Some);
@@ -269,6 +274,7 @@ impl<D: Disk> Ledger<D> {
             if landed.start != len || landed.end != record.end() {
                 return Ok(Damage::Some);
             }
+            self.len = landed.end;
         }
         self.whole = record.end();
         Ok(Damage::None)
@@ -281,7 +287,7 @@ impl<D: Disk> Ledger<D> {
 
     /// Reads what others appended behind our rows. `None`: a hole that a power cut left, found at a start.
     fn look_behind(&mut self) -> Result<Option<Option<OpenLine>>, AppendError> {
-        let len = self.disk.len(Place::Csv).map_err(AppendError::before("stat"))?;
+        let len = self.len;
         if len == self.whole {
             return Ok(Some(None));
         }

@@ -51,7 +51,7 @@ use crate::{
 /// How long a start waits for another process that has the files in hand.
 const START_WAIT: Duration = Duration::from_secs(2);
 /// A checkpoint begins when this part of the journal's space is in use: one in so many.
-const CHECKPOINT_AT: u64 = 4;
+const CHECKPOINT_AT: u64 = 2;
 
 /// What storage needs to know.
 #[derive(Debug, Clone)]

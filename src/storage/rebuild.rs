@@ -90,7 +90,7 @@ impl<D: Disk> Ledger<D> {
     }
 
     fn end_rebuild(&mut self, csv_bytes: u64) -> Result<(), AppendError> {
-        self.whole = csv_bytes;
+        (self.whole, self.len) = (csv_bytes, csv_bytes);
         self.verified = self.known;
         let csv_print = super::checkpoint::print_of(&self.disk, csv_bytes).map_err(AppendError::before("read"))?;
         self.write_header(Header {
