@@ -98,7 +98,7 @@ pub struct Config {
     #[arg(long, env = "ROWLOCK_BODY_LIMIT", value_name = "SIZE", default_value = "1MiB", value_parser = parse_body_limit, global = true, hide_env_values = true)]
     pub body_limit: usize,
 
-    /// How many of the newest idempotency keys are remembered; all replicas should say the same (1 to 100000000).
+    /// How many of the newest idempotency keys are remembered; all replicas should say (1 to 16777216)
     #[arg(long, env = "ROWLOCK_IDEMPOTENCY_KEYS", value_name = "KEYS", default_value = "1000000", value_parser = parse_keys, global = true, hide_env_values = true)]
     pub idempotency_keys: usize,
 
@@ -254,8 +254,8 @@ fn parse_journal_bytes(text: &str) -> Result<usize, String> {
 }
 
 fn parse_keys(text: &str) -> Result<usize, String> {
-    let keys = text.parse().ok().filter(|keys| (1..=100_000_000).contains(keys));
-    keys.ok_or_else(|| "a whole number from 1 to 100000000".to_owned())
+    let keys = text.parse().ok().filter(|keys| (1..=1 << 24).contains(keys));
+    keys.ok_or_else(|| "a whole number from 1 to 16777216".to_owned())
 }
 
 fn parse_queue_rows(text: &str) -> Result<usize, String> {

@@ -83,18 +83,19 @@ impl<D: Disk> Ledger<D> {
         let pages =
             disk.read(Place::Journal, 0, layout.space()).map_err(|e| OpenError::io(&path, "read the journal of", e))?;
         let (head, head_page) = Header::newest(&pages, layout).map_err(|fault| OpenError::header(&path, fault))?;
+        let base = Cursor { sequence: head.base, next: head.next };
         Ok(Self {
             disk,
             layout,
             format,
             replica_cell: quote(&replica),
             replica: replica.into(),
-            known: Cursor { sequence: 0, next: 0 },
-            verified: Cursor { sequence: 0, next: 0 },
+            known: base,
+            verified: base,
             mark: 0,
             mark_lease: 0,
             keys: Keys::new(keys),
-            whole: 0,
+            whole: head.csv_bytes,
             len: 0,
             started: false,
             failed: false,
@@ -102,15 +103,7 @@ impl<D: Disk> Ledger<D> {
             head,
             head_page,
             path,
-        }
-        .forgetful())
-    }
-
-    /// With nothing known but what the header says.
-    fn forgetful(mut self) -> Self {
-        self.verified = Cursor { sequence: self.head.base, next: self.head.next };
-        self.whole = self.head.csv_bytes;
-        self
+        })
     }
 
     /// Learns what others did, and makes the CSV true to the journal: recovery is nothing else.
@@ -180,15 +173,13 @@ impl<D: Disk> Ledger<D> {
         if self.started && len >= self.whole {
             return Ok(());
         }
-        (self.verified, self.whole) = (Cursor { sequence: self.head.base, next: self.head.next }, self.head.csv_bytes);
+        (self.verified, self.whole) = (self.base(), self.head.csv_bytes);
         let same = len >= self.head.csv_bytes
             && print_of(&self.disk, self.head.csv_bytes).map_err(AppendError::before("read"))? == self.head.csv_print;
         if same {
             return Ok(());
         }
-        let cursor = Cursor { sequence: self.head.base, next: self.head.next };
-        let first = read_after(&self.disk, self.layout, &self.head, cursor).map_err(AppendError::before("read"))?;
-        if first.is_some() || self.head.rebuild.is_some() {
+        if self.record_after(self.base())?.is_some() || self.head.rebuild.is_some() {
             return Err(AppendError::Unfit(OpenError::ForeignJournal(self.path.clone())));
         }
         self.adopt()
@@ -301,7 +292,7 @@ impl<D: Disk> Ledger<D> {
         Ok(Some(rows.open))
     }
 
-    /// Where the next record would go in the chain, for a disk that is full of older ones: see `checkpoint`.
+    /// The last record that the newest checkpoint covers.
     pub(super) fn base(&self) -> Cursor {
         Cursor { sequence: self.head.base, next: self.head.next }
     }

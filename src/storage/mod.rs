@@ -19,7 +19,7 @@ mod rebuild;
 mod scan;
 
 use std::{
-    fs::OpenOptions,
+    fs::{OpenOptions, TryLockError},
     io::{self, Write},
     path::{Path, PathBuf},
     sync::{
@@ -368,22 +368,28 @@ fn write_header_if_empty(path: &Path, schema: &Schema) -> Result<(), OpenError> 
     let file = OpenOptions::new().read(true).append(true).open(path).map_err(|e| OpenError::io(path, "open", e))?;
     create::refuse_unfit(path, &file)?;
     let Some(header) = schema.header() else { return Ok(()) };
-    let write = || -> io::Result<()> {
+    let lacks_header = || -> io::Result<bool> {
         let len = file.metadata()?.len();
-        let mark_only = len == BYTE_ORDER_MARK.len() as u64 && std::fs::read(path)? == BYTE_ORDER_MARK;
-        if len == 0 || mark_only {
-            (&file).write_all(&[&header[..], b"\n"].concat())?;
-            file.sync_all()?;
-        }
-        Ok(())
+        Ok(len == 0 || len == BYTE_ORDER_MARK.len() as u64 && std::fs::read(path)? == BYTE_ORDER_MARK)
     };
-    // Where locks don't work, the probe of the journal will say so.
-    let locked = file.lock();
-    let written = write();
-    if locked.is_ok() {
-        file.unlock().map_err(|e| OpenError::io(path, "unlock", e))?;
+    let write = || -> io::Result<()> {
+        (&file).write_all(&[&header[..], b"\n"].concat())?;
+        file.sync_all()
+    };
+    let fail = |e| OpenError::io(path, "write the header of", e);
+    if !lacks_header().map_err(fail)? {
+        return Ok(());
     }
-    written.map_err(|e| OpenError::io(path, "write the header of", e))
+    let deadline = Instant::now() + START_WAIT;
+    // Where locks don't work, the probe of the journal will say so.
+    while let Err(TryLockError::WouldBlock) = file.try_lock() {
+        if Instant::now() >= deadline {
+            return Err(OpenError::Busy(path.to_owned()));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Another replica may have written it meanwhile. The lock ends with the handle.
+    if lacks_header().map_err(fail)? { write().map_err(fail) } else { Ok(()) }
 }
 
 /// Makes a journal for a CSV that has none, once the CSV has been read through.

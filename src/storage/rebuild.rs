@@ -125,6 +125,12 @@ impl<D: Disk> Ledger<D> {
         let read =
             |place, at, bytes| self.disk.read(place, at, bytes).map_err(AppendError::before("read what lies beside"));
         let made = read(Place::Tail(rebuild.which), 0, rebuild.bytes)?;
+        if made.len() as u64 != rebuild.bytes {
+            // Somebody has deleted it. The journal still has what is ours.
+            tracing::error!(csv = %self.path.display(), "the new tail of a rebuild is gone; making it anew from the journal");
+            tail.compose(self.head.csv_bytes, old, records);
+            return Ok(tail);
+        }
         let was = read(Place::Torn, rebuild.torn_at, rebuild.old_bytes)?;
         tail.resume(made, &was, old);
         Ok(tail)
