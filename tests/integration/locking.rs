@@ -108,7 +108,9 @@ async fn a_killed_holders_lock_passes_on() {
         first.signal("KILL");
         first.end();
         assert!(sleeping.await.expect("no panic").is_err(), "a killed replica cannot answer");
+        let killed = Instant::now();
         second.append_text("next").await;
+        assert!(killed.elapsed() < Duration::from_millis(1600), "passed on after {:?}", killed.elapsed());
         assert_eq!(bench.rows().len(), 1);
     }
 }
@@ -342,6 +344,68 @@ async fn waiters_are_served_in_order_of_arrival() {
         assert_eq!(request.await.expect("no panic").0, 201);
     }
     assert_eq!(bench.rows().iter().map(|row| row["data"].as_str()).collect::<Vec<_>>(), ["0", "1", "2", "3"]);
+}
+
+#[tokio::test]
+async fn a_redis_that_stands_still_for_a_while_is_waited_out() {
+    let bench = Bench::new(On::Redis);
+    let replicas = [(); 2].map(|()| bench.replica(&[("ROWLOCK_LOCK_TTL", "1s")]));
+    replicas[0].append_text("before").await;
+    bench.redis().signal("STOP");
+    let still = async {
+        until("it is missed", async || replicas[0].log().contains("out of reach")).await;
+        bench.redis().signal("CONT");
+    };
+    let posts = replicas.iter().map(|replica| replica.append_text("meanwhile"));
+    join!(futures_util::future::join_all(posts), still);
+    assert_eq!(bench.rows().len(), 3);
+}
+
+#[tokio::test]
+async fn a_foreign_pexpire_that_jumps_time_forward_costs_the_sleeper_its_turn_and_nobody_a_row() {
+    let bench = Bench::new(On::Redis);
+    let replicas = [(); 2].map(|()| bench.replica(&[("ROWLOCK_LOCK_TTL", "60s")]));
+    let sleeping = replicas[0].append(json!({"data": "sleeper", "sleep": 2}));
+    let jumping = async {
+        until_held(&bench).await;
+        bench.redis().cli(&["pexpire", LOCK_KEY, "1"]);
+        replicas[1].append_text("next").await
+    };
+    let ((status, problem), next) = join!(sleeping, jumping);
+    assert_eq!((status, &problem["outcome"]), (503, &json!("not_written")), "its token is stale: {problem}");
+    assert_eq!(bench.rows().len(), 1);
+    // And backwards: a time to live that somebody lengthened ends with the release all the same.
+    let lengthened = async {
+        until_held(&bench).await;
+        bench.redis().cli(&["pexpire", LOCK_KEY, "3600000"]);
+        replicas[1].append_text("after").await
+    };
+    let ((status, _), after) = join!(replicas[0].append(json!({"data": "holder", "sleep": 0.3})), lengthened);
+    assert_eq!(status, 201);
+    assert!(after["token"].as_u64() > next["token"].as_u64());
+}
+
+#[tokio::test]
+async fn after_a_foreign_client_leaves_we_follow_at_our_next_look() {
+    let bench = Bench::new(On::Redis);
+    let replica = bench.replica(&[]);
+    let mut gaps = Vec::new();
+    for _ in 0..5 {
+        until_free(&bench).await;
+        assert_eq!(bench.redis().cli(&["set", LOCK_KEY, "foreign", "nx", "px", "60000"]), "OK");
+        let leaving = async {
+            until("we wait", async || bench.redis().cli(&["llen", QUEUE_KEY]) == "1").await;
+            bench.redis().cli(&["del", LOCK_KEY]);
+            Instant::now()
+        };
+        let (left, followed) = join!(leaving, async {
+            replica.append_text("follows").await;
+            Instant::now()
+        });
+        gaps.push(followed.saturating_duration_since(left));
+    }
+    gaps.sort();
+    assert!(gaps[2] <= Duration::from_millis(300), "a look comes every 250 ms: {gaps:?}");
 }
 
 #[tokio::test]
