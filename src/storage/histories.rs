@@ -684,6 +684,13 @@ fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
+/// Found bad once, among more than a million: half a line with a stray quote that slipped in before our rows, a power cut, and
+/// others' lines behind it.
+#[test]
+fn a_stray_quote_before_our_rows_does_not_swallow_others_lines() {
+    histories(1, 1_135_188);
+}
+
 #[test]
 fn random_histories_of_crashes_keep_every_promise() {
     histories(setting("ROWLOCK_HISTORIES", 20_000), setting("ROWLOCK_SEED", 0));

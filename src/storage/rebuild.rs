@@ -216,6 +216,14 @@ impl Tail {
                 piece = &piece[line_end..];
             }
             let (rows, open) = split_rows(piece);
+            let line_end = open.iter().position(|&byte| byte == b'\n').map_or(open.len(), |at| at + 1);
+            let (line, behind) = open.split_at(line_end);
+            if rows.is_empty() && !behind.is_empty() && known.iter().any(|ours| line.ends_with(ours)) {
+                // A stray quote before our row swallows all that follows: without that line, others' lines are found again.
+                self.keep_foreign(behind, known);
+                after_hole = true;
+                continue;
+            }
             for (nth, row) in rows.into_iter().enumerate() {
                 // The text may begin in the middle of a line of ours, or with what is left of another before it; and a stray
                 // quote makes one row of several.
