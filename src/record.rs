@@ -70,6 +70,11 @@ impl Key {
     }
 }
 
+/// Whole milliseconds, as answers and Redis have them.
+pub(crate) fn ms(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// What the rows of one request ask of their turn, besides being written.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Simulation {

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     lock::{Lease, Lock},
-    record::{Ack, Simulation},
+    record::{Ack, Simulation, ms},
     storage::{self, Entry, Idle, Placed, Refusal, Storage, Turn},
 };
 
@@ -362,8 +362,4 @@ fn answer(batch: Vec<Waiting>, mut with: impl FnMut(&Waiting) -> Result<Ack, App
 
 fn waited_ms(waiting: &Waiting, granted: Instant) -> u64 {
     ms(granted.saturating_duration_since(waiting.arrived))
-}
-
-fn ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

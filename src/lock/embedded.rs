@@ -14,7 +14,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Options, State as Held, Status, Try};
-use crate::record::FencingToken;
+use crate::record::{FencingToken, ms};
 
 /// One write of this size at offset 0 replaces the state as a whole.
 const STATE_BYTES: usize = 256;
@@ -82,27 +82,26 @@ impl EmbeddedLock {
 
     /// Ends the time for which an abandoned lock binds. One that a process keeps is its own until that ends.
     pub(super) fn force(&self) -> io::Result<bool> {
-        match self.file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(false),
-            Err(TryLockError::Error(e)) => return Err(e),
-        }
-        let mut lease =
-            EmbeddedLease { file: Arc::clone(&self.file), ttl: self.options.ttl, state: self.read_state()? };
+        let Some(mut lease) = self.try_lock()? else { return Ok(false) };
         let bound = lease.state.abandoned_until_ms > unix_ms();
         lease.state.abandoned_until_ms = 0;
         lease.write_state()?;
         Ok(bound)
     }
 
-    pub(super) fn try_acquire(&self) -> io::Result<Try<(FencingToken, EmbeddedLease)>> {
+    /// Gets hold of the file, and says nothing of who may have the lock.
+    fn try_lock(&self) -> io::Result<Option<EmbeddedLease>> {
         match self.file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(Try::Held(None)),
+            Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(e)) => return Err(e),
         }
-        let mut lease =
-            EmbeddedLease { file: Arc::clone(&self.file), ttl: self.options.ttl, state: self.read_state()? };
+        let (file, ttl) = (Arc::clone(&self.file), self.options.ttl);
+        Ok(Some(EmbeddedLease { file, ttl, state: self.read_state()? }))
+    }
+
+    pub(super) fn try_acquire(&self) -> io::Result<Try<(FencingToken, EmbeddedLease)>> {
+        let Some(mut lease) = self.try_lock()? else { return Ok(Try::Held(None)) };
         let left = Duration::from_millis(lease.state.abandoned_until_ms.saturating_sub(unix_ms()));
         if !left.is_zero() {
             // A wall clock that was set back must not bind anyone for longer than a whole time to live.
@@ -122,10 +121,6 @@ impl EmbeddedLock {
 
 fn unix_ms() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, ms)
-}
-
-fn ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Holds the OS lock until dropped.

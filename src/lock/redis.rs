@@ -21,7 +21,10 @@ use super::{
     server::{CALL_TIMEOUT, CREATE_TIMEOUT, Connections, Server},
     wake::Wake,
 };
-use crate::{config::RedisUrl, record::FencingToken};
+use crate::{
+    config::RedisUrl,
+    record::{FencingToken, ms},
+};
 
 /// How soon a failed renewal or release is tried again.
 const TRY_AGAIN: Duration = Duration::from_millis(50);
@@ -178,10 +181,6 @@ fn derived_key(key: &str, what: &str) -> String {
 }
 
 impl Client {
-    fn ttl_ms(&self) -> u64 {
-        u64::try_from(self.options.ttl.as_millis()).unwrap_or(u64::MAX)
-    }
-
     /// Every script takes all keys, the lease's id and the time to live.
     async fn call<T: FromRedisValue>(&self, script: &Script, id: &str) -> Result<T, TryError> {
         self.reach.note(self.call_once(script, id, None).await)
@@ -198,7 +197,7 @@ impl Client {
         for key in &self.keys {
             call.key(key);
         }
-        let answer = call.arg(id).arg(self.ttl_ms()).arg(mark).invoke_async(&mut *connection);
+        let answer = call.arg(id).arg(ms(self.options.ttl)).arg(mark).invoke_async(&mut *connection);
         // A cluster's client would try again and again within one call.
         let answer = timeout(CALL_TIMEOUT, answer).await;
         // guard: spent_connections

@@ -11,7 +11,7 @@ use super::{
     scan::{OpenLine, scan_rows},
 };
 use crate::{
-    record::{Ack, Key, Record},
+    record::{Ack, Key, Record, ms},
     schema::{InvalidField, ServiceCells, quote},
 };
 
@@ -174,7 +174,7 @@ impl<D: Disk> Ledger<D> {
         let (offset, bytes) = ((start - lead) as u64, (payload.len() - start) as u64);
         let mut held_ms = None;
         if let Some(key) = entry.key {
-            let held = u64::try_from(turn.granted.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let held = ms(turn.granted.elapsed());
             held_ms = Some(held);
             let ack = Ack {
                 rows: entry.rows.len(),

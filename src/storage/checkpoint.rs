@@ -5,26 +5,18 @@ use std::io;
 use super::{
     AppendError,
     disk::{Disk, Place},
-    journal::{Cursor, Header, Rebuild},
+    journal::{Header, Rebuild},
     ledger::Ledger,
 };
-use crate::record::{FencingToken, LeaseId};
 
 /// As much of the CSV's end is compared at a start.
 const PRINT_BYTES: u64 = 4096;
 
-/// A checkpoint under way: once CSV and keys are synced, the header may say so. The sync is anybody's to do, without a lock.
+/// A checkpoint under way: once CSV and keys are synced, this header may be written. The sync is anybody's to do, without a lock.
+///
+/// Its number is still that of the header which it follows: if there is a newer one by then, nobody needs it any more.
 #[derive(Debug, Clone)]
-pub(super) struct Pending {
-    /// The header that it follows: if there is a newer one by then, the checkpoint is nobody's need any more.
-    number: u64,
-    base: Cursor,
-    csv_bytes: u64,
-    csv_print: u32,
-    mark: FencingToken,
-    lease: LeaseId,
-    keys: u64,
-}
+pub(super) struct Pending(Header);
 
 /// Makes durable what a checkpoint promises.
 pub(super) fn sync_for_checkpoint(disk: &impl Disk) -> io::Result<()> {
@@ -41,13 +33,13 @@ pub(super) fn print_of(disk: &impl Disk, csv_bytes: u64) -> io::Result<u32> {
 }
 
 /// Space that has been written once is overwritten in place ever after: a sync then has no lengths or extents to note.
-pub(super) fn write_zeros(disk: &impl Disk, from: u64, to: u64) -> io::Result<()> {
+pub(super) fn write_zeros(from: u64, to: u64, write_at: impl Fn(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
     const CHUNK_BYTES: u64 = 1 << 20;
     let zeros = vec![0; CHUNK_BYTES as usize];
     let mut at = from;
     while at < to {
         let bytes = CHUNK_BYTES.min(to - at);
-        disk.write_at(Place::Journal, at, &zeros[..bytes as usize])?;
+        write_at(at, &zeros[..bytes as usize])?;
         at += bytes;
     }
     Ok(())
@@ -73,39 +65,35 @@ impl<D: Disk> Ledger<D> {
     pub(super) fn begin_checkpoint(&mut self) -> Result<Pending, AppendError> {
         assert_eq!(self.verified, self.known, "a checkpoint follows a look");
         self.keys.store(&self.disk, self.head.keys).map_err(AppendError::before("write the keys of"))?;
-        Ok(Pending {
-            number: self.head.number,
-            base: self.known,
+        Ok(Pending(self.header_of_all()?))
+    }
+
+    /// What a header says when all that is known stands in the CSV.
+    pub(super) fn header_of_all(&self) -> Result<Header, AppendError> {
+        Ok(Header {
+            base: self.known.sequence,
+            next: self.known.next,
             csv_bytes: self.whole,
             csv_print: print_of(&self.disk, self.whole).map_err(AppendError::before("read"))?,
+            // guard: mark_in_header
             mark: self.mark,
             lease: self.mark_lease,
             keys: self.keys.next(),
+            rebuild: None,
+            ..self.head.clone()
         })
     }
 
     /// Ends a checkpoint whose sync is done: under the OS lock, whatever others did meanwhile.
-    pub(super) fn finish_checkpoint(&mut self, pending: &Pending) -> Result<(), AppendError> {
+    pub(super) fn finish_checkpoint(&mut self, Pending(header): &Pending) -> Result<(), AppendError> {
         let pages = self.disk.read(Place::Journal, 0, self.layout.space()).map_err(AppendError::before("read"))?;
-        let in_doubt = pages.get(self.layout.mark() as usize).is_some_and(|&mark| mark != 0);
         match Header::newest(&pages, self.layout) {
-            Ok((head, page)) if head.number == pending.number && !in_doubt => {
+            Ok((head, page)) if head.number == header.number && !self.layout.is_in_doubt(&pages) => {
                 (self.head, self.head_page) = (head, page);
+                self.write_header(header.clone())
             }
-            _ => return Ok(()),
+            _ => Ok(()),
         }
-        self.write_header(Header {
-            base: pending.base.sequence,
-            next: pending.base.next,
-            csv_bytes: pending.csv_bytes,
-            csv_print: pending.csv_print,
-            // guard: mark_in_header
-            mark: pending.mark,
-            lease: pending.lease,
-            keys: pending.keys,
-            rebuild: None,
-            ..self.head.clone()
-        })
     }
 
     /// All of a checkpoint at once, for who can't wait.
@@ -124,7 +112,7 @@ impl<D: Disk> Ledger<D> {
         }
         let fail = AppendError::before("resize the journal of");
         let old = self.head.bytes;
-        write_zeros(&self.disk, old, bytes).map_err(&fail)?;
+        write_zeros(old, bytes, |at, zeros| self.disk.write_at(Place::Journal, at, zeros)).map_err(&fail)?;
         self.sync(Place::Journal)?;
         self.write_header(Header { bytes, next: self.layout.space(), ..self.head.clone() })?;
         self.known = self.base();

@@ -10,6 +10,7 @@ use std::{
 
 use super::{
     OpenError,
+    checkpoint::write_zeros,
     files::{Files, beside},
     journal::{Header, Layout},
     keys::{self, preamble},
@@ -48,19 +49,14 @@ pub(super) fn ensure_exists(path: &Path, schema: &Schema) -> Result<(), OpenErro
         return if metadata.is_file() { Ok(()) } else { Err(OpenError::NotAFile(path.to_owned())) };
     }
     let make = || -> io::Result<()> {
-        let directory = path.parent().unwrap_or(Path::new("/"));
+        let directory = directory_of(path);
         // The process's umask takes away what others may not do.
         let mut file = tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(directory)?;
         if let Some(header) = schema.header() {
             file.write_all(&header)?;
             file.write_all(b"\n")?;
         }
-        file.as_file().sync_all()?;
-        match file.persist_noclobber(path) {
-            Ok(_) => File::open(directory)?.sync_all(),
-            Err(e) if e.error.kind() == ErrorKind::AlreadyExists => Ok(()),
-            Err(e) => Err(e.error),
-        }
+        put_in_place(file, path)
     };
     make().map_err(|e| OpenError::io(path, "make", e))
 }
@@ -78,13 +74,7 @@ pub(super) fn refuse_unfit(path: &Path, file: &File) -> Result<(), OpenError> {
 /// Makes the journal whole or not at all: zeros, then two headers that say how far the CSV was read. Keeps one that is there.
 pub(super) fn ensure_journal(path: &Path, csv: &Path, head: &Header, layout: Layout) -> io::Result<()> {
     make_beside(path, csv, |file| {
-        let zeros = vec![0; 1 << 20];
-        let mut left = head.bytes;
-        while left > 0 {
-            let bytes = left.min(zeros.len() as u64);
-            file.write_all(&zeros[..bytes as usize])?;
-            left -= bytes;
-        }
+        write_zeros(0, head.bytes, |at, zeros| file.write_all_at(zeros, at))?;
         for (page, number) in [(0, 1), (1, 0)] {
             file.write_all_at(&Header { number, ..head.clone() }.encode(), page * layout.page)?;
         }
@@ -92,7 +82,7 @@ pub(super) fn ensure_journal(path: &Path, csv: &Path, head: &Header, layout: Lay
     })
 }
 
-/// Makes the file of keys, with room for so many, or one with more room where there is less.
+/// Makes the file of keys, with room for so many. Keeps one that is there.
 pub(super) fn ensure_keys(path: &Path, csv: &Path, slots: u64) -> io::Result<()> {
     make_beside(path, csv, |file| file.write_all(&preamble(slots)))
 }
@@ -110,18 +100,22 @@ pub(super) fn grow_keys(files: &Arc<Files>, csv: &Path, end: u64, wanted: u64) -
     File::open(directory_of(csv))?.sync_all()
 }
 
-/// A synced file under another name, then linked, then the directory synced. It gets the CSV's mode and owner.
+/// A side file: whole or not at all, with the CSV's mode and owner.
 fn make_beside(path: &Path, csv: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     if path.exists() {
         return Ok(());
     }
-    let directory = directory_of(path);
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    let mut file = tempfile::NamedTempFile::new_in(directory_of(path))?;
     fill(file.as_file_mut())?;
     like_csv(file.as_file(), csv)?;
+    put_in_place(file, path)
+}
+
+/// Synced, linked, and the directory synced; another process may have been first.
+fn put_in_place(file: tempfile::NamedTempFile, path: &Path) -> io::Result<()> {
     file.as_file().sync_all()?;
     match file.persist_noclobber(path) {
-        Ok(_) => File::open(directory)?.sync_all(),
+        Ok(_) => File::open(directory_of(path))?.sync_all(),
         Err(e) if e.error.kind() == ErrorKind::AlreadyExists => Ok(()),
         Err(e) => Err(e.error),
     }

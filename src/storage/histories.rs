@@ -341,7 +341,6 @@ impl World {
         files[0].change(Change::Write(0, HEADER.to_vec()));
         files[1].change(Change::Write(0, vec![0; JOURNAL_BYTES as usize]));
         files[2].change(Change::Write(0, preamble(KEYS as u64)));
-        files[2].change(Change::Write(0, preamble(KEYS as u64)));
         let host = Host {
             random: Random(seed),
             files,

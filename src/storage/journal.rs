@@ -40,6 +40,11 @@ impl Layout {
         Self::HEADERS * self.page
     }
 
+    /// Whether the mark says that somebody's sync failed.
+    pub(super) fn is_in_doubt(self, pages: &[u8]) -> bool {
+        pages.get(self.mark() as usize).is_some_and(|&mark| mark != 0)
+    }
+
     /// Where the records begin.
     pub(super) fn space(self) -> u64 {
         self.mark() + self.page

@@ -112,7 +112,7 @@ impl<D: Disk> Ledger<D> {
             return Err(AppendError::Sync(io::Error::other("an earlier sync failed")));
         }
         let pages = self.disk.read(Place::Journal, 0, self.layout.space()).map_err(AppendError::before("read"))?;
-        let in_doubt = pages.get(self.layout.mark() as usize).is_some_and(|&mark| mark != 0);
+        let in_doubt = self.layout.is_in_doubt(&pages);
         if in_doubt && repair == Repair::Forbidden {
             return Ok(Seen::NeedsRepair);
         }

@@ -1,7 +1,7 @@
 //! The CSV on disk and the journal beside it: what is recorded in the journal is committed, and the CSV is made true to it.
 //!
-//! Synchronous, and the only user of `std::fs` together with the embedded lock. `shared/model` of the design is its
-//! specification; ARCHITECTURE.md names each guard and the test that fails without it.
+//! Synchronous, and the only user of `std::fs` together with the embedded lock. ARCHITECTURE.md says in
+//! which order, and names each guard and the test that fails without it.
 
 mod append;
 mod checkpoint;

@@ -92,18 +92,7 @@ impl<D: Disk> Ledger<D> {
     fn end_rebuild(&mut self, csv_bytes: u64) -> Result<(), AppendError> {
         (self.whole, self.len) = (csv_bytes, csv_bytes);
         self.verified = self.known;
-        let csv_print = super::checkpoint::print_of(&self.disk, csv_bytes).map_err(AppendError::before("read"))?;
-        self.write_header(Header {
-            base: self.known.sequence,
-            next: self.known.next,
-            csv_bytes,
-            csv_print,
-            mark: self.mark,
-            lease: self.mark_lease,
-            keys: self.keys.next(),
-            rebuild: None,
-            ..self.head.clone()
-        })
+        self.write_header(self.header_of_all()?)
     }
 
     /// Copies bytes to `<csv>.torn`, durably, before they are cut from the CSV; answers where they begin there.

@@ -74,8 +74,7 @@ async fn a_redis_that_lost_its_counter_is_raised_above_the_mark_and_clients_noti
     let after = Some(1_000_006);
     assert!(a["token"].as_u64() > after && b["token"].as_u64() > after && a["token"] != b["token"], "{a} {b}");
     assert_eq!(bench.redis().cli(&["get", "{rowlock:rows.csv}:token"]), "1000008");
-    let tokens: Vec<u64> = bench.rows().iter().map(|row| row["token"].parse().expect("a token")).collect();
-    assert_eq!(tokens, (1_000_001..=1_000_008).collect::<Vec<_>>());
+    assert_eq!(bench.tokens(), (1_000_001..=1_000_008).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -94,7 +93,7 @@ async fn replicas_with_and_without_redis_on_one_file_stay_safe() {
     let answers = futures_util::future::join_all(posts).await;
     assert!(answers.iter().all(|(status, _)| *status == 201), "{answers:?}");
     let rows = bench.rows();
-    let tokens: Vec<u64> = rows.iter().map(|row| row["token"].parse().expect("a token")).collect();
+    let tokens = bench.tokens();
     assert!(tokens.is_sorted(), "{tokens:?}");
     let mut data: Vec<usize> = rows.iter().map(|row| row["data"].parse().expect("ours")).collect();
     data.sort_unstable();

@@ -16,7 +16,7 @@ async fn takes_turns(bench: &Bench, url: &str, more: &[(&str, &str)]) {
     let replicas = [(); 2].map(|()| replica(bench, url, more));
     let posts = (0..40).map(|n| replicas[n % 2].append_text("x"));
     futures_util::future::join_all(posts).await;
-    let tokens: Vec<u64> = bench.rows().iter().map(|row| row["token"].parse().expect("a token")).collect();
+    let tokens = bench.tokens();
     assert_eq!((tokens.len(), tokens.is_sorted()), (40, true));
 }
 
@@ -69,38 +69,18 @@ async fn tls_with_a_ca_of_ones_own_and_a_client_certificate() {
     certificates(folder.path());
     let file = |name: &str| folder.path().join(name).display().to_string();
     let port = free_port().to_string();
-    let _redis = Redis::start(&[
-        "--tls-port",
-        &port,
-        "--tls-cert-file",
-        &file("server.pem"),
-        "--tls-key-file",
-        &file("server.key"),
-        "--tls-ca-cert-file",
-        &file("ca.pem"),
-        "--tls-auth-clients",
-        "yes",
-    ]);
+    let (server_cert, server_key, ca) = (file("server.pem"), file("server.key"), file("ca.pem"));
+    let tls = ["--tls-cert-file", &*server_cert, "--tls-key-file", &*server_key, "--tls-ca-cert-file", &*ca];
+    let _redis = Redis::start(&[&["--tls-port", &port, "--tls-auth-clients", "yes"][..], &tls].concat());
     let url = format!("rediss://127.0.0.1:{port}/0");
-    let (ca, cert, key) = (file("ca.pem"), file("client.pem"), file("client.key"));
+    let (cert, key) = (file("client.pem"), file("client.key"));
     let all = [("ROWLOCK_REDIS_CA", &*ca), ("ROWLOCK_REDIS_CERT", &*cert), ("ROWLOCK_REDIS_KEY", &*key)];
     let bench = Bench::new(On::Embedded);
     takes_turns(&bench, &url, &all).await;
 
     let sentinel_port = free_port().to_string();
-    let sentinel = Redis::start(&[
-        "--sentinel",
-        "--tls-port",
-        &sentinel_port,
-        "--tls-replication",
-        "yes",
-        "--tls-cert-file",
-        &file("server.pem"),
-        "--tls-key-file",
-        &file("server.key"),
-        "--tls-ca-cert-file",
-        &file("ca.pem"),
-    ]);
+    let monitored_by_tls = ["--sentinel", "--tls-port", &sentinel_port, "--tls-replication", "yes"];
+    let sentinel = Redis::start(&[&monitored_by_tls[..], &tls].concat());
     assert_eq!(sentinel.cli(&["sentinel", "monitor", "rows", "127.0.0.1", &port, "1"]), "OK");
     until("the sentinel sees the primary", async || {
         sentinel.cli(&["sentinel", "master", "rows"]).contains("role-reported\nmaster")
@@ -170,9 +150,8 @@ async fn sentinels_are_followed_to_a_promoted_replica_that_never_got_the_lock() 
     for replica in &replicas {
         replica.append_text("after").await;
     }
-    let rows = bench.rows();
-    let tokens: Vec<u64> = rows.iter().map(|row| row["token"].parse().expect("a token")).collect();
-    assert_eq!((rows.len(), tokens.is_sorted()), (7, true), "{rows:?}");
+    let tokens = bench.tokens();
+    assert_eq!((tokens.len(), tokens.is_sorted()), (7, true), "{tokens:?}");
 }
 
 /// Six nodes, three of them replicas of the others.
@@ -266,7 +245,6 @@ async fn a_cluster_is_followed_through_a_failover_and_a_resharding_of_the_locks_
     }
     assert_eq!(owner(asked).1, other, "the slot was moved");
     replicas[0].append_text("moved").await;
-    let all = bench.rows();
-    let tokens: Vec<u64> = all.iter().map(|row| row["token"].parse().expect("a token")).collect();
-    assert_eq!((all.len(), tokens.is_sorted()), (rows + 1, true));
+    let tokens = bench.tokens();
+    assert_eq!((tokens.len(), tokens.is_sorted()), (rows + 1, true));
 }

@@ -103,6 +103,11 @@ impl Bench {
         serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
+    /// The column `token`, in the file's order.
+    pub(crate) fn tokens(&self) -> Vec<u64> {
+        self.rows().iter().map(|row| row["token"].parse().expect("a token")).collect()
+    }
+
     /// The records after the header, by column name.
     pub(crate) fn rows(&self) -> Vec<HashMap<String, String>> {
         let records = self.records();
