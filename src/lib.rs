@@ -13,6 +13,7 @@ pub mod commit;
 pub mod config;
 pub mod http;
 pub mod lock;
+mod points;
 pub mod record;
 pub mod schema;
 pub mod server;

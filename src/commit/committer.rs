@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     lock::{Lease, Lock},
+    points,
     record::{Ack, Simulation, ms},
     storage::{self, Entry, Idle, Placed, Refusal, Storage, Turn},
 };
@@ -107,7 +108,10 @@ impl Committer {
             // Taken only now: what arrived while we waited for the lock shares this hold and this sync.
             match self.queue.take(BATCH_BYTES_MAX) {
                 batch if batch.is_empty() => lease.release().await,
-                batch => self.turn(lease, granted, batch).await?,
+                batch => {
+                    points::reach("lock_granted");
+                    self.turn(lease, granted, batch).await?;
+                }
             }
         }
     }
@@ -229,7 +233,9 @@ impl Committer {
             if batch[0].simulation.skip_release && matches!(placed[0], Ok(Placed::Written { .. })) {
                 leave = Leave::Abandon;
             }
+            points::reach("answer_due");
             self.acknowledge(batch, placed, lease.token(), granted);
+            points::reach("answered");
             batch = rest;
         }
         Ok(leave)

@@ -11,6 +11,7 @@ use super::{
     scan::{OpenLine, scan_rows},
 };
 use crate::{
+    points,
     record::{Ack, Key, Record, ms},
     schema::{InvalidField, ServiceCells, quote},
 };
@@ -256,8 +257,10 @@ impl<D: Disk> Ledger<D> {
         // guard: header_before_recycling
         self.settle_header()?;
         self.disk.write_at(Place::Journal, at, &text).map_err(|e| self.fail(e))?;
+        points::reach("record_written");
         // guard: journal_sync
         self.sync(Place::Journal)?;
+        points::reach("record_synced");
         self.learn(&record, Cursor { sequence: record.sequence, next: at + text.len() as u64 });
         Ok(record)
     }
@@ -288,6 +291,7 @@ impl<D: Disk> Ledger<D> {
     /// Brings committed rows into the CSV; answers where the first of them stands.
     fn land(&mut self, record: &JournalRecord) -> Result<u64, AppendError> {
         let landed = self.disk.append(Place::Csv, &record.payload).map_err(|e| self.fail(e))?;
+        points::reach("csv_written");
         let lead = u64::from(record.lead);
         if (landed.start, landed.end) == (record.offset, record.end()) {
             (self.whole, self.len, self.verified) = (record.end(), record.end(), self.known);

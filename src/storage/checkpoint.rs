@@ -8,6 +8,7 @@ use super::{
     journal::{Header, Rebuild},
     ledger::Ledger,
 };
+use crate::points;
 
 /// As much of the CSV's end is compared at a start.
 const PRINT_BYTES: u64 = 4096;
@@ -22,8 +23,11 @@ pub(super) struct Pending(Header);
 pub(super) fn sync_for_checkpoint(disk: &impl Disk) -> io::Result<()> {
     // guard: csv_before_header
     disk.sync(Place::Csv)?;
+    points::reach("checkpoint_csv_synced");
     // guard: keys_before_header
-    disk.sync(Place::Keys)
+    disk.sync(Place::Keys)?;
+    points::reach("checkpoint_keys_synced");
+    Ok(())
 }
 
 /// A fingerprint of the last bytes before `csv_bytes`.
@@ -65,6 +69,7 @@ impl<D: Disk> Ledger<D> {
     pub(super) fn begin_checkpoint(&mut self) -> Result<Pending, AppendError> {
         assert_eq!(self.verified, self.known, "a checkpoint follows a look");
         self.keys.store(&self.disk, self.head.keys).map_err(AppendError::before("write the keys of"))?;
+        points::reach("checkpoint_keys_written");
         Ok(Pending(self.header_of_all()?))
     }
 
@@ -142,8 +147,10 @@ impl<D: Disk> Ledger<D> {
         let page = 1 - self.head_page;
         let written = self.disk.write_at(Place::Journal, page * self.layout.page, &header.encode());
         written.map_err(|e| self.fail(e))?;
+        points::reach("header_written");
         // guard: header_sync
         self.sync(Place::Journal)?;
+        points::reach("header_synced");
         (self.head, self.head_page, self.owes_header_sync) = (header, page, false);
         Ok(())
     }

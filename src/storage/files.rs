@@ -15,7 +15,9 @@ use rustix::fs::{AtFlags, CWD, FallocateFlags, Statx, StatxFlags, fallocate, sta
 use super::{
     AppendError, create,
     disk::{Disk, Landed, Place},
+    journal::Layout,
 };
+use crate::points;
 
 /// Room in the CSV is made in steps of this size.
 const RESERVE_BYTES: u64 = 4 << 20;
@@ -205,6 +207,13 @@ impl Disk for Arc<Files> {
         match place {
             // A file that is open for appending appends, wherever it is told to write.
             Place::Tail(_) => open_to_write(&self.side(place))?.write_all_at(bytes, offset),
+            Place::Journal => {
+                let point = if offset < Layout::REAL.mark() { "header_half_written" } else { "record_half_written" };
+                let (first, rest) = bytes.split_at(points::half(point, bytes.len()));
+                self.journal.write_all_at(first, offset)?;
+                points::reach(point);
+                self.journal.write_all_at(rest, offset + first.len() as u64)
+            }
             _ => self.with(place, |file| file.write_all_at(bytes, offset)),
         }
     }
@@ -216,8 +225,14 @@ impl Disk for Arc<Files> {
             return Ok(Landed { start: end, end });
         }
         self.with(place, |mut file| {
-            let first = file.write(bytes)?;
+            let point = match place {
+                Place::Csv => "csv_half_written",
+                Place::Torn => "torn_half_written",
+                Place::Journal | Place::Keys | Place::Tail(_) => "tail_half_written",
+            };
+            let first = file.write(&bytes[..points::half(point, bytes.len())])?;
             let start = file.stream_position()? - first as u64;
+            points::reach(point);
             if first == bytes.len() {
                 return Ok(Landed { start, end: start + first as u64 });
             }

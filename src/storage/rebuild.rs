@@ -14,7 +14,7 @@ use super::{
     ledger::Ledger,
     scan::{is_closable, split_rows},
 };
-use crate::record::FencingToken;
+use crate::{points, record::FencingToken};
 
 /// How often a rebuild begins again because somebody appended in its very moment.
 const REBUILD_TRIES_MAX: u32 = 10;
@@ -50,6 +50,7 @@ impl<D: Disk> Ledger<D> {
             tail.keep_foreign(&old[behind..], &HashSet::new());
         }
         self.end_rebuild(base + tail.text.len() as u64)?;
+        points::reach("rebuild_ended");
         for which in [0, 1] {
             self.disk.cut(Place::Tail(which), 0).map_err(AppendError::before("clean up after rebuilding"))?;
         }
@@ -69,23 +70,30 @@ impl<D: Disk> Ledger<D> {
         tracing::warn!(csv = %self.path.display(), from = base, old_bytes = old.len(), new_bytes = new.len(), "rebuilding the CSV's end; what stood there is in .torn");
         // guard: aside_before_cut
         let torn_at = self.set_aside(old)?;
+        points::reach("rebuild_set_aside");
         // guard: header_before_tail
         self.settle_header()?;
         let which = 1 - self.head.rebuild.map_or(1, |rebuild| rebuild.which);
         self.disk.cut(Place::Tail(which), 0).map_err(&fail)?;
         self.disk.append(Place::Tail(which), new).map_err(&fail)?;
         self.sync(Place::Tail(which))?;
+        points::reach("rebuild_tail_synced");
         self.keys.store(&self.disk, self.head.keys).map_err(&fail)?;
         self.sync(Place::Keys)?;
         let rebuild = Rebuild { bytes: new.len() as u64, which, torn_at, old_bytes: old.len() as u64 };
         // guard: rebuild_journaled
         self.write_header(Header { rebuild: Some(rebuild), ..self.head.clone() })?;
+        points::reach("rebuild_noted");
 
         self.disk.cut(Place::Csv, base).map_err(&fail)?;
+        points::reach("rebuild_cut");
         // guard: cut_before_tail
         self.sync(Place::Csv)?;
+        points::reach("rebuild_cut_synced");
         let landed = self.disk.append(Place::Csv, new).map_err(&fail)?;
+        points::reach("rebuild_appended");
         self.sync(Place::Csv)?;
+        points::reach("rebuild_appended_synced");
         Ok(landed)
     }
 

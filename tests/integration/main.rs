@@ -12,5 +12,6 @@ mod rooms;
 mod scripts;
 mod seeing;
 mod servers;
+#[path = "../support/mod.rs"]
 mod support;
 mod tables;

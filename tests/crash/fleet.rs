@@ -1,0 +1,106 @@
+//! Replicas on one file, brought back whenever they are killed, and the points at which a test waits for them.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::Write,
+    os::unix::process::ExitStatusExt,
+    path::PathBuf,
+    sync::{Arc, RwLock},
+};
+
+use crate::{
+    load::{Addresses, HEADER},
+    points::REBUILD,
+    support::{Bench, On, Replica, until},
+};
+
+/// How long a killed replica's lock binds the others.
+pub(crate) const LOCK_TTL_MS: u64 = 200;
+
+pub(crate) struct Fleet {
+    pub(crate) bench: Bench,
+    pub(crate) replicas: Vec<Replica>,
+    pub(crate) addresses: Addresses,
+    points: PathBuf,
+}
+
+impl Fleet {
+    /// Three replicas on one Redis.
+    pub(crate) fn start() -> Self {
+        let bench = Bench::new(On::Redis);
+        let points = bench.folder().join("points");
+        fs::create_dir(&points).expect("a folder");
+        let addresses = Arc::new(RwLock::new(vec![None; 3]));
+        let mut fleet = Self { bench, replicas: Vec::new(), addresses, points };
+        for place in 0..3 {
+            let replica = fleet.one_more(place);
+            fleet.replicas.push(replica);
+        }
+        fleet
+    }
+
+    fn one_more(&self, place: usize) -> Replica {
+        let (points, ttl) = (self.points.to_string_lossy(), format!("{LOCK_TTL_MS}ms"));
+        let settings = [("ROWLOCK_CSV_HEADER", HEADER), ("ROWLOCK_LOCK_TTL", &ttl), ("ROWLOCK_TEST_POINTS", &points)];
+        let replica = self.bench.replica(&settings);
+        self.addresses.write().expect("not poisoned")[place] = Some(replica.url.clone());
+        replica
+    }
+
+    /// Makes the next replica that comes to the point kill or stop itself.
+    pub(crate) fn arm(&self, point: &str, signal: &str) {
+        let prepared = self.points.join("prepared");
+        fs::write(&prepared, signal).expect("writable");
+        fs::rename(prepared, self.points.join(point)).expect("armed");
+    }
+
+    /// Waits until one has come there, and answers its place.
+    pub(crate) async fn hit(&self, point: &str) -> usize {
+        let taken_by = |replica: &Replica| self.points.join(format!("{point}.{}", replica.pid())).exists();
+        let is_rebuild = REBUILD.contains(&point);
+        until(point, async || {
+            if is_rebuild {
+                self.leave_torn_line();
+            }
+            self.replicas.iter().any(taken_by)
+        })
+        .await;
+        let place = self.replicas.iter().position(taken_by).expect("it was there just now");
+        fs::remove_file(self.points.join(format!("{point}.{}", self.replicas[place].pid()))).expect("it is there");
+        place
+    }
+
+    /// Starts a replica where one was killed.
+    pub(crate) fn replace_killed(&mut self, place: usize) {
+        let status = self.replicas[place].end();
+        assert_eq!(status.signal(), Some(9), "{status:?}: {}", self.replicas[place].log());
+        self.replicas[place] = self.one_more(place);
+    }
+
+    /// Kills all that still run, as a host does that goes down, and starts them anew.
+    pub(crate) fn restart_all(&mut self) {
+        for replica in &mut self.replicas {
+            replica.signal("KILL");
+            replica.end();
+        }
+        for place in 0..self.replicas.len() {
+            self.replicas[place] = self.one_more(place);
+        }
+    }
+
+    /// Somebody else dies in the middle of a line, so that who comes next has to rebuild the file's end.
+    fn leave_torn_line(&self) {
+        let journal = fs::File::open(format!("{}.journal", self.bench.csv.display())).expect("a journal");
+        // Whoever keeps it may be the one that was hit.
+        if journal.try_lock().is_err() {
+            return;
+        }
+        let text = fs::read(&self.bench.csv).expect("readable");
+        // A replica that was killed in mid-row leaves a line open itself, which nobody may write behind.
+        let is_whole = text.ends_with(b"\n") && text.iter().filter(|&&byte| byte == b'"').count() % 2 == 0;
+        if is_whole {
+            let mut csv = OpenOptions::new().append(true).open(&self.bench.csv).expect("writable");
+            csv.write_all(b",\"torn").expect("writable");
+        }
+    }
+}
