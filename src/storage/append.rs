@@ -4,7 +4,8 @@ use std::{collections::HashSet, io};
 
 use super::{
     AppendError, Entry, OpenError, Placed, Refusal, Turn,
-    disk::{Disk, Place, Stretch},
+    disk::{Disk, Landed, Place, Stretch},
+    error::is_full,
     journal::{Cursor, JournalRecord, Layout},
     keys::Remembered,
     ledger::{Ledger, Repair, Seen},
@@ -26,6 +27,14 @@ struct Batch {
     lead: usize,
     keys: Vec<Remembered>,
     placed: Vec<Result<Placed, Refusal>>,
+}
+
+/// A durable record that is not learnt yet.
+struct Committed {
+    record: JournalRecord,
+    /// Where it stands in the journal.
+    at: u64,
+    cursor: Cursor,
 }
 
 impl<D: Disk> Ledger<D> {
@@ -55,9 +64,13 @@ impl<D: Disk> Ledger<D> {
         }
         let offset = self.len;
         self.reserve(offset, payload.len())?;
-        let record = self.commit(offset, lead, keys, payload, turn)?;
+        let Committed { record, at, cursor } = self.commit(offset, lead, keys, payload, turn)?;
+        let landed = self.disk.append(Place::Csv, &record.payload);
+        let landed = landed.map_err(|e| self.take_back(&record, at, e))?;
+        points::reach("csv_written");
+        self.learn(&record, cursor);
         // What is committed stands, whatever keeps it out of the CSV for now.
-        let start = self.land(&record).map_err(|e| self.fail(io::Error::other(e)))?;
+        let start = self.settle(&record, landed).map_err(|e| self.fail(io::Error::other(e)))?;
         for written in placed.iter_mut().flatten() {
             if let Placed::Written { offset, .. } = written {
                 *offset += start;
@@ -78,7 +91,8 @@ impl<D: Disk> Ledger<D> {
             return Ok(Some(answer));
         }
         if (self.mark, self.mark_lease) != (turn.token, turn.lease) {
-            self.commit(self.len, 0, Vec::new(), Vec::new(), turn)?;
+            let Committed { record, cursor, .. } = self.commit(self.len, 0, Vec::new(), Vec::new(), turn)?;
+            self.learn(&record, cursor);
             self.verified = self.known;
         }
         Ok(None)
@@ -229,7 +243,7 @@ impl<D: Disk> Ledger<D> {
         self.disk.reserve(Place::Csv, offset, bytes as u64).map_err(AppendError::before("make room in"))
     }
 
-    /// The commit point: the record is durable when this returns.
+    /// The commit point: the record is durable when this returns. It is not learnt yet.
     fn commit(
         &mut self,
         offset: u64,
@@ -237,7 +251,7 @@ impl<D: Disk> Ledger<D> {
         mut keys: Vec<Remembered>,
         payload: Vec<u8>,
         turn: &Turn<'_>,
-    ) -> Result<JournalRecord, AppendError> {
+    ) -> Result<Committed, AppendError> {
         keys.iter_mut().for_each(|key| key.offset += offset + lead as u64);
         let record = JournalRecord {
             sequence: self.known.sequence + 1,
@@ -256,13 +270,42 @@ impl<D: Disk> Ledger<D> {
         let at = self.make_room(text.len() as u64)?;
         // guard: header_before_recycling
         self.settle_header()?;
-        self.disk.write_at(Place::Journal, at, &text).map_err(|e| self.fail(e))?;
+        self.disk.write_at(Place::Journal, at, &text).map_err(|e| self.take_back(&record, at, e))?;
         points::reach("record_written");
         // guard: journal_sync
         self.sync(Place::Journal)?;
         points::reach("record_synced");
-        self.learn(&record, Cursor { sequence: record.sequence, next: at + text.len() as u64 });
-        Ok(record)
+        let cursor = Cursor { sequence: record.sequence, next: at + text.len() as u64 };
+        Ok(Committed { record, at, cursor })
+    }
+
+    /// The disk is full after all, where the file system could not make sure of room: the record is taken back before anybody
+    /// is answered. Any other error, and a record that can't be taken back, is fatal.
+    fn take_back(&mut self, record: &JournalRecord, at: u64, e: io::Error) -> AppendError {
+        if !is_full(&e) {
+            return self.fail(e);
+        }
+        match self.erase(record, at) {
+            Ok(()) => AppendError::DiskFull(e),
+            Err(e) => self.fail(e),
+        }
+    }
+
+    /// First the CSV: as long as the record stands, whoever comes next writes its rows anew.
+    fn erase(&self, record: &JournalRecord, at: u64) -> io::Result<()> {
+        let len = self.disk.len(Place::Csv)?;
+        let written = self.disk.read(Place::Csv, record.offset, len.saturating_sub(record.offset))?;
+        if len < record.offset || !record.payload.starts_with(&written) {
+            return Err(io::Error::other("the disk is full, and somebody else wrote to the CSV in that moment"));
+        }
+        if len > record.offset {
+            self.disk.cut(Place::Csv, record.offset)?;
+            // guard: cut_before_erasing
+            self.disk.sync(Place::Csv)?;
+        }
+        self.disk.write_at(Place::Journal, at, &vec![0; self.layout.page as usize])?;
+        // guard: erased_before_answer
+        self.disk.sync(Place::Journal)
     }
 
     /// A place for a record among those that must be kept, after a checkpoint if there is no other way.
@@ -288,10 +331,8 @@ impl<D: Disk> Ledger<D> {
         }
     }
 
-    /// Brings committed rows into the CSV; answers where the first of them stands.
-    fn land(&mut self, record: &JournalRecord) -> Result<u64, AppendError> {
-        let landed = self.disk.append(Place::Csv, &record.payload).map_err(|e| self.fail(e))?;
-        points::reach("csv_written");
+    /// Makes sure that committed rows stand whole where they landed; answers where the first of them stands.
+    fn settle(&mut self, record: &JournalRecord, landed: Landed) -> Result<u64, AppendError> {
         let lead = u64::from(record.lead);
         if (landed.start, landed.end) == (record.offset, record.end()) {
             (self.whole, self.len, self.verified) = (record.end(), record.end(), self.known);

@@ -118,14 +118,15 @@ pub enum Refusal {
     Outrun,
 }
 
+/// No room on the volume, or none left for this user.
+pub(super) fn is_full(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 impl AppendError {
     pub(super) fn before(doing: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| {
-            if source.kind() == io::ErrorKind::StorageFull {
-                Self::DiskFull(source)
-            } else {
-                Self::Before { doing, source }
-            }
+            if is_full(&source) { Self::DiskFull(source) } else { Self::Before { doing, source } }
         }
     }
 }

@@ -135,6 +135,10 @@ struct Host {
     power_cuts: u32,
     /// Whether a sync of the CSV has failed.
     csv_lied: bool,
+    /// Whether the disk runs full now and then: in one history of four.
+    fills: bool,
+    /// The last append found no room.
+    full: bool,
 }
 
 fn at(place: Place) -> usize {
@@ -240,6 +244,11 @@ impl Disk for SimDisk {
             self.slip();
         }
         let start = self.len(place)?;
+        if place == Place::Csv && self.runs_full() {
+            let fits = self.0.borrow_mut().random.below(bytes.len() as u64 + 1) as usize;
+            self.write(place, start as usize, &bytes[..fits])?;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.write(place, start as usize, bytes)?;
         Ok(Landed { start, end: start + bytes.len() as u64 })
     }
@@ -249,7 +258,9 @@ impl Disk for SimDisk {
         host.step(|| format!("cut {place:?} to {len}"))?;
         if place == Place::Csv {
             let cut = host.files[0].cache[len as usize..].to_vec();
-            assert!(contains(&host.files[at(Place::Torn)].disk, &cut), "{:?} was cut and not set aside", text(&cut));
+            let taken_back = std::mem::take(&mut host.full);
+            let aside = contains(&host.files[at(Place::Torn)].disk, &cut);
+            assert!(taken_back || aside, "{:?} was cut and not set aside", text(&cut));
         }
         host.files[at(place)].change(Change::Cut(len as usize));
         host.step(|| "cut".to_owned())
@@ -287,6 +298,16 @@ impl SimDisk {
         host.step(|| format!("wrote {first} of {}", bytes.len()))?;
         host.files[at(place)].change(Change::Write(offset + first, bytes[first..].to_vec()));
         host.step(|| "wrote the rest".to_owned())
+    }
+
+    /// No room could be made sure of, and now there is none.
+    fn runs_full(&self) -> bool {
+        let mut host = self.0.borrow_mut();
+        host.full = host.fills && !host.calm && host.stopped.is_none() && host.random.chance(6);
+        if host.full {
+            host.trace.push("DISK IS FULL".to_owned());
+        }
+        host.full
     }
 
     /// Somebody appends without any lock, just now.
@@ -352,6 +373,8 @@ impl World {
             slips: 0,
             power_cuts: 0,
             csv_lied: false,
+            fills: seed % 4 == 3,
+            full: false,
         };
         let host = Rc::new(RefCell::new(host));
         let disk = SimDisk(Rc::clone(&host));
@@ -474,6 +497,7 @@ impl World {
             Some(Ok(Err(e))) => panic!("refused: {e}"),
             Some(Err(AppendError::Fenced { mark })) => Some(Err(Some(mark))),
             Some(Err(AppendError::Sync(_))) => None,
+            Some(Err(AppendError::DiskFull(_))) => Some(Err(None)),
             Some(Err(e)) => panic!("refused: {e}"),
         }
     }
@@ -499,10 +523,12 @@ impl World {
             outcome = self.attempt(replica, &rows, key.as_ref(), lease);
             self.note(format!("-- {outcome:?}"));
             match &outcome {
-                Some(Err(mark)) => {
-                    self.counter = self.counter.max(mark.unwrap_or_default());
+                Some(Err(Some(mark))) => {
+                    self.counter = self.counter.max(*mark);
                     continue;
                 }
+                // No room: nobody tries again.
+                Some(Err(None)) => {}
                 None if key.is_some() => continue,
                 Some(Ok(Placed::Written { .. })) => self.wrote.entry(lease.0).or_default().push(lease.1),
                 Some(Ok(Placed::Replayed(_))) | None => {}
