@@ -716,6 +716,13 @@ fn a_stray_quote_before_our_rows_does_not_swallow_others_lines() {
     histories(1, 1_135_188);
 }
 
+/// Found bad once: a rebuild that a power cut stopped after its cut, and then a writer that died in a line which begins as the
+/// one did that had been cut.
+#[test]
+fn half_a_line_that_begins_as_the_cut_one_did_leaves_no_piece_behind() {
+    histories(1, 1_156_388);
+}
+
 #[test]
 fn random_histories_of_crashes_keep_every_promise() {
     histories(setting("ROWLOCK_HISTORIES", 20_000), setting("ROWLOCK_SEED", 0));

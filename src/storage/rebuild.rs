@@ -190,10 +190,11 @@ impl Tail {
             return self.keep_foreign(&now[at + made.len()..], &HashSet::new());
         }
         let same = now.iter().zip(&made).take_while(|(now, made)| now == made).count();
-        let whole_rows = split_rows(&made[..same]).0.iter().map(|row| row.len()).sum::<usize>();
+        let whole_rows = whole_bytes(&made[..same]);
         // Not cut yet: unless rows of the new tail stand where the old one had ended already.
         let not_cut = now.starts_with(was) && whole_rows <= was.len() && same < now.len();
-        let from = if not_cut { was.len() } else { whole_rows };
+        // A line that was open may be the beginning of another that somebody began after the cut: it is judged as one.
+        let from = if not_cut { whole_bytes(was) } else { whole_rows };
         self.keep_foreign(&now[from..], &lines_of(&made));
     }
 
@@ -249,6 +250,11 @@ impl Tail {
 
 fn rows_of(record: &JournalRecord) -> &[u8] {
     &record.payload[usize::from(record.lead)..]
+}
+
+/// How much of it is whole rows.
+fn whole_bytes(text: &[u8]) -> usize {
+    split_rows(text).0.iter().map(|row| row.len()).sum()
 }
 
 /// By line breaks, within quotes or not.
