@@ -225,10 +225,23 @@ impl Schema {
         format!("no such column; the data columns are {}", self.data_names.join(", "))
     }
 
+    /// Which column holds the fencing token.
+    pub fn token_column(&self) -> Option<usize> {
+        self.column_of(|segment| matches!(segment, Segment::Token))
+    }
+
+    /// Which column holds the idempotency key.
+    pub fn key_column(&self) -> Option<usize> {
+        self.column_of(|segment| matches!(segment, Segment::Key))
+    }
+
+    fn column_of(&self, is_it: impl Fn(&Segment) -> bool) -> Option<usize> {
+        self.names.as_ref()?.iter().position(|name| Segment::of_service(name).is_some_and(|segment| is_it(&segment)))
+    }
+
     /// The token that a line claims to have been written under, if the file has such a column and the line such a cell.
     pub fn token_of(&self, line: &[u8]) -> Option<FencingToken> {
-        let service = |name: &String| matches!(Segment::of_service(name), Some(Segment::Token));
-        let at = self.names.as_ref()?.iter().position(service)?;
+        let at = self.token_column()?;
         let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(line);
         let record = reader.byte_records().next()?.ok()?;
         std::str::from_utf8(record.get(at)?).ok()?.parse().ok()

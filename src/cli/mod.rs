@@ -1,6 +1,7 @@
 //! The command line: parses, starts logging, dispatches. One file a command.
 
 mod append;
+mod check;
 mod lock;
 mod serve;
 mod usage;
@@ -39,6 +40,7 @@ Examples:
   rowlock serve --redis redis://localhost --csv a.csv  one of many replicas
   rowlock append --data hello                          one row, no server needed
   rowlock lock                                         who has the lock, and who waits for it
+  rowlock check rows.csv                               is it whole, and true to its journal?
   curl -d data=hello http://127.0.0.1:8080/append      one row, through a server";
 
 #[derive(Debug, Subcommand)]
@@ -49,6 +51,8 @@ enum Command {
     Append(append::Args),
     /// Show who has the lock, or take it away.
     Lock(lock::Args),
+    /// Is the CSV whole, and true to its journal?
+    Check(check::Args),
 }
 
 /// Runs the command that the arguments name.
@@ -115,12 +119,13 @@ fn dotenv_line(text: &str) -> String {
 }
 
 fn run(cli: Cli) -> Result<(), Exit> {
-    start_logging(cli.config.log_format, matches!(cli.command, Some(Command::Append(_) | Command::Lock(_))));
+    start_logging(cli.config.log_format, !matches!(cli.command, None | Some(Command::Serve)));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| Exit::new(FAILED, e))?;
     let result = match cli.command {
         None | Some(Command::Serve) => runtime.block_on(serve::run(cli.config)),
         Some(Command::Append(args)) => runtime.block_on(append::run(cli.config, args)),
         Some(Command::Lock(args)) => runtime.block_on(lock::run(cli.config, args)),
+        Some(Command::Check(args)) => runtime.block_on(check::run(cli.config, args)),
     };
     runtime.shutdown_background();
     result

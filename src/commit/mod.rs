@@ -7,6 +7,7 @@ mod committer;
 mod error;
 mod in_flight;
 mod queue;
+mod repair;
 
 use std::{
     path::Path,
@@ -22,6 +23,7 @@ pub use committer::Fatal;
 pub use error::{AppendError, Outcome};
 use in_flight::InFlight;
 use queue::{Bounds, Queue, Waiting};
+pub use repair::{RepairError, repair};
 use tokio::{
     sync::oneshot,
     time::{Instant, timeout_at},
@@ -82,14 +84,7 @@ pub type Ended = oneshot::Receiver<Result<(), Fatal>>;
 /// If the file or the lock can't be used. A Redis that is away is no error: rows wait for it.
 pub async fn open(config: &Config) -> Result<(Appender, Ended), OpenError> {
     let replica = config.replica_name();
-    let options = storage::Options {
-        path: config.csv.clone(),
-        header: config.csv_header.clone(),
-        replica: replica.clone(),
-        journal_bytes: config.journal_bytes as u64,
-        keys: config.idempotency_keys,
-        accept_unlocked: config.unlocked_volume == UnlockedVolume::Accept,
-    };
+    let options = storage_options(config, &replica);
     // A wrong address is said before a file is made.
     let redis = open_redis(config, &replica)?;
     let storage = Storage::open(options)?;
@@ -122,10 +117,29 @@ pub async fn open(config: &Config) -> Result<(Appender, Ended), OpenError> {
     Ok((appender, end))
 }
 
+fn storage_options(config: &Config, replica: &str) -> storage::Options {
+    storage::Options {
+        path: config.csv.clone(),
+        header: config.csv_header.clone(),
+        replica: replica.to_owned(),
+        journal_bytes: config.journal_bytes as u64,
+        keys: config.idempotency_keys,
+        accept_unlocked: config.unlocked_volume == UnlockedVolume::Accept,
+    }
+}
+
 fn lock_options(config: &Config, replica: &str) -> lock::Options {
     let tls =
         lock::TlsFiles { ca: config.redis_ca.clone(), cert: config.redis_cert.clone(), key: config.redis_key.clone() };
     lock::Options { replica: replica.to_owned(), ttl: config.lock_ttl, tls }
+}
+
+/// The lock alone, for who does not append.
+fn open_lock(config: &Config, replica: &str) -> Result<Lock, OpenError> {
+    match open_redis(config, replica)? {
+        Some(lock) => Ok(lock),
+        None => Ok(open_embedded(config, replica, &storage::resolve(&config.csv)?)?),
+    }
 }
 
 fn open_redis(config: &Config, replica: &str) -> Result<Option<Lock>, lock::OpenError> {
@@ -146,10 +160,7 @@ fn open_embedded(config: &Config, replica: &str, csv: &Path) -> Result<Lock, loc
 /// If the lock can't be opened, or, within, is out of reach.
 pub async fn lock_status(config: &Config) -> Result<Result<lock::Status, AppendError>, OpenError> {
     let replica = config.replica_name();
-    let lock = match open_redis(config, &replica)? {
-        Some(lock) => lock,
-        None => open_embedded(config, &replica, &storage::resolve(&config.csv)?)?,
-    };
+    let lock = open_lock(config, &replica)?;
     Ok(lock.status().await.ok_or(AppendError::LockUnavailable(config.wait_timeout)))
 }
 

@@ -120,7 +120,7 @@ impl<D: Disk> Ledger<D> {
     }
 
     /// What closes a last line that is a whole row; one that was torn is set aside and cut, by a rebuild.
-    fn mend(&mut self, open: OpenLine) -> Result<&'static [u8], AppendError> {
+    pub(super) fn mend(&mut self, open: OpenLine) -> Result<&'static [u8], AppendError> {
         let whole = open.cells == self.format.width().unwrap_or(open.cells) && !open.in_quotes;
         // guard: close_open_line
         if whole {

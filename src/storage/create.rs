@@ -73,18 +73,32 @@ pub(super) fn refuse_unfit(path: &Path, file: &File) -> Result<(), OpenError> {
 
 /// Makes the journal whole or not at all: zeros, then two headers that say how far the CSV was read. Keeps one that is there.
 pub(super) fn ensure_journal(path: &Path, csv: &Path, head: &Header, layout: Layout) -> io::Result<()> {
-    make_beside(path, csv, |file| {
-        write_zeros(0, head.bytes, |at, zeros| file.write_all_at(zeros, at))?;
-        for (page, number) in [(0, 1), (1, 0)] {
-            file.write_all_at(&Header { number, ..head.clone() }.encode(), page * layout.page)?;
-        }
-        Ok(())
-    })
+    make_beside(path, csv, |file| write_journal(file, head, layout))
+}
+
+fn write_journal(file: &File, head: &Header, layout: Layout) -> io::Result<()> {
+    write_zeros(0, head.bytes, |at, zeros| file.write_all_at(zeros, at))?;
+    for (page, number) in [(0, 1), (1, 0)] {
+        file.write_all_at(&Header { number, ..head.clone() }.encode(), page * layout.page)?;
+    }
+    Ok(())
+}
+
+/// Puts a new journal in the place of one that is kept under another name: at no time is there none.
+pub(super) fn replace_journal(csv: &Path, kept_as: &Path, head: &Header, layout: Layout) -> io::Result<()> {
+    let path = beside(csv, ".journal");
+    let file = tempfile::NamedTempFile::new_in(directory_of(csv))?;
+    write_journal(file.as_file(), head, layout)?;
+    like_csv(file.as_file(), csv)?;
+    file.as_file().sync_all()?;
+    fs::hard_link(&path, kept_as)?;
+    file.persist(&path).map_err(|e| e.error)?;
+    File::open(directory_of(csv))?.sync_all()
 }
 
 /// Makes the file of keys, with room for so many. Keeps one that is there.
 pub(super) fn ensure_keys(path: &Path, csv: &Path, slots: u64) -> io::Result<()> {
-    make_beside(path, csv, |file| file.write_all(&preamble(slots)))
+    make_beside(path, csv, |file| file.write_all_at(&preamble(slots), 0))
 }
 
 /// Replaces a file of fewer keys by one with room for `wanted`: for who holds the OS lock.
@@ -101,12 +115,12 @@ pub(super) fn grow_keys(files: &Arc<Files>, csv: &Path, end: u64, wanted: u64) -
 }
 
 /// A side file: whole or not at all, with the CSV's mode and owner.
-fn make_beside(path: &Path, csv: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+fn make_beside(path: &Path, csv: &Path, fill: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
     if path.exists() {
         return Ok(());
     }
-    let mut file = tempfile::NamedTempFile::new_in(directory_of(path))?;
-    fill(file.as_file_mut())?;
+    let file = tempfile::NamedTempFile::new_in(directory_of(path))?;
+    fill(file.as_file())?;
     like_csv(file.as_file(), csv)?;
     put_in_place(file, path)
 }

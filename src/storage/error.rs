@@ -39,13 +39,13 @@ pub enum OpenError {
     #[error("{}: the row that starts at byte {} does not end; close its quote by hand", .0.display(), .1)]
     StrayQuote(PathBuf, u64),
     /// Neither header of the journal is whole.
-    #[error("{}.journal is damaged; nothing was changed. It may hold rows that are not in the CSV yet: keep it, and start on a copy of the CSV under another name", .0.display())]
+    #[error("{}.journal is damaged; nothing was changed. It may hold rows that are not in the CSV yet: `rowlock check {} --repair` says what can be saved, and begins a new one", .0.display(), .0.display())]
     DamagedJournal(PathBuf),
     /// A newer version of this program wrote it.
     #[error("{}.journal has format {}, and this version knows {}: a newer version is in use; upgrade this one", .0.display(), .1, super::journal::FORMAT)]
     NewerJournal(PathBuf, u32),
     /// The journal owes rows to a CSV that is not this one.
-    #[error("{path}.journal holds rows of another {path} (replaced, or cut short, since they were written); nothing was changed. Put that file back, or move the journal aside to give these rows up", path = .0.display())]
+    #[error("{path}.journal holds rows of another {path} (replaced, or cut short, since they were written); nothing was changed. Put that file back; or `rowlock check {path} --repair` puts those rows in {path}.torn, and takes this file as it is", path = .0.display())]
     ForeignJournal(PathBuf),
     /// The volume's file locks lock nothing.
     #[error("{}: this volume has no working file locks, so nothing would keep two replicas from writing at once; ROWLOCK_UNLOCKED_VOLUME=accept serves all the same, and then a stopped replica that goes on may damage rows", .0.display())]

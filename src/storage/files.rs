@@ -83,12 +83,19 @@ impl Files {
         })
     }
 
-    /// A CSV that nothing lies beside yet: only its own bytes may be asked for.
-    pub(super) fn csv_alone(path: &Path) -> io::Result<Self> {
-        let csv = OpenOptions::new().read(true).append(true).open(path)?;
-        let (journal, keys) = (Arc::new(csv.try_clone()?), Mutex::new(csv.try_clone()?));
-        let inodes = [inode_of(&csv)?; 2];
-        Ok(Self { path: path.to_owned(), journal_path: path.to_owned(), csv, inodes, journal, keys, locks: false })
+    /// For who changes nothing. Where nothing lies beside the CSV yet, only its own bytes may be asked for.
+    pub(super) fn open_to_read(path: &Path) -> io::Result<Self> {
+        let csv = File::open(path)?;
+        let open = |suffix| match File::open(beside(path, suffix)) {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            other => other.map(Some),
+        };
+        let (journal, keys) = (open(".journal")?, open(".keys")?);
+        let journal_path = if journal.is_some() { beside(path, ".journal") } else { path.to_owned() };
+        let journal = Arc::new(journal.map_or_else(|| csv.try_clone(), Ok)?);
+        let keys = Mutex::new(keys.map_or_else(|| csv.try_clone(), Ok)?);
+        let inodes = [inode_of(&csv)?, inode_of(&journal)?];
+        Ok(Self { path: path.to_owned(), journal_path, csv, inodes, journal, keys, locks: true })
     }
 
     /// Whether one handle's lock keeps another handle out, as it must.

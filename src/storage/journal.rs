@@ -302,3 +302,23 @@ fn read_at(
     let record = JournalRecord::decode(sequence, &whole[RECORD_PREFIX_BYTES..]);
     Ok(record.ok().map(|record| (record, bytes)))
 }
+
+/// Offset and rows of all that looks like a record, in a journal whose headers are lost: without the number that its checksums
+/// cover, nothing proves one. Old records that were not written over yet are among them.
+pub(super) fn plausible_payloads(disk: &impl Disk, layout: Layout) -> io::Result<Vec<(u64, Vec<u8>)>> {
+    let (mut found, bytes) = (Vec::new(), disk.len(Place::Journal)?);
+    let mut at = layout.space();
+    while at < bytes {
+        let prefix = disk.read(Place::Journal, at, RECORD_PREFIX_BYTES as u64)?;
+        let mut body = prefix.get(4..8).unwrap_or_default();
+        let body = u64::from(body.try_get_u32_le().unwrap_or_default());
+        at += RECORD_PREFIX_BYTES as u64;
+        if body > 0 && at + body <= bytes {
+            let body = disk.read(Place::Journal, at, body)?;
+            let record = JournalRecord::decode(0, &body).ok();
+            found.extend(record.filter(|record| record.payload.ends_with(b"\n")).map(|it| (it.offset, it.payload)));
+        }
+        at = layout.whole_pages(at);
+    }
+    Ok(found)
+}

@@ -296,6 +296,23 @@ pub(super) fn copy_slots(disk: &impl Disk, end: u64, wanted: u64, out: &impl Fil
     Ok(())
 }
 
+/// The number after the highest that a slot of the file holds: for who has no header that tells it.
+pub(super) fn end_of_file(disk: &impl Disk) -> io::Result<u64> {
+    let slots = slots(disk)?;
+    let mut end = 0;
+    for place in 0..slots {
+        let slot = disk.read(Place::Keys, (1 + place) * SLOT_BYTES, SLOT_BYTES)?;
+        if slot.is_empty() {
+            break;
+        }
+        let number = slot.get(4..8).unwrap_or_default().try_get_u32_le().map_or(0, u64::from);
+        if decode_slot(number, &slot).is_some() {
+            end = end.max(number + 1);
+        }
+    }
+    Ok(end)
+}
+
 /// As many neighbouring slots as are worth one read.
 fn run_of(from: u64, end: u64, slots: u64) -> u64 {
     (end - from).min(slots - from % slots).min(RUN)

@@ -4,6 +4,8 @@
 //! which order, and names each guard and the test that fails without it.
 
 mod append;
+mod audit;
+mod check;
 mod checkpoint;
 mod create;
 mod disk;
@@ -16,6 +18,7 @@ mod journal;
 mod keys;
 mod ledger;
 mod rebuild;
+mod repair;
 mod scan;
 
 use std::{
@@ -30,8 +33,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use audit::{Fault, Finding, Sample};
+pub use check::{CheckOptions, JournalReport, JournalState, Plan, Report, check};
 pub use create::resolve;
 pub use error::{AppendError, OpenError, Refusal};
+pub use repair::{Replaced, replace_journal};
 
 use self::{
     append::TORN_BYTES_MAX,
@@ -273,6 +279,18 @@ impl Storage {
         Ok(())
     }
 
+    /// As `recover`; and what the next append would do to a torn last line is done now.
+    ///
+    /// # Errors
+    /// As `append`.
+    pub fn repair(&mut self, deadline: Instant) -> Result<(), AppendError> {
+        let _lock = self.files.lock(deadline)?;
+        if let Some(open) = self.ledger.recover()? {
+            self.ledger.mend(open)?;
+        }
+        Ok(())
+    }
+
     fn begin_checkpoint(&mut self) -> Result<(), AppendError> {
         let pending = self.ledger.begin_checkpoint()?;
         let files = Arc::clone(&self.files);
@@ -394,30 +412,35 @@ fn write_header_if_empty(path: &Path, schema: &Schema) -> Result<(), OpenError> 
 
 /// Makes a journal for a CSV that has none, once the CSV has been read through.
 fn adopt(path: &Path, new_schema: &Arc<Schema>, journal_bytes: u64) -> Result<(), OpenError> {
-    let fail = |e| OpenError::io(path, "read", e);
-    let csv = Arc::new(Files::csv_alone(path).map_err(fail)?);
+    let csv = Arc::new(Files::open_to_read(path).map_err(|e| OpenError::io(path, "open", e))?);
     let format = Format::read(&csv, path, new_schema)?;
-    let rows = scan_rows(Stretch::new(&csv, Place::Csv, format.start, u64::MAX)).map_err(fail)?;
+    let head = adopted_header(path, &csv, &format, journal_bytes)?;
+    create::ensure_journal(&beside(path, ".journal"), path, &head, Layout::REAL)
+        .map_err(|e| OpenError::io(path, "make the journal of", e))
+}
+
+/// Reads the CSV through and syncs it: the header of a journal that takes it as it is.
+fn adopted_header(path: &Path, csv: &Arc<Files>, format: &Format, journal_bytes: u64) -> Result<Header, OpenError> {
+    let fail = |e| OpenError::io(path, "read", e);
+    let rows = scan_rows(Stretch::new(csv, Place::Csv, format.start, u64::MAX)).map_err(fail)?;
     let whole = format.start + rows.whole_bytes;
     if rows.open.is_some_and(|open| open.in_quotes && open.bytes > TORN_BYTES_MAX) {
         return Err(OpenError::StrayQuote(path.to_owned(), whole));
     }
     csv.sync(Place::Csv).map_err(|e| OpenError::io(path, "sync", e))?;
-    let head = Header {
+    Ok(Header {
         journal: uuid::Uuid::new_v4().as_u128(),
         number: 0,
         bytes: journal_bytes,
         base: 0,
         next: Layout::REAL.space(),
         csv_bytes: whole,
-        csv_print: print_of(&csv, whole).map_err(fail)?,
+        csv_print: print_of(csv, whole).map_err(fail)?,
         mark: 0,
         lease: 0,
         keys: 0,
         rebuild: None,
-    };
-    create::ensure_journal(&beside(path, ".journal"), path, &head, Layout::REAL)
-        .map_err(|e| OpenError::io(path, "make the journal of", e))
+    })
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub(super) struct OpenLine {
 }
 
 /// Follows CSV text, chunk by chunk. A row ends at its `\n` alone, so that `\r\n` is never cut in two.
-struct Scanner {
+pub(super) struct Scanner {
     reader: Reader,
     output: Box<[u8]>,
     /// Bytes fed so far.
@@ -33,12 +33,12 @@ struct Scanner {
 }
 
 impl Scanner {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let reader = ReaderBuilder::new().terminator(Terminator::Any(b'\n')).build();
         Self { reader, output: vec![0; 64 << 10].into(), fed: 0, whole: 0, cells: 0, first_width: None, last_byte: 0 }
     }
 
-    fn feed(&mut self, mut text: &[u8]) {
+    pub(super) fn feed(&mut self, mut text: &[u8]) {
         while !text.is_empty() {
             let (result, read, _) = self.reader.read_field(text, &mut self.output);
             self.fed += read as u64;
@@ -54,6 +54,11 @@ impl Scanner {
                 }
             }
         }
+    }
+
+    /// How many of the bytes fed so far are whole rows.
+    pub(super) fn whole_bytes(&self) -> u64 {
+        self.whole
     }
 
     /// The row after the last whole one, if it has begun.

@@ -11,13 +11,13 @@ use serde_json::json;
 
 use crate::support::{Bench, On, Replica, journal_headers, until, until_checkpointed, until_held};
 
-const SETTINGS: [(&str, &str); 1] = [("ROWLOCK_CSV_HEADER", "token,data")];
+pub(crate) const SETTINGS: [(&str, &str); 1] = [("ROWLOCK_CSV_HEADER", "token,data")];
 
-fn beside(bench: &Bench, suffix: &str) -> String {
+pub(crate) fn beside(bench: &Bench, suffix: &str) -> String {
     format!("{}{suffix}", bench.csv.display())
 }
 
-async fn killed_after(bench: &Bench, rows: &[&str]) {
+pub(crate) async fn killed_after(bench: &Bench, rows: &[&str]) {
     let mut replica = bench.replica(&SETTINGS);
     for row in rows {
         replica.append_text(row).await;
@@ -203,9 +203,21 @@ async fn a_stop_leaves_a_checkpoint_so_that_the_csv_can_be_rotated_and_moved() {
 }
 
 /// What every version's header starts with: magic, length and checksum of the body, then the version.
-fn header_of_format_2() -> Vec<u8> {
+pub(crate) fn header_of_format_2() -> Vec<u8> {
     let body = 2_u32.to_le_bytes();
     [&b"rowlockJ"[..], &4_u32.to_le_bytes(), &crc32c::crc32c(&body).to_le_bytes(), &body].concat()
+}
+
+/// Both headers, so that neither is whole.
+pub(crate) const BOTH_HEADERS: [(u64, &[u8]); 2] = [(40, b"xxxx"), (4096 + 40, b"xxxx")];
+
+/// Writes bytes over the journal, at their offsets.
+pub(crate) fn damage_journal(bench: &Bench, bytes: &[(u64, &[u8])]) {
+    let mut journal = OpenOptions::new().write(true).open(beside(bench, ".journal")).expect("opens");
+    for (at, bytes) in bytes {
+        journal.seek(SeekFrom::Start(*at)).expect("seeks");
+        journal.write_all(bytes).expect("written");
+    }
 }
 
 #[tokio::test]
@@ -227,14 +239,10 @@ async fn a_journal_that_owes_rows_to_another_file_or_is_damaged_or_newer_refuses
     let damage = async |bytes: &[(u64, &[u8])]| {
         let bench = Bench::new(On::Embedded);
         killed_after(&bench, &["one"]).await;
-        let mut journal = OpenOptions::new().write(true).open(beside(&bench, ".journal")).expect("opens");
-        for (at, bytes) in bytes {
-            journal.seek(SeekFrom::Start(*at)).expect("seeks");
-            journal.write_all(bytes).expect("written");
-        }
+        damage_journal(&bench, bytes);
         bench
     };
-    let bench = damage(&[(40, b"xxxx"), (4096 + 40, b"xxxx")]).await;
+    let bench = damage(&BOTH_HEADERS).await;
     refused(&bench, "is damaged");
     let bench = damage(&[(40, b"xxxx")]).await;
     bench.replica(&SETTINGS).append_text("one header is enough").await;

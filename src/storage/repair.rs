@@ -1,0 +1,131 @@
+//! What no grant of the lock does by itself: a journal that is damaged or foreign is set aside, and a new one begun.
+
+use std::{
+    collections::HashSet,
+    fs,
+    io::{self, ErrorKind},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+use super::{
+    AppendError, OpenError, START_WAIT, adopted_header,
+    audit::Audit,
+    check::CheckOptions,
+    create,
+    disk::{Disk, Place, Stretch},
+    files::{Files, beside},
+    format::Format,
+    journal::{Cursor, Header, Layout, plausible_payloads, read_after},
+    keys,
+    scan::split_rows,
+};
+
+/// What became of a journal that was replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replaced {
+    /// Where the old one is kept.
+    pub kept_as: PathBuf,
+    /// Rows that it held and the CSV does not, now in `<csv>.torn`.
+    pub rows_set_aside: u64,
+}
+
+/// Sets a journal aside that no start accepts, and begins a new one for the CSV as it is: for who holds the lock.
+///
+/// The new journal knows the newest token of both, so that older holders stay fenced out, and the keys that the file of keys has.
+///
+/// # Errors
+/// If the journal is one that a start accepts by now, or what keeps the files from being read or written.
+pub fn replace_journal(options: &CheckOptions, journal_bytes: u64) -> Result<Replaced, OpenError> {
+    let path = create::resolve(&options.path)?;
+    let fail = |doing| {
+        let path = path.clone();
+        move |e| OpenError::io(&path, doing, e)
+    };
+    let new_schema = Arc::new(create::parse_header_option(&options.header)?);
+    let files = Arc::new(Files::open(&path).map_err(fail("open"))?);
+    let _lock = files.lock(Instant::now() + START_WAIT).map_err(|e| match e {
+        AppendError::Busy => OpenError::Busy(path.clone()),
+        other => fail("lock")(io::Error::other(other)),
+    })?;
+    let format = Format::read(&files, &path, &new_schema)?;
+    let old = Old::read(&files).map_err(fail("read the journal of"))?;
+
+    let rows_set_aside = set_aside(&files, &old.payloads).map_err(fail("set aside rows beside"))?;
+    let (rows, newest_token) = newest_token(&files, &format).map_err(fail("read"))?;
+    let adopted = adopted_header(&path, &files, &format, journal_bytes)?;
+    let keys = match old.keys {
+        Some(keys) => keys,
+        None => keys::end_of_file(&files).map_err(fail("read the keys of"))?,
+    };
+    let head = Header { mark: newest_token.max(old.mark), keys, ..adopted };
+    let kept_as = spare_name(&path);
+    create::replace_journal(&path, &kept_as, &head, Layout::REAL).map_err(fail("replace the journal of"))?;
+    tracing::info!(csv = %path.display(), rows, token = head.mark, keys, "a new journal");
+    Ok(Replaced { kept_as, rows_set_aside })
+}
+
+/// What can still be read of the journal that is to go.
+struct Old {
+    mark: u64,
+    /// `None` if no header tells.
+    keys: Option<u64>,
+    /// Rows that the CSV lacks.
+    payloads: Vec<Vec<u8>>,
+}
+
+impl Old {
+    fn read(files: &Arc<Files>) -> io::Result<Self> {
+        let pages = files.read(Place::Journal, 0, Layout::REAL.space())?;
+        let Ok((head, _)) = Header::newest(&pages, Layout::REAL) else {
+            // Without a header nothing proves a record: all that looks like one and does not stand in the CSV is kept.
+            let mut payloads = Vec::new();
+            for (offset, payload) in plausible_payloads(files, Layout::REAL)? {
+                if files.read(Place::Csv, offset, payload.len() as u64)? != payload {
+                    payloads.push(payload);
+                }
+            }
+            return Ok(Self { mark: 0, keys: None, payloads });
+        };
+        let mut old = Self { mark: head.mark, keys: Some(head.keys), payloads: Vec::new() };
+        let mut cursor = Cursor { sequence: head.base, next: head.next };
+        while let Some((record, next)) = read_after(files, Layout::REAL, &head, cursor)? {
+            old.mark = old.mark.max(record.token);
+            old.payloads.push(record.payload);
+            cursor = next;
+        }
+        Ok(old)
+    }
+}
+
+/// Each of the rows once, whatever copies of it the journal's old space holds.
+fn set_aside(files: &Arc<Files>, payloads: &[Vec<u8>]) -> io::Result<u64> {
+    let mut seen = HashSet::new();
+    let rows: Vec<_> =
+        payloads.iter().flat_map(|payload| split_rows(payload).0).filter(|row| seen.insert(*row)).collect();
+    if !rows.is_empty() {
+        files.append(Place::Torn, &rows.concat())?;
+        files.sync(Place::Torn)?;
+    }
+    Ok(rows.len() as u64)
+}
+
+fn newest_token(files: &Arc<Files>, format: &Format) -> io::Result<(u64, u64)> {
+    let mut audit = Audit::new(&format.schema, format.start, 0);
+    let mut input = Stretch::new(files, Place::Csv, format.start, u64::MAX);
+    let mut chunk = vec![0; 1 << 20];
+    loop {
+        match io::Read::read(&mut input, &mut chunk)? {
+            0 => return Ok((audit.rows, audit.newest_token.unwrap_or_default())),
+            read => audit.feed(&chunk[..read]),
+        }
+    }
+}
+
+/// `<csv>.journal.old`, or `.old-2` and so on.
+fn spare_name(path: &Path) -> PathBuf {
+    let free = |name: &PathBuf| matches!(fs::symlink_metadata(name), Err(e) if e.kind() == ErrorKind::NotFound);
+    let names = (1..).map(|n| beside(path, &if n == 1 { ".journal.old".into() } else { format!(".journal.old-{n}") }));
+    names.into_iter().find(free).expect("some number is free")
+}
