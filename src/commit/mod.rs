@@ -249,6 +249,11 @@ impl Appender {
         }
     }
 
+    /// Whether rows are let in at all.
+    pub fn takes_rows(&self) -> bool {
+        !self.queue.is_closed()
+    }
+
     /// Lets no more rows in. The committer finishes what waits, and ends.
     pub fn close(&self) {
         self.queue.close();

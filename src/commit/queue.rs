@@ -202,6 +202,10 @@ impl Queue {
         self.changed.notify_one();
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+
     /// Refuses all that still wait.
     pub(super) fn refuse_all(&self, with: &AppendError) {
         let mut state = self.state();

@@ -96,8 +96,10 @@ impl EmbeddedLock {
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(e)) => return Err(e),
         }
-        let (file, ttl) = (Arc::clone(&self.file), self.options.ttl);
-        Ok(Some(EmbeddedLease { file, ttl, state: self.read_state()? }))
+        // Unlocks when dropped, also if the state can't be read.
+        let mut lease = EmbeddedLease { file: Arc::clone(&self.file), ttl: self.options.ttl, state: State::default() };
+        lease.state = self.read_state()?;
+        Ok(Some(lease))
     }
 
     pub(super) fn try_acquire(&self) -> io::Result<Try<(FencingToken, EmbeddedLease)>> {

@@ -172,8 +172,13 @@ impl Lock {
 
     /// Finds out whether the backend is in reach, while nobody asks for the lock.
     pub async fn probe(&self) {
-        if let Backend::Redis(redis) = &self.backend {
-            redis.probe().await;
+        match &self.backend {
+            Backend::Redis(redis) => redis.probe().await,
+            // A volume that can be read need not be one that can be written to: only a grant tells.
+            Backend::Embedded(embedded) if self.is_out_of_reach() => {
+                let _ = self.reach.note(embedded.try_acquire().map_err(TryError::from));
+            }
+            Backend::Embedded(_) => {}
         }
     }
 

@@ -1,6 +1,9 @@
 //! One batch: look, fence, look up keys, mend the open line, record, sync, and only then the CSV.
 
-use std::{collections::HashSet, io};
+use std::{
+    collections::HashSet,
+    io::{self, ErrorKind},
+};
 
 use super::{
     AppendError, Entry, OpenError, Placed, Refusal, Turn,
@@ -270,13 +273,24 @@ impl<D: Disk> Ledger<D> {
         let at = self.make_room(text.len() as u64)?;
         // guard: header_before_recycling
         self.settle_header()?;
-        self.disk.write_at(Place::Journal, at, &text).map_err(|e| self.take_back(&record, at, e))?;
+        self.disk.write_at(Place::Journal, at, &text).map_err(|e| self.not_recorded(&record, at, e))?;
         points::reach("record_written");
         // guard: journal_sync
         self.sync(Place::Journal)?;
         points::reach("record_synced");
         let cursor = Cursor { sequence: record.sequence, next: at + text.len() as u64 };
         Ok(Committed { record, at, cursor })
+    }
+
+    /// A volume that has turned read-only takes nothing, and no record stands unless it stands whole: then this replica waits
+    /// for better times. Any other error may have left anything.
+    fn not_recorded(&mut self, record: &JournalRecord, at: u64, e: io::Error) -> AppendError {
+        let refused = matches!(e.kind(), ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied);
+        // guard: refused_whole
+        if refused && matches!(self.record_after(self.known), Ok(None)) {
+            return AppendError::before("write to the journal of")(e);
+        }
+        self.take_back(record, at, e)
     }
 
     /// The disk is full after all, where the file system could not make sure of room: the record is taken back before anybody

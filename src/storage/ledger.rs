@@ -222,7 +222,7 @@ impl<D: Disk> Ledger<D> {
         Ok(damage)
     }
 
-    fn record_after(&self, cursor: Cursor) -> Result<Option<(JournalRecord, Cursor)>, AppendError> {
+    pub(super) fn record_after(&self, cursor: Cursor) -> Result<Option<(JournalRecord, Cursor)>, AppendError> {
         read_after(&self.disk, self.layout, &self.head, cursor).map_err(AppendError::before("read the journal of"))
     }
 

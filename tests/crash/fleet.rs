@@ -27,15 +27,16 @@ pub(crate) struct Fleet {
 impl Fleet {
     /// Three replicas on one Redis.
     pub(crate) fn start() -> Self {
-        let bench = Bench::new(On::Redis);
+        Self::on(Bench::new(On::Redis))
+    }
+
+    /// As `start`, on the CSV of this bench.
+    pub(crate) fn on(bench: Bench) -> Self {
         let points = bench.folder().join("points");
         fs::create_dir(&points).expect("a folder");
         let addresses = Arc::new(RwLock::new(vec![None; 3]));
         let mut fleet = Self { bench, replicas: Vec::new(), addresses, points };
-        for place in 0..3 {
-            let replica = fleet.one_more(place);
-            fleet.replicas.push(replica);
-        }
+        fleet.start_all();
         fleet
     }
 
@@ -77,15 +78,20 @@ impl Fleet {
         self.replicas[place] = self.one_more(place);
     }
 
-    /// Kills all that still run, as a host does that goes down, and starts them anew.
-    pub(crate) fn restart_all(&mut self) {
-        for replica in &mut self.replicas {
-            replica.signal("KILL");
-            replica.end();
-        }
-        for place in 0..self.replicas.len() {
-            self.replicas[place] = self.one_more(place);
-        }
+    pub(crate) fn start_all(&mut self) {
+        self.replicas = (0..3).map(|place| self.one_more(place)).collect();
+    }
+
+    /// Kills all that still run, as a host does that goes down; answers the exit codes of those that had ended before.
+    pub(crate) fn kill_all(&mut self) -> Vec<i32> {
+        self.addresses.write().expect("not poisoned").fill(None);
+        let end = |mut replica: Replica| {
+            if !replica.has_ended() {
+                replica.signal("KILL");
+            }
+            replica.end().code()
+        };
+        self.replicas.drain(..).filter_map(end).collect()
     }
 
     /// Somebody else dies in the middle of a line, so that who comes next has to rebuild the file's end.

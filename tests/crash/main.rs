@@ -1,8 +1,12 @@
 //! Kills, stops, power cuts and failing disks, on real replicas under load: every key stands in the file exactly once.
 
+mod disk;
+mod disk_test;
 mod fleet;
 mod load;
 mod points;
+mod power;
 #[path = "../support/mod.rs"]
-#[allow(dead_code, reason = "shared with the integration tests, which use all of it")]
+#[allow(dead_code, reason = "shared with the integration tests")]
 mod support;
+mod trouble;

@@ -57,7 +57,8 @@ async fn killed_at(points: &[&str]) {
             fleet.replace_killed(place);
             if round % 5 == 4 {
                 // Nobody is left who knows: the next start makes the file whole.
-                fleet.restart_all();
+                fleet.kill_all();
+                fleet.start_all();
             }
             let before = load.acked();
             until("rows are served again", async || load.acked() > before).await;

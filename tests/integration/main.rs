@@ -14,5 +14,6 @@ mod scripts;
 mod seeing;
 mod servers;
 #[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "shared with the crash tests")]
 mod support;
 mod tables;

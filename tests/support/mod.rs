@@ -300,6 +300,10 @@ impl Replica {
         assert!(sent.expect("kill runs").success());
     }
 
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.process.0.try_wait().expect("a child of ours").is_some()
+    }
+
     /// Waits for the process to end by itself.
     pub(crate) fn end(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;

@@ -1,0 +1,39 @@
+//! What was asked to go wrong.
+
+use std::collections::HashMap;
+
+use rustix::io::Errno;
+
+#[derive(Default)]
+pub(super) struct Faults {
+    pub(super) syncs: ByName,
+    pub(super) syncs_failed: u32,
+    pub(super) writes: ByName,
+    pub(super) short_writes: bool,
+    pub(super) read_only: bool,
+    pub(super) capacity: Option<u64>,
+    pub(super) without_fallocate: bool,
+}
+
+/// How often calls on the file of a name are yet to fail, and how. A name may be given before there is such a file.
+#[derive(Default)]
+pub(super) struct ByName(HashMap<String, (u32, Errno)>);
+
+impl ByName {
+    pub(super) fn set(&mut self, name: &str, times: u32, errno: Errno) {
+        self.0.insert(name.to_owned(), (times, errno));
+    }
+
+    /// What this call on a file of these names fails with.
+    pub(super) fn next<'a>(&mut self, names: impl Iterator<Item = &'a str>) -> Option<Errno> {
+        for name in names {
+            if let Some((times, errno)) = self.0.get_mut(name)
+                && *times > 0
+            {
+                *times -= 1;
+                return Some(*errno);
+            }
+        }
+        None
+    }
+}

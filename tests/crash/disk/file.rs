@@ -1,0 +1,156 @@
+//! One file: what processes see, what a power cut leaves, and the changes between them.
+
+use std::{mem, time::SystemTime};
+
+use super::{Lost, random::Random};
+
+/// Room is given out in blocks of this size.
+pub(super) const BLOCK: u64 = 4096;
+
+/// Owner, mode and times survive every cut: no promise hangs on them.
+pub(super) struct CachedFile {
+    cache: Vec<u8>,
+    disk: Vec<u8>,
+    pending: Vec<Change>,
+    /// How far `fallocate` has made room; this survives every cut, too.
+    reserved: u64,
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) accessed: SystemTime,
+    pub(super) modified: SystemTime,
+    pub(super) changed: SystemTime,
+    /// Without a name, a file takes up room only while somebody has it open.
+    pub(super) handles: usize,
+}
+
+enum Change {
+    Write(usize, Vec<u8>),
+    Resize(usize),
+}
+
+impl Change {
+    fn apply(&self, image: &mut Vec<u8>) {
+        match self {
+            Self::Write(at, bytes) => put(image, *at, bytes),
+            Self::Resize(len) => image.resize(*len, 0),
+        }
+    }
+}
+
+fn put(image: &mut Vec<u8>, at: usize, bytes: &[u8]) {
+    let end = at + bytes.len();
+    if image.len() < end {
+        image.resize(end, 0);
+    }
+    image[at..end].copy_from_slice(bytes);
+}
+
+impl CachedFile {
+    pub(super) fn new(mode: u32, uid: u32, gid: u32) -> Self {
+        let now = SystemTime::now();
+        Self {
+            cache: Vec::new(),
+            disk: Vec::new(),
+            pending: Vec::new(),
+            reserved: 0,
+            mode,
+            uid,
+            gid,
+            accessed: now,
+            modified: now,
+            changed: now,
+            handles: 0,
+        }
+    }
+
+    pub(super) fn content(&self) -> &[u8] {
+        &self.cache
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.cache.len() as u64
+    }
+
+    /// What the file takes up on the disk.
+    pub(super) fn room(&self) -> u64 {
+        self.room_to(self.len())
+    }
+
+    /// What it would take up if it were at least this long.
+    pub(super) fn room_to(&self, end: u64) -> u64 {
+        end.max(self.len()).max(self.reserved).next_multiple_of(BLOCK)
+    }
+
+    pub(super) fn write(&mut self, at: usize, bytes: &[u8]) {
+        self.change(Change::Write(at, bytes.to_vec()));
+    }
+
+    pub(super) fn resize(&mut self, len: u64) {
+        if len < self.len() {
+            // As ext4 does: cutting a file gives back what was reserved behind its end.
+            self.reserved = self.reserved.min(len);
+        }
+        self.change(Change::Resize(len as usize));
+    }
+
+    pub(super) fn reserve(&mut self, end: u64) {
+        self.reserved = self.reserved.max(end);
+        self.changed = SystemTime::now();
+    }
+
+    fn change(&mut self, change: Change) {
+        change.apply(&mut self.cache);
+        self.pending.push(change);
+        self.modified = SystemTime::now();
+        self.changed = self.modified;
+    }
+
+    pub(super) fn sync(&mut self) {
+        for change in mem::take(&mut self.pending) {
+            change.apply(&mut self.disk);
+        }
+    }
+
+    /// Each piece of what is pending reaches the disk with these odds, and nothing is pending afterwards.
+    pub(super) fn survive(&mut self, random: &mut Random, percent: usize) -> Lost {
+        let mut lost = Lost::default();
+        for change in mem::take(&mut self.pending) {
+            let pieces = survive(&change, &mut self.disk, random, percent);
+            lost.writes += usize::from(pieces > 0);
+            lost.pieces += pieces;
+        }
+        lost
+    }
+
+    pub(super) fn lose_power(&mut self, random: &mut Random) -> Lost {
+        let percent = [0, 50, 50, 100][random.below(4)];
+        let lost = self.survive(random, percent);
+        self.cache.clone_from(&self.disk);
+        self.handles = 0;
+        lost
+    }
+}
+
+/// How many pieces were lost. They are cut anywhere, so that pages get torn.
+fn survive(change: &Change, disk: &mut Vec<u8>, random: &mut Random, percent: usize) -> usize {
+    let Change::Write(at, bytes) = change else {
+        let survives = random.chance(percent);
+        if survives {
+            change.apply(disk);
+        }
+        return usize::from(!survives);
+    };
+    let (mut lost, mut at, mut rest) = (0, *at, bytes.as_slice());
+    while !rest.is_empty() {
+        let (piece, behind) = rest.split_at((1 + random.below(BLOCK as usize)).min(rest.len()));
+        if random.chance(percent) {
+            put(disk, at, piece);
+        } else {
+            lost += 1;
+        }
+        at += piece.len();
+        rest = behind;
+    }
+    lost
+}

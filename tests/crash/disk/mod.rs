@@ -1,0 +1,156 @@
+//! A disk behind a page cache, mounted as a file system of its own: it can lose power, fail to sync, fill up and turn
+//! read-only.
+//!
+//! Everything lies in memory. Processes see the cache; a power cut leaves what was synced, and any part of the rest.
+//! Stricter than most file systems: a new name is durable when its directory was synced, and by nothing else.
+
+mod faults;
+mod file;
+mod names;
+mod random;
+mod serve;
+mod state;
+
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{Arc, Mutex, MutexGuard},
+    thread,
+    time::{Duration, Instant},
+};
+
+use fuser::{BackgroundSession, Config, MountOption};
+use rustix::io::Errno;
+
+use serve::Served;
+use state::State;
+
+/// How long a mount may stay in use after its processes have ended.
+const PATIENCE: Duration = Duration::from_secs(10);
+const DEVICE: &str = "/dev/fuse";
+
+/// Nothing, and a line that says so, where this machine can't mount one.
+pub(crate) fn disk(seed: u64) -> Option<Disk> {
+    if Path::new(DEVICE).exists() {
+        return Some(Disk::new(seed));
+    }
+    // Past the test's captured output.
+    let _ = writeln!(io::stderr(), "SKIPPED: {DEVICE} is missing");
+    None
+}
+
+/// What a power cut took.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lost {
+    /// Writes and truncations that did not survive whole.
+    pub(crate) writes: usize,
+    /// Pieces of them that did not survive; a truncation is one.
+    pub(crate) pieces: usize,
+    /// Names that were made, moved or removed in vain.
+    pub(crate) entries: usize,
+}
+
+/// Clones are the same disk.
+#[derive(Clone)]
+pub(crate) struct Disk(Arc<Mutex<State>>);
+
+impl Disk {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(Arc::new(Mutex::new(State::new(seed))))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("nobody panics holding it")
+    }
+
+    pub(crate) fn mount(&self, at: &Path) -> Mounted {
+        self.state().forget_handles();
+        let mut config = Config::default();
+        config.mount_options =
+            vec![MountOption::FSName("rowlock-test".to_owned()), MountOption::DefaultPermissions, MountOption::NoAtime];
+        let session = fuser::spawn_mount(Served(Arc::clone(&self.0)), at, &config).expect("mounts");
+        Mounted { session: Some(session), at: at.canonicalize().expect("was mounted on") }
+    }
+
+    /// Only while nothing is open: nobody who lives through a power cut sees what it did.
+    pub(crate) fn cut_power(&self) -> Lost {
+        self.state().lose_power()
+    }
+
+    /// What processes see.
+    pub(crate) fn read(&self, name: &str) -> Option<Vec<u8>> {
+        let state = self.state();
+        let ino = state.find(name).ok()?;
+        state.file(ino).ok().map(|file| file.content().to_vec())
+    }
+
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.state().names.all().map(|(name, _)| name.to_owned()).collect()
+    }
+
+    /// The next syncs of this file answer EIO, and the cache lies from then on: what was not written counts as written.
+    pub(crate) fn fail_syncs(&self, name: &str, times: u32) {
+        self.state().faults.syncs.set(name, times, Errno::IO);
+    }
+
+    pub(crate) fn syncs_failed(&self) -> u32 {
+        self.state().faults.syncs_failed
+    }
+
+    /// The next writes to this file fail, and write nothing.
+    pub(crate) fn fail_writes(&self, name: &str, times: u32, errno: Errno) {
+        self.state().faults.writes.set(name, times, errno);
+    }
+
+    /// Each write of more than a byte takes only a part.
+    pub(crate) fn short_writes(&self, on: bool) {
+        self.state().faults.short_writes = on;
+    }
+
+    pub(crate) fn read_only(&self, on: bool) {
+        self.state().faults.read_only = on;
+    }
+
+    /// How much room there is for all files together.
+    pub(crate) fn capacity(&self, bytes: Option<u64>) {
+        self.state().faults.capacity = bytes;
+    }
+
+    pub(crate) fn without_fallocate(&self, on: bool) {
+        self.state().faults.without_fallocate = on;
+    }
+}
+
+/// Unmounts when dropped. Must be dropped before the folder that it is mounted on is removed.
+pub(crate) struct Mounted {
+    session: Option<BackgroundSession>,
+    at: PathBuf,
+}
+
+impl Mounted {
+    /// Waits until the kernel has let go of everything. Fails if somebody still has something open.
+    pub(crate) fn unmount(mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while !umount(&self.at, &[]) {
+            assert!(Instant::now() < deadline, "{} is still in use", self.at.display());
+            thread::sleep(Duration::from_millis(10));
+        }
+        let session = self.session.take().expect("was not unmounted before");
+        session.join().expect("was served to the end");
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if self.session.is_some() {
+            // Whoever still has something open may go on, but the folder is free.
+            umount(&self.at, &["-l"]);
+        }
+    }
+}
+
+fn umount(at: &Path, options: &[&str]) -> bool {
+    let status = Command::new("umount").args(options).arg(at).stderr(Stdio::null()).status();
+    status.expect("umount runs").success()
+}

@@ -1,0 +1,1 @@
+//! A CSV that others rename, replace, cut and edit while replicas write to it.
