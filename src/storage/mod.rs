@@ -140,6 +140,8 @@ pub struct Storage {
     ledger: Ledger<Arc<Files>>,
     /// A checkpoint whose sync is under way on a thread of its own.
     pending: Option<(Pending, JoinHandle<io::Result<()>>)>,
+    /// The last checkpoint could not begin; that is logged once.
+    checkpoint_hindered: bool,
     /// The last record at the last idle look.
     idle_since: u64,
     keys_recorded: Arc<AtomicU64>,
@@ -175,7 +177,14 @@ impl Storage {
         }
         let (layout, replica, keys) = (Layout::REAL, options.replica, options.keys);
         let ledger = Ledger::open(Arc::clone(&files), LedgerOptions { path, layout, format, replica, keys })?;
-        let mut storage = Self { files, ledger, pending: None, idle_since: 0, keys_recorded: Arc::default() };
+        let mut storage = Self {
+            files,
+            ledger,
+            pending: None,
+            checkpoint_hindered: false,
+            idle_since: 0,
+            keys_recorded: Arc::default(),
+        };
         storage.first_look(options.journal_bytes)?;
         Ok(storage)
     }
@@ -252,8 +261,12 @@ impl Storage {
         self.note_keys();
         if self.pending.is_none() && self.ledger.live_bytes() > self.ledger.head.bytes / CHECKPOINT_AT {
             // The rows are safe already: what keeps the checkpoint from beginning keeps nobody waiting.
-            if let Err(e) = self.begin_checkpoint() {
-                tracing::error!(error = %e, "cannot begin a checkpoint");
+            match self.begin_checkpoint() {
+                Err(e) if !std::mem::replace(&mut self.checkpoint_hindered, true) => {
+                    tracing::error!(error = %e, "cannot begin a checkpoint; trying again with each batch");
+                }
+                Err(_) => {}
+                Ok(()) => self.checkpoint_hindered = false,
             }
         }
         Ok(placed)

@@ -5,7 +5,7 @@ use std::{
     fmt::Write,
     path::Path,
     sync::{
-        Arc, RwLock,
+        Arc, Mutex, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -37,19 +37,29 @@ pub(crate) struct Load {
     clients: Vec<JoinHandle<Vec<Acked>>>,
     ended: Arc<AtomicBool>,
     acked: Arc<AtomicU64>,
+    refused: Refused,
 }
+
+/// How often each status was answered that is no success.
+type Refused = Arc<Mutex<HashMap<u16, u64>>>;
 
 impl Load {
     pub(crate) fn start(clients: usize, addresses: &Addresses) -> Self {
-        let (ended, acked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (ended, acked, refused) = (Arc::default(), Arc::default(), Refused::default());
         let client = |number| Client {
             number,
             addresses: Arc::clone(addresses),
             acked: Arc::clone(&acked),
+            refused: Arc::clone(&refused),
             http: reqwest::Client::builder().timeout(ANSWER_TIMEOUT).build().expect("a client"),
         };
         let clients = (0..clients).map(|number| tokio::spawn(client(number).run(Arc::clone(&ended)))).collect();
-        Self { clients, ended, acked }
+        Self { clients, ended, acked, refused }
+    }
+
+    /// How often this status was answered by now.
+    pub(crate) fn refused(&self, status: u16) -> u64 {
+        self.refused.lock().expect("not poisoned").get(&status).copied().unwrap_or_default()
     }
 
     /// How many rows were acknowledged by now.
@@ -72,6 +82,7 @@ struct Client {
     number: usize,
     addresses: Addresses,
     acked: Arc<AtomicU64>,
+    refused: Refused,
     http: reqwest::Client,
 }
 
@@ -107,6 +118,7 @@ impl Client {
                 }
                 Ok((status, problem)) => {
                     assert!(matches!(status, 409 | 500 | 503 | 507), "{key}: {status} {problem}");
+                    *self.refused.lock().expect("not poisoned").entry(status).or_default() += 1;
                     last = problem.to_string();
                 }
                 Err(e) => last = e,
