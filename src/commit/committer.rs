@@ -248,7 +248,6 @@ impl Committer {
         let (leave, again) = match e {
             storage::AppendError::Sync(_) => {
                 // Not ready any more before anybody hears why.
-                // guard: closed_before_answer
                 self.queue.close();
                 answer(batch, |_| Err(refusal.clone()));
                 return Err(sync_failed(e));

@@ -16,6 +16,8 @@ pub(super) async fn livez(RawQuery(query): RawQuery) -> Response {
 /// Rows are taken here. A Redis that is away leaves a replica ready: it is shared, and taking every replica out of the
 /// load balancer would only turn clear answers into broken connections.
 pub(super) async fn readyz(State(app): State<App>, RawQuery(query): RawQuery) -> Response {
+    // A sync has failed: the process is about to end.
+    // guard: ready_takes_rows
     let ready = !app.draining.has_begun() && app.appender.takes_rows();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     answer(status, is_verbose(query.as_deref()).then(|| checks(&app, ready)))

@@ -300,7 +300,7 @@ mod tests {
             ("1,a,x\n2,b,\0y\n", 2, Some((Fault::Nul, 10))),
             ("1,a,x\n2,b", 1, Some((Fault::OpenLine, 6))),
             ("1,a,x\n2,b,\"y\n3,c,z\n", 1, Some((Fault::OpenLine, 6))),
-            ("2,a,x\n,,foreign\n1,b,y\n", 3, Some((Fault::TokenBack, 17))),
+            ("2,a,x\n,,foreign\n1,b,y\n", 3, Some((Fault::TokenBack, 16))),
             ("1,a,x\n1,a,x\n2,a,x\n", 3, Some((Fault::RepeatedKey, 12))),
             ("1,a,x\n2,b,x\n3,c,x\n4,a,x\n", 4, None),
         ] {

@@ -5,7 +5,7 @@ use std::io;
 use super::{
     AppendError,
     disk::{Disk, Place},
-    journal::{Header, Rebuild},
+    journal::{Header, Layout, Rebuild},
     ledger::Ledger,
 };
 use crate::points;
@@ -19,8 +19,20 @@ const PRINT_BYTES: u64 = 4096;
 #[derive(Debug, Clone)]
 pub(super) struct Pending(Header);
 
-/// Makes durable what a checkpoint promises.
-pub(super) fn sync_for_checkpoint(disk: &impl Disk) -> io::Result<()> {
+/// Makes durable what a checkpoint promises. A failure is marked at once: others must not begin a checkpoint on a cache that lies.
+pub(super) fn sync_for_checkpoint(disk: &impl Disk, layout: Layout) -> io::Result<()> {
+    sync_csv_and_keys(disk).inspect_err(|_| leave_mark(disk, layout))
+}
+
+/// Tells whoever comes next that the page cache may hold what the disk does not.
+pub(super) fn leave_mark(disk: &impl Disk, layout: Layout) {
+    // guard: mark_failed_sync
+    if let Err(e) = disk.write_at(Place::Journal, layout.mark(), &[1]) {
+        tracing::error!(error = %e, "cannot leave a mark of the failed sync in the journal");
+    }
+}
+
+fn sync_csv_and_keys(disk: &impl Disk) -> io::Result<()> {
     // guard: csv_before_header
     disk.sync(Place::Csv)?;
     points::reach("checkpoint_csv_synced");
@@ -104,7 +116,7 @@ impl<D: Disk> Ledger<D> {
     /// All of a checkpoint at once, for who can't wait.
     pub(super) fn checkpoint_now(&mut self) -> Result<(), AppendError> {
         let pending = self.begin_checkpoint()?;
-        if let Err(e) = sync_for_checkpoint(&self.disk) {
+        if let Err(e) = sync_for_checkpoint(&self.disk, self.layout) {
             return Err(self.fail(e));
         }
         self.finish_checkpoint(&pending)

@@ -598,7 +598,7 @@ impl World {
                     }
                     Ok(())
                 }),
-                Some((pending, false)) => match sync_for_checkpoint(&ledger.disk) {
+                Some((pending, false)) => match sync_for_checkpoint(&ledger.disk, LAYOUT) {
                     Ok(()) => {
                         *checkpoint = Some((pending, true));
                         Ok(())

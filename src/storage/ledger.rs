@@ -6,7 +6,7 @@ use std::{io, path::PathBuf};
 
 use super::{
     AppendError, OpenError,
-    checkpoint::print_of,
+    checkpoint::{leave_mark, print_of},
     disk::{Disk, Place, Stretch},
     format::Format,
     journal::{Cursor, Header, HeaderFault, JournalRecord, Layout, read_after},
@@ -315,10 +315,7 @@ impl<D: Disk> Ledger<D> {
     /// After a failed sync the page cache may hold what the disk does not: a mark tells whoever comes next.
     pub(super) fn fail(&mut self, e: io::Error) -> AppendError {
         self.failed = true;
-        // guard: mark_failed_sync
-        if let Err(e) = self.disk.write_at(Place::Journal, self.layout.mark(), &[1]) {
-            tracing::error!(error = %e, "cannot leave a mark of the failed sync in the journal");
-        }
+        leave_mark(&self.disk, self.layout);
         AppendError::Sync(e)
     }
 }

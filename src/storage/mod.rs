@@ -309,7 +309,7 @@ impl Storage {
         let files = Arc::clone(&self.files);
         let sync = std::thread::Builder::new()
             .name("checkpoint".to_owned())
-            .spawn(move || sync_for_checkpoint(&files))
+            .spawn(move || sync_for_checkpoint(&files, Layout::REAL))
             .map_err(AppendError::before("start a thread for"))?;
         self.pending = Some((pending, sync));
         Ok(())

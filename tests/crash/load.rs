@@ -154,7 +154,12 @@ pub(crate) fn verify(csv: &Path, all: &[Acked]) {
 
 /// As `verify`.
 pub(crate) fn verify_text(text: &[u8], all: &[Acked]) {
-    assert!(!text.contains(&0) && text.ends_with(b"\n"), "a hole, or a torn end");
+    assert_eq!(text.iter().position(|&byte| byte == 0), None, "a hole, in {} bytes", text.len());
+    assert!(
+        text.ends_with(b"\n"),
+        "a torn end: {:?}",
+        String::from_utf8_lossy(&text[text.len().saturating_sub(200)..])
+    );
     let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(text);
     let mut records = reader.records().map(|record| record.expect("a whole row"));
     let header = records.next().expect("a header");

@@ -78,9 +78,11 @@ async fn a_hundred_power_cuts_under_load_leave_every_key_exactly_once() {
     }
     let all = load.end().await;
     verify(&fleet.bench.csv, &all);
-    eprintln!("{} rows acknowledged, {lost:?}, {} syncs failed", all.len(), host.disk.syncs_failed());
+    println!("{} rows acknowledged, {lost:?}, {} syncs failed", all.len(), host.disk.syncs_failed());
     assert!(lost.writes as u64 >= cuts(), "what was not synced must get lost: {lost:?}");
-    assert_eq!(failed, vec![SYNC_FAILED; host.disk.syncs_failed() as usize], "each failed sync ends one process");
+    // The others that had the file open are told as well, and may still have been about to end.
+    assert!(failed.iter().all(|&code| code == SYNC_FAILED), "{failed:?}");
+    assert!(failed.len() as u64 >= cuts() / 4, "a failed sync must end its process: {failed:?}");
     fleet.kill_all();
 }
 
@@ -188,10 +190,13 @@ async fn a_disk_that_runs_full_before_or_after_the_commit_point_leaves_nothing_b
         let (row, reserved) = ("x".repeat(60_000), if without_fallocate { 0 } else { 4 << 20 });
         host.disk.capacity(Some(room + reserved));
         let mut written = 0;
-        let problem = loop {
+        // Behind the headers, which a checkpoint may write at any time.
+        let journal = || host.disk.read("rows.csv.journal").map(|journal| journal[3 * 4096..].to_vec());
+        let (problem, before) = loop {
+            let before = journal();
             let (status, body) = replica.append(json!({"data": row})).await;
             if status != 201 {
-                break (status, body);
+                break ((status, body), before);
             }
             written += 1;
             assert!(written < 100, "the disk never fills");
@@ -199,6 +204,7 @@ async fn a_disk_that_runs_full_before_or_after_the_commit_point_leaves_nothing_b
         let expected = (507, &json!("disk_full"), &json!("not_written"));
         assert_eq!((problem.0, &problem.1["code"], &problem.1["outcome"]), expected);
         assert_eq!(bench.rows().len(), 1 + written, "half a row was left behind");
+        assert!(without_fallocate || journal() == before, "a record was written without room for its rows");
         host.disk.capacity(None);
         assert_eq!(replica.append(json!({"data": row})).await.0, 201);
         assert!(keyed(&replica, "before").await.1);

@@ -1,6 +1,6 @@
 //! One file: what processes see, what a power cut leaves, and the changes between them.
 
-use std::{mem, time::SystemTime};
+use std::{collections::BTreeSet, mem, time::SystemTime};
 
 use super::{Lost, random::Random};
 
@@ -21,7 +21,9 @@ pub(super) struct CachedFile {
     pub(super) modified: SystemTime,
     pub(super) changed: SystemTime,
     /// Without a name, a file takes up room only while somebody has it open.
-    pub(super) handles: usize,
+    handles: BTreeSet<u64>,
+    /// Handles that were open when a sync failed by another one, and have not been told yet.
+    untold: BTreeSet<u64>,
 }
 
 enum Change {
@@ -60,8 +62,37 @@ impl CachedFile {
             accessed: now,
             modified: now,
             changed: now,
-            handles: 0,
+            handles: BTreeSet::new(),
+            untold: BTreeSet::new(),
         }
+    }
+
+    pub(super) fn open(&mut self, handle: u64) {
+        self.handles.insert(handle);
+    }
+
+    pub(super) fn close(&mut self, handle: u64) {
+        self.handles.remove(&handle);
+        self.untold.remove(&handle);
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        !self.handles.is_empty()
+    }
+
+    pub(super) fn forget_handles(&mut self) {
+        self.handles.clear();
+        self.untold.clear();
+    }
+
+    /// As Linux does: a sync that failed by one handle fails once by each other one that is open.
+    pub(super) fn tell_others_than(&mut self, handle: u64) {
+        self.untold.extend(self.handles.iter().filter(|&&other| other != handle));
+    }
+
+    /// Whether a sync failed by another handle, and this one has not been told.
+    pub(super) fn is_told_now(&mut self, handle: u64) -> bool {
+        self.untold.remove(&handle)
     }
 
     pub(super) fn content(&self) -> &[u8] {
@@ -127,7 +158,7 @@ impl CachedFile {
         let percent = [0, 50, 50, 100][random.below(4)];
         let lost = self.survive(random, percent);
         self.cache.clone_from(&self.disk);
-        self.handles = 0;
+        self.forget_handles();
         lost
     }
 }

@@ -89,7 +89,8 @@ impl Disk {
         self.state().names.all().map(|(name, _)| name.to_owned()).collect()
     }
 
-    /// The next syncs of this file answer EIO, and the cache lies from then on: what was not written counts as written.
+    /// The next syncs of this file answer EIO, and so does the next one of each other handle that is open then, as on Linux. The
+    /// cache lies from then on: what was not written counts as written.
     pub(crate) fn fail_syncs(&self, name: &str, times: u32) {
         self.state().faults.syncs.set(name, times, Errno::IO);
     }

@@ -21,7 +21,6 @@ use super::{
 /// The kernel asks again each time, so that every process sees each change at once.
 const TTL: Duration = Duration::ZERO;
 const GENERATION: Generation = Generation(0);
-const HANDLE: FileHandle = FileHandle(0);
 /// Past the kernel's own page cache: each call arrives as it was made, and may be answered in part.
 const DIRECT: FopenFlags = FopenFlags::FOPEN_DIRECT_IO;
 const NAME_MAX: u32 = 255;
@@ -106,21 +105,20 @@ impl Served {
         self.0.lock().expect("nobody panics holding it")
     }
 
-    fn open_file(&self, ino: INodeNo, flags: OpenFlags) -> Answer<()> {
+    fn open_file(&self, ino: INodeNo, flags: OpenFlags) -> Answer<FileHandle> {
         let mut state = self.state();
         if flags.acc_mode() != OpenAccMode::O_RDONLY {
             state.may_change()?;
         }
-        state.file_mut(ino.0)?.handles += 1;
-        Ok(())
+        state.open(ino.0).map(FileHandle)
     }
 
-    fn create_file(&self, req: &Request, name: &OsStr, mode: u32) -> Answer<FileAttr> {
+    fn create_file(&self, req: &Request, name: &OsStr, mode: u32) -> Answer<(FileAttr, FileHandle)> {
         let mut state = self.state();
         // The kernel has looked, and keeps the directory locked: who comes here means to make it.
         let ino = state.create(text(name)?, mode, req.uid(), req.gid())?;
-        state.file_mut(ino)?.handles += 1;
-        attributes(&state, INodeNo(ino))
+        let handle = FileHandle(state.open(ino)?);
+        Ok((attributes(&state, INodeNo(ino))?, handle))
     }
 
     fn allocate(&self, ino: INodeNo, offset: u64, length: u64, mode: i32) -> Answer<()> {
@@ -212,14 +210,14 @@ impl Filesystem for Served {
 
     fn create(&self, req: &Request, _: INodeNo, name: &OsStr, mode: u32, _umask: u32, _flags: i32, reply: ReplyCreate) {
         match self.create_file(req, name, mode) {
-            Ok(attr) => reply.created(&TTL, &attr, GENERATION, HANDLE, DIRECT),
+            Ok((attr, handle)) => reply.created(&TTL, &attr, GENERATION, handle, DIRECT),
             Err(e) => reply.error(refusal(e)),
         }
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         match self.open_file(ino, flags) {
-            Ok(()) => reply.opened(HANDLE, DIRECT),
+            Ok(handle) => reply.opened(handle, DIRECT),
             Err(e) => reply.error(refusal(e)),
         }
     }
@@ -270,7 +268,7 @@ impl Filesystem for Served {
         &self,
         _: &Request,
         ino: INodeNo,
-        _: FileHandle,
+        handle: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
@@ -278,13 +276,13 @@ impl Filesystem for Served {
     ) {
         // The kernel tells this some time after the close, and by then the power may have been cut.
         if let Ok(file) = self.state().file_mut(ino.0) {
-            file.handles = file.handles.saturating_sub(1);
+            file.close(handle.0);
         }
         reply.ok();
     }
 
-    fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        empty(reply, self.state().sync(ino.0));
+    fn fsync(&self, _: &Request, ino: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
+        empty(reply, self.state().sync(ino.0, handle.0));
     }
 
     fn readdir(&self, _: &Request, _: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {

@@ -26,6 +26,7 @@ pub(super) struct State {
     files: HashMap<u64, CachedFile>,
     /// Numbers are never used again, since the kernel knows files by them.
     last: u64,
+    last_handle: u64,
     random: Random,
 }
 
@@ -36,6 +37,7 @@ impl State {
             faults: Faults::default(),
             files: HashMap::new(),
             last: fuser::INodeNo::ROOT.0,
+            last_handle: 0,
             random: Random(seed),
         }
     }
@@ -100,6 +102,14 @@ impl State {
         Ok(())
     }
 
+    /// A handle of its own for whoever opens the file.
+    pub(super) fn open(&mut self, ino: u64) -> Answer<u64> {
+        self.last_handle += 1;
+        let handle = self.last_handle;
+        self.file_mut(ino)?.open(handle);
+        Ok(handle)
+    }
+
     /// How many of the bytes were taken.
     pub(super) fn write(&mut self, ino: u64, at: u64, bytes: &[u8]) -> Answer<usize> {
         self.may_change()?;
@@ -161,13 +171,17 @@ impl State {
     }
 
     pub(super) fn room_left(&self) -> u64 {
-        let in_use = |(ino, file): &(&u64, &CachedFile)| file.handles > 0 || self.names.of(**ino).next().is_some();
+        let in_use = |(ino, file): &(&u64, &CachedFile)| file.is_open() || self.names.of(**ino).next().is_some();
         let used = self.files.iter().filter(in_use).map(|(_, file)| file.room()).sum();
         self.room_in_all().saturating_sub(used)
     }
 
-    pub(super) fn sync(&mut self, ino: u64) -> Answer<()> {
+    pub(super) fn sync(&mut self, ino: u64, handle: u64) -> Answer<()> {
         let file = self.files.get_mut(&ino).ok_or(Errno::STALE)?;
+        if file.is_told_now(handle) {
+            self.faults.syncs_failed += 1;
+            return Err(Errno::IO);
+        }
         let Some(errno) = self.faults.syncs.next(self.names.of(ino)) else {
             file.sync();
             return Ok(());
@@ -175,6 +189,7 @@ impl State {
         self.faults.syncs_failed += 1;
         // As Linux does: what could not be written counts as written from then on.
         file.survive(&mut self.random, 50);
+        file.tell_others_than(handle);
         Err(errno)
     }
 
@@ -195,7 +210,7 @@ impl State {
     /// The kernel does not always say goodbye to files that were open when it was unmounted.
     pub(super) fn forget_handles(&mut self) {
         for file in self.files.values_mut() {
-            file.handles = 0;
+            file.forget_handles();
         }
     }
 }
