@@ -152,6 +152,12 @@ pub fn check(options: &CheckOptions, progress: &dyn Fn(u64, u64)) -> Result<Repo
     Check { path: &path, files, audit, read: format.start, progress }.run()
 }
 
+/// Whether the CSV begins as it did at the checkpoint.
+pub(super) fn knows_csv(files: &Arc<Files>, head: &Header) -> io::Result<bool> {
+    let is_long_enough = files.len(Place::Csv)? >= head.csv_bytes;
+    Ok(is_long_enough && print_of(files, head.csv_bytes)? == head.csv_print)
+}
+
 struct Check<'a> {
     path: &'a Path,
     files: Arc<Files>,
@@ -174,7 +180,7 @@ impl Check<'_> {
         let len = self.files.len(Place::Csv).map_err(fail)?;
         self.read_up_to(len).map_err(fail)?;
         self.audit.end();
-        let journal = self.journal(len).map_err(fail)?;
+        let journal = self.journal().map_err(fail)?;
         drop(lock);
         let set_aside = match fs::metadata(beside(&path, ".torn")) {
             Err(e) if e.kind() == ErrorKind::NotFound => 0,
@@ -219,7 +225,7 @@ impl Check<'_> {
         Ok(Header::newest(&pages, Layout::REAL).map(|(head, _)| (head, pages)))
     }
 
-    fn journal(&mut self, len: u64) -> io::Result<JournalReport> {
+    fn journal(&mut self) -> io::Result<JournalReport> {
         let mut report = JournalReport {
             state: JournalState::Missing,
             bytes: 0,
@@ -240,7 +246,7 @@ impl Check<'_> {
             Err(HeaderFault::Newer(_)) => return Ok(JournalReport { state: JournalState::Newer, ..report }),
         };
         (report.checkpoint_bytes, report.newest_token, report.keys) = (head.csv_bytes, head.mark, head.keys);
-        let knows_this_file = len >= head.csv_bytes && print_of(&self.files, head.csv_bytes)? == head.csv_print;
+        let knows_this_file = knows_csv(&self.files, &head)?;
         let mut cursor = Cursor { sequence: head.base, next: head.next };
         while let Some((record, next)) = read_after(&self.files, Layout::REAL, &head, cursor)? {
             let is_last = read_after(&self.files, Layout::REAL, &head, next)?.is_none();

@@ -47,6 +47,9 @@ pub enum OpenError {
     /// The journal owes rows to a CSV that is not this one.
     #[error("{path}.journal holds rows of another {path} (replaced, or cut short, since they were written); nothing was changed. Put that file back; or `rowlock check {path} --repair` puts those rows in {path}.torn, and takes this file as it is", path = .0.display())]
     ForeignJournal(PathBuf),
+    /// Nothing about it needs to be replaced.
+    #[error("{}.journal is one that a start accepts; nothing was changed", .0.display())]
+    SoundJournal(PathBuf),
     /// The volume's file locks lock nothing.
     #[error("{}: this volume has no working file locks, so nothing would keep two replicas from writing at once; ROWLOCK_UNLOCKED_VOLUME=accept serves all the same, and then a stopped replica that goes on may damage rows", .0.display())]
     Unlocked(PathBuf),

@@ -12,7 +12,7 @@ use std::{
 use super::{
     AppendError, OpenError, START_WAIT, adopted_header,
     audit::Audit,
-    check::CheckOptions,
+    check::{CheckOptions, knows_csv},
     create,
     disk::{Disk, Place, Stretch},
     files::{Files, beside},
@@ -51,6 +51,9 @@ pub fn replace_journal(options: &CheckOptions, journal_bytes: u64) -> Result<Rep
     })?;
     let format = Format::read(&files, &path, &new_schema)?;
     let old = Old::read(&files).map_err(fail("read the journal of"))?;
+    if old.is_accepted {
+        return Err(OpenError::SoundJournal(path));
+    }
 
     let rows_set_aside = set_aside(&files, &old.payloads).map_err(fail("set aside rows beside"))?;
     let (rows, newest_token) = newest_token(&files, &format).map_err(fail("read"))?;
@@ -68,6 +71,8 @@ pub fn replace_journal(options: &CheckOptions, journal_bytes: u64) -> Result<Rep
 
 /// What can still be read of the journal that is to go.
 struct Old {
+    /// A start takes it as it is.
+    is_accepted: bool,
     mark: u64,
     /// `None` if no header tells.
     keys: Option<u64>,
@@ -86,15 +91,17 @@ impl Old {
                     payloads.push(payload);
                 }
             }
-            return Ok(Self { mark: 0, keys: None, payloads });
+            return Ok(Self { is_accepted: false, mark: 0, keys: None, payloads });
         };
-        let mut old = Self { mark: head.mark, keys: Some(head.keys), payloads: Vec::new() };
+        let knows_this_file = knows_csv(files, &head)?;
+        let mut old = Self { is_accepted: false, mark: head.mark, keys: Some(head.keys), payloads: Vec::new() };
         let mut cursor = Cursor { sequence: head.base, next: head.next };
         while let Some((record, next)) = read_after(files, Layout::REAL, &head, cursor)? {
             old.mark = old.mark.max(record.token);
             old.payloads.push(record.payload);
             cursor = next;
         }
+        old.is_accepted = knows_this_file || old.payloads.is_empty() && head.rebuild.is_none();
         Ok(old)
     }
 }
