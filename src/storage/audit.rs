@@ -2,13 +2,17 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    io::{self, Read},
     rc::Rc,
     sync::Arc,
 };
 
 use serde::Serialize;
 
-use super::scan::{Scanner, is_closable};
+use super::{
+    format::Format,
+    scan::{Rows, Scanner, is_closable, scan_rows},
+};
 use crate::{record::FencingToken, schema::Schema};
 
 /// So many places of each kind are told, the rest are counted.
@@ -17,6 +21,9 @@ const SAMPLES_MAX: usize = 5;
 const EXCERPT_BYTES: usize = 60;
 /// No row is longer: a quote that is still open then was never meant to be.
 const ROW_BYTES_MAX: usize = 64 << 20;
+
+/// No lock counts further, since Redis's scripts count in doubles: what is larger is somebody's own number.
+const TOKEN_MAX: FencingToken = 1 << 53;
 
 /// What can be wrong with a CSV.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -93,7 +100,7 @@ impl Audit {
             scanner: Scanner::new(),
             rows: 0,
             newest_token: None,
-            keys: Keys { column: schema.key_column(), capacity: keys, ..Keys::default() },
+            keys: Keys { column: schema.key_column().filter(|_| keys > 0), capacity: keys, ..Keys::default() },
             findings: Vec::new(),
         }
     }
@@ -178,7 +185,7 @@ impl Audit {
             let fault = if cells.len() < width { Fault::TornLine } else { Fault::MergedLine };
             return self.note(fault, start, format!("{} cells, not {width}: {}", cells.len(), excerpt(row)));
         }
-        let number = |cell: &&[u8]| std::str::from_utf8(cell).ok()?.parse::<FencingToken>().ok();
+        let number = |cell: &&[u8]| std::str::from_utf8(cell).ok()?.parse().ok().filter(|token| *token <= TOKEN_MAX);
         let token = self.token_at.and_then(|at| cells.get(at)).and_then(number);
         if let Some(token) = token {
             let newest = *self.newest_token.get_or_insert(token);
@@ -209,6 +216,26 @@ impl Audit {
     pub(super) fn into_findings(mut self) -> Vec<Finding> {
         self.findings.sort_by_key(|finding| finding.fault);
         self.findings
+    }
+}
+
+/// Reads a CSV through that no journal knows: its rows, and the newest token that stands in it, so that tokens never go back.
+pub(super) fn scan_tokens(input: impl Read, format: &Format) -> io::Result<(Rows, FencingToken)> {
+    let mut tee = Tee { input, audit: Audit::new(&format.schema, format.start, 0) };
+    let rows = scan_rows(&mut tee)?;
+    Ok((rows, tee.audit.newest_token.unwrap_or_default()))
+}
+
+struct Tee<R> {
+    input: R,
+    audit: Audit,
+}
+
+impl<R: Read> Read for Tee<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.input.read(buffer)?;
+        self.audit.feed(&buffer[..read]);
+        Ok(read)
     }
 }
 

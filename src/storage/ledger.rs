@@ -6,6 +6,7 @@ use std::{io, path::PathBuf};
 
 use super::{
     AppendError, OpenError,
+    audit::scan_tokens,
     checkpoint::{leave_mark, print_of},
     disk::{Disk, Place, Stretch},
     format::Format,
@@ -195,12 +196,16 @@ impl<D: Disk> Ledger<D> {
             return Err(AppendError::Unfit(OpenError::HeaderChanged(self.path.clone())));
         }
         self.format = new;
-        let rows = scan_rows(Stretch::new(&self.disk, Place::Csv, self.format.start, u64::MAX))
-            .map_err(AppendError::before("read"))?;
+        let text = Stretch::new(&self.disk, Place::Csv, self.format.start, u64::MAX);
+        let (rows, token) = scan_tokens(text, &self.format).map_err(AppendError::before("read"))?;
+        if token > self.mark {
+            (self.mark, self.mark_lease) = (token, 0);
+        }
         self.whole = self.format.start + rows.whole_bytes;
         self.sync(Place::Csv)?;
         let csv_print = print_of(&self.disk, self.whole).map_err(AppendError::before("read"))?;
-        self.write_header(Header { csv_bytes: self.whole, csv_print, ..self.head.clone() })
+        let (mark, lease) = (self.mark, self.mark_lease);
+        self.write_header(Header { csv_bytes: self.whole, csv_print, mark, lease, ..self.head.clone() })
     }
 
     /// Reads the records that are new, and holds each against the CSV.

@@ -41,13 +41,13 @@ pub use repair::{Replaced, replace_journal};
 
 use self::{
     append::TORN_BYTES_MAX,
+    audit::scan_tokens,
     checkpoint::{Pending, print_of, sync_for_checkpoint},
     disk::{Disk, Place, Stretch},
     files::{Files, OsLock, beside},
     format::{BYTE_ORDER_MARK, Format},
     journal::{Header, Layout},
     ledger::{Ledger, LedgerOptions, Repair, Seen},
-    scan::scan_rows,
 };
 use crate::{
     record::{Ack, FencingToken, Key, LeaseId, Record},
@@ -435,7 +435,7 @@ fn adopt(path: &Path, new_schema: &Arc<Schema>, journal_bytes: u64) -> Result<()
 /// Reads the CSV through and syncs it: the header of a journal that takes it as it is.
 fn adopted_header(path: &Path, csv: &Arc<Files>, format: &Format, journal_bytes: u64) -> Result<Header, OpenError> {
     let fail = |e| OpenError::io(path, "read", e);
-    let rows = scan_rows(Stretch::new(csv, Place::Csv, format.start, u64::MAX)).map_err(fail)?;
+    let (rows, mark) = scan_tokens(Stretch::new(csv, Place::Csv, format.start, u64::MAX), format).map_err(fail)?;
     let whole = format.start + rows.whole_bytes;
     if rows.open.is_some_and(|open| open.in_quotes && open.bytes > TORN_BYTES_MAX) {
         return Err(OpenError::StrayQuote(path.to_owned(), whole));
@@ -449,7 +449,7 @@ fn adopted_header(path: &Path, csv: &Arc<Files>, format: &Format, journal_bytes:
         next: Layout::REAL.space(),
         csv_bytes: whole,
         csv_print: print_of(csv, whole).map_err(fail)?,
-        mark: 0,
+        mark,
         lease: 0,
         keys: 0,
         rebuild: None,

@@ -11,10 +11,9 @@ use std::{
 
 use super::{
     AppendError, OpenError, START_WAIT, adopted_header,
-    audit::Audit,
     check::{CheckOptions, knows_csv},
     create,
-    disk::{Disk, Place, Stretch},
+    disk::{Disk, Place},
     files::{Files, beside},
     format::Format,
     journal::{Cursor, Header, Layout, plausible_payloads, read_after},
@@ -56,16 +55,14 @@ pub fn replace_journal(options: &CheckOptions, journal_bytes: u64) -> Result<Rep
     }
 
     let rows_set_aside = set_aside(&files, &old.payloads).map_err(fail("set aside rows beside"))?;
-    let (rows, newest_token) = newest_token(&files, &format).map_err(fail("read"))?;
     let adopted = adopted_header(&path, &files, &format, journal_bytes)?;
     let keys = match old.keys {
         Some(keys) => keys,
         None => keys::end_of_file(&files).map_err(fail("read the keys of"))?,
     };
-    let head = Header { mark: newest_token.max(old.mark), keys, ..adopted };
+    let head = Header { mark: adopted.mark.max(old.mark), keys, ..adopted };
     let kept_as = spare_name(&path);
     create::replace_journal(&path, &kept_as, &head, Layout::REAL).map_err(fail("replace the journal of"))?;
-    tracing::info!(csv = %path.display(), rows, token = head.mark, keys, "a new journal");
     Ok(Replaced { kept_as, rows_set_aside })
 }
 
@@ -116,18 +113,6 @@ fn set_aside(files: &Arc<Files>, payloads: &[Vec<u8>]) -> io::Result<u64> {
         files.sync(Place::Torn)?;
     }
     Ok(rows.len() as u64)
-}
-
-fn newest_token(files: &Arc<Files>, format: &Format) -> io::Result<(u64, u64)> {
-    let mut audit = Audit::new(&format.schema, format.start, 0);
-    let mut input = Stretch::new(files, Place::Csv, format.start, u64::MAX);
-    let mut chunk = vec![0; 1 << 20];
-    loop {
-        match io::Read::read(&mut input, &mut chunk)? {
-            0 => return Ok((audit.rows, audit.newest_token.unwrap_or_default())),
-            read => audit.feed(&chunk[..read]),
-        }
-    }
 }
 
 /// `<csv>.journal.old`, or `.old-2` and so on.

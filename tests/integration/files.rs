@@ -107,9 +107,20 @@ async fn a_torn_last_line_is_set_aside_before_it_is_cut() {
     for (torn, why) in [("0", "too few cells"), ("0,\"two\nli", "an open quote")] {
         let bench = Bench::with_file(On::Embedded, format!("token,data\n9,whole\n{torn}").as_bytes());
         bench.replica(&[]).append_text("new").await;
-        assert_eq!(bench.content(), "token,data\n9,whole\n1,new\n", "{why}");
+        assert_eq!(bench.content(), "token,data\n9,whole\n10,new\n", "{why}");
         let aside = fs::read_to_string(format!("{}.torn", bench.csv.display())).expect("a side file");
         assert_eq!(aside, format!("{torn}\n"), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_comes_without_its_journal_goes_on_from_its_newest_token() {
+    for on in [On::Redis, On::Embedded] {
+        let bench =
+            Bench::with_file(on, b"token,data\n7,old\n99999999999999999999,not ours\n18446744073709551615,nor this\n");
+        let replica = bench.replica(&[]);
+        assert_eq!(replica.append_text("new").await["token"], 8);
+        assert_eq!(replica.append_text("newer").await["token"], 9);
     }
 }
 
