@@ -140,6 +140,11 @@ impl Schema {
         Self { names: Some(names), segments, data_names }
     }
 
+    /// The columns' names; `None` without a header.
+    pub fn names(&self) -> Option<&[String]> {
+        self.names.as_deref()
+    }
+
     /// How many columns a row has; `None` where the first row decides.
     pub fn width(&self) -> Option<usize> {
         self.names.as_ref().map(Vec::len)

@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use crate::{
-    commit::{self, Fatal},
+    commit::{self, Fatal, reading::Reading},
     config::Config,
     http::{App, Draining},
 };
@@ -51,12 +51,13 @@ pub enum ServeError {
 pub async fn serve(config: Config) -> Result<(), ServeError> {
     let leave = leave_on_signal()?;
     let (appender, mut ended) = commit::open(&config).await?;
+    let reading = Reading::open(&config)?;
     let address = config.listen;
     let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
     tracing::info!(listening = %format_args!("http://{}", listener.local_addr()?), "serving");
 
     let draining = Draining::default();
-    let router = App::new(appender.clone(), &config, draining.clone()).router();
+    let router = App::new(appender.clone(), reading, &config, draining.clone()).router();
     // Without it, Nagle's algorithm holds small answers back.
     let listener = listener.tap_io(|stream| {
         if let Err(e) = stream.set_nodelay(true) {

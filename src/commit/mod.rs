@@ -7,6 +7,7 @@ mod committer;
 mod error;
 mod in_flight;
 mod queue;
+pub mod reading;
 mod repair;
 
 use std::{

@@ -4,7 +4,7 @@ use axum::{
     Json,
     body::Body,
     extract::State,
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 
@@ -36,6 +36,8 @@ pub(super) async fn append(State(app): State<App>, headers: HeaderMap, body: Bod
     if ack.replayed {
         response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
     }
+    let location = format!("/rows?from={}&limit={}", ack.offset, ack.rows);
+    response.headers_mut().insert(header::LOCATION, HeaderValue::try_from(location).expect("digits"));
     response.extensions_mut().insert(ack);
     Ok(response)
 }

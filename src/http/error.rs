@@ -9,7 +9,7 @@ use axum::{
 use serde::Serialize;
 
 use crate::{
-    commit::{AppendError, Outcome},
+    commit::{AppendError, Outcome, reading::ReadError},
     schema::InvalidField,
 };
 
@@ -34,8 +34,26 @@ pub(super) enum ApiError {
     NotFound,
     #[error("the Allow header names the methods of this path")]
     MethodNotAllowed,
+    #[error("from: no row begins at byte {offset}; accepted: the offset of a row, 0 for the first, at most {end}")]
+    NotARowStart { offset: u64, end: u64 },
+    #[error("Range: accepted: bytes within the {0} that there are")]
+    RangeNotSatisfiable(u64),
+    #[error("the rows could not be read")]
+    ReadFailed,
     #[error(transparent)]
     Append(#[from] AppendError),
+}
+
+impl From<ReadError> for ApiError {
+    fn from(e: ReadError) -> Self {
+        match e {
+            ReadError::NotARowStart { offset, end } => Self::NotARowStart { offset, end },
+            ReadError::Files(_) | ReadError::Io(_) => {
+                tracing::error!(error = %e, "rows could not be read");
+                Self::ReadFailed
+            }
+        }
+    }
 }
 
 /// What a kind of refusal always says.
@@ -74,6 +92,12 @@ impl ApiError {
                 Facts::refused(S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The body's type is not accepted")
             }
             Self::SimulationOff => Facts::refused(S::FORBIDDEN, "simulation_off", "Simulation is switched off"),
+            Self::NotARowStart { .. } => {
+                Facts::refused(S::UNPROCESSABLE_ENTITY, "not_a_row_start", "No row begins there")
+            }
+            Self::RangeNotSatisfiable(_) => {
+                Facts::refused(S::RANGE_NOT_SATISFIABLE, "range_not_satisfiable", "No such part of the file")
+            }
             Self::NotFound => Facts::refused(S::NOT_FOUND, "not_found", "No such path"),
             Self::MethodNotAllowed => {
                 Facts::refused(S::METHOD_NOT_ALLOWED, "method_not_allowed", "No such method here")
@@ -114,7 +138,7 @@ impl ApiError {
             Self::Append(AppendError::SyncFailed) => {
                 Facts::refused(S::INTERNAL_SERVER_ERROR, "sync_failed", "The rows could not be made durable")
             }
-            Self::Append(AppendError::Internal(_)) => {
+            Self::ReadFailed | Self::Append(AppendError::Internal(_)) => {
                 Facts::refused(S::INTERNAL_SERVER_ERROR, "internal", "Something went wrong here")
             }
         }
@@ -130,6 +154,9 @@ impl ApiError {
             | Self::BodyTimeout(_)
             | Self::UnsupportedMediaType
             | Self::SimulationOff
+            | Self::NotARowStart { .. }
+            | Self::RangeNotSatisfiable(_)
+            | Self::ReadFailed
             | Self::NotFound
             | Self::MethodNotAllowed => Outcome::NotWritten,
         }
@@ -138,6 +165,7 @@ impl ApiError {
     fn field(&self) -> Option<&str> {
         match self {
             Self::InvalidField(e) | Self::Append(AppendError::InvalidField(e)) => Some(&e.field),
+            Self::NotARowStart { .. } => Some("from"),
             _ => None,
         }
     }

@@ -7,6 +7,8 @@ mod edge;
 mod error;
 mod health;
 mod lock;
+mod rows;
+mod rows_csv;
 
 use std::sync::{
     Arc,
@@ -17,14 +19,14 @@ use axum::{
     Router,
     body::Body,
     http::HeaderMap,
-    middleware::from_fn,
+    middleware::{from_fn, map_response},
     routing::{get, post},
 };
 use error::ApiError;
-use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::{catch_panic::CatchPanicLayer, compression::CompressionLayer};
 
 use crate::{
-    commit::{AppendError, Appender, Outcome},
+    commit::{AppendError, Appender, Outcome, reading::Reading},
     config::{Config, Switch},
 };
 
@@ -32,6 +34,7 @@ use crate::{
 #[derive(Clone)]
 pub struct App {
     appender: Appender,
+    reading: Reading,
     limits: Limits,
     draining: Draining,
 }
@@ -60,20 +63,25 @@ impl Draining {
 }
 
 impl App {
-    /// Serves `appender` within the limits that `config` sets.
-    pub fn new(appender: Appender, config: &Config, draining: Draining) -> Self {
+    /// Serves `appender` and `reading` within the limits that `config` sets.
+    pub fn new(appender: Appender, reading: Reading, config: &Config, draining: Draining) -> Self {
         let limits = Limits {
             body_bytes_max: config.body_limit,
             sleep_max: config.max_sleep,
             simulation: config.simulation == Switch::On,
         };
-        Self { appender, limits, draining }
+        Self { appender, reading, limits, draining }
     }
 
     /// All routes.
     pub fn router(self) -> Router {
         Router::new()
             .route("/append", post(append::append))
+            .route("/rows", get(rows::rows).layer(CompressionLayer::new()))
+            .route(
+                "/rows.csv",
+                get(rows_csv::rows_csv).layer(CompressionLayer::new()).layer(map_response(rows_csv::weaken_etag)),
+            )
             .route("/lock", get(lock::status).delete(lock::release))
             .route("/livez", get(health::livez))
             .route("/readyz", get(health::readyz))

@@ -11,7 +11,8 @@ use serde::Serialize;
 
 use super::{
     format::Format,
-    scan::{Rows, Scanner, is_closable, scan_rows},
+    scan::{Rows, is_closable, scan_rows},
+    splitter::{Piece, RowSplitter, bare},
 };
 use crate::{record::FencingToken, schema::Schema};
 
@@ -19,8 +20,6 @@ use crate::{record::FencingToken, schema::Schema};
 const SAMPLES_MAX: usize = 5;
 /// As much of a row is shown.
 const EXCERPT_BYTES: usize = 60;
-/// No row is longer: a quote that is still open then was never meant to be.
-const ROW_BYTES_MAX: usize = 64 << 20;
 
 /// No lock counts further, since Redis's scripts count in doubles: what is larger is somebody's own number.
 const TOKEN_MAX: FencingToken = 1 << 53;
@@ -75,12 +74,7 @@ pub(super) struct Audit {
     width: Option<usize>,
     token_at: Option<usize>,
     header_is_due: bool,
-    /// Where the row that comes next begins.
-    pub(super) at: u64,
-    /// What was fed of it, and how much of that the parser has seen.
-    pending: Vec<u8>,
-    scanned: usize,
-    scanner: Scanner,
+    splitter: Option<RowSplitter>,
     pub(super) rows: u64,
     pub(super) newest_token: Option<FencingToken>,
     keys: Keys,
@@ -94,10 +88,7 @@ impl Audit {
             width: schema.width(),
             token_at: schema.token_column(),
             header_is_due: schema.width().is_some(),
-            at: start,
-            pending: Vec::new(),
-            scanned: 0,
-            scanner: Scanner::new(),
+            splitter: Some(RowSplitter::new(start)),
             rows: 0,
             newest_token: None,
             keys: Keys { column: schema.key_column().filter(|_| keys > 0), capacity: keys, ..Keys::default() },
@@ -106,60 +97,26 @@ impl Audit {
     }
 
     pub(super) fn feed(&mut self, text: &[u8]) {
-        let mut from = 0;
-        for end in memchr::memchr_iter(b'\n', text).map(|at| at + 1) {
-            self.line(&text[from..end]);
-            from = end;
-        }
-        self.pending.extend_from_slice(&text[from..]);
-    }
-
-    fn line(&mut self, line: &[u8]) {
-        if self.pending.is_empty() && memchr::memchr(b'"', line).is_none() {
-            return self.row(line);
-        }
-        self.pending.extend_from_slice(line);
-        let whole = self.scanner.whole_bytes();
-        self.scanner.feed(&self.pending[self.scanned..]);
-        self.scanned = self.pending.len();
-        if self.scanner.whole_bytes() > whole {
-            let mut row = std::mem::take(&mut self.pending);
-            self.row(&row);
-            row.clear();
-            (self.pending, self.scanned) = (row, 0);
-        } else if self.pending.len() > ROW_BYTES_MAX {
-            self.pass_over_endless_quote();
-        }
-    }
-
-    /// Goes on at the line behind the one with the quote, so that the rest is looked at as well.
-    fn pass_over_endless_quote(&mut self) {
-        let text = std::mem::take(&mut self.pending);
-        self.note(Fault::EndlessQuote, self.at, excerpt(&text));
-        let line_end = memchr::memchr(b'\n', &text).map_or(text.len(), |at| at + 1);
-        self.at += line_end as u64;
-        (self.scanner, self.scanned) = (Scanner::new(), 0);
-        self.feed(&text[line_end..]);
+        let Some(mut splitter) = self.splitter.take() else { return };
+        splitter.feed(text, &mut |piece| match piece {
+            Piece::Row(start, row) => self.row(start, row),
+            Piece::EndlessQuote(start, text) => self.note(Fault::EndlessQuote, start, excerpt(text)),
+        });
+        self.splitter = Some(splitter);
     }
 
     /// A last line without its end.
     pub(super) fn end(&mut self) {
-        if self.pending.is_empty() {
-            return;
+        let Some((start, text)) = self.splitter.take().map(RowSplitter::into_rest) else { return };
+        if is_closable(&text, self.width) {
+            self.row(start, &text);
+        } else if !text.is_empty() {
+            self.note(Fault::OpenLine, start, format!("{} bytes: {}", text.len(), excerpt(&text)));
         }
-        if is_closable(&self.pending, self.width) {
-            let row = std::mem::take(&mut self.pending);
-            return self.row(&row);
-        }
-        let text = std::mem::take(&mut self.pending);
-        self.note(Fault::OpenLine, self.at, format!("{} bytes: {}", text.len(), excerpt(&text)));
     }
 
-    fn row(&mut self, row: &[u8]) {
-        let start = self.at;
-        self.at += row.len() as u64;
-        let bare = row.strip_suffix(b"\n").unwrap_or(row);
-        let bare = bare.strip_suffix(b"\r").unwrap_or(bare);
+    fn row(&mut self, start: u64, row: &[u8]) {
+        let bare = bare(row);
         if std::mem::take(&mut self.header_is_due) || bare.is_empty() {
             return;
         }
@@ -303,7 +260,7 @@ fn excerpt(row: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::splitter::ROW_BYTES_MAX, *};
 
     fn audit(text: &str, chunk: usize) -> (u64, Vec<(Fault, u64, Vec<u64>)>) {
         let schema = Arc::new(Schema::from_header(b"token,key,data").expect("a header"));

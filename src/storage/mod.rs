@@ -17,9 +17,11 @@ mod histories;
 mod journal;
 mod keys;
 mod ledger;
+mod reader;
 mod rebuild;
 mod repair;
 mod scan;
+mod splitter;
 
 use std::{
     fs::{OpenOptions, TryLockError},
@@ -37,6 +39,7 @@ pub use audit::{Fault, Finding, Sample};
 pub use check::{CheckOptions, JournalReport, JournalState, Plan, Report, check};
 pub use create::resolve;
 pub use error::{AppendError, OpenError, Refusal};
+pub use reader::{Page, ReadError, Reader, Row, Snapshot};
 pub use repair::{Replaced, replace_journal};
 
 use self::{

@@ -9,6 +9,7 @@ mod files;
 mod journal;
 mod keys;
 mod locking;
+mod reading;
 mod rooms;
 mod scripts;
 mod seeing;

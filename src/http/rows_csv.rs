@@ -1,0 +1,107 @@
+//! `GET /rows.csv`: the file itself, up to its last committed row, in whole or in part.
+
+use axum::{
+    body::{Body, Bytes},
+    extract::State,
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::stream;
+
+use super::{App, error::ApiError};
+use crate::commit::reading::{Snapshot, read_part};
+
+const TYPE: &str = "text/csv; charset=utf-8; header=present";
+const TYPE_HEADERLESS: &str = "text/csv; charset=utf-8; header=absent";
+/// Read and sent at once.
+const PART_BYTES: u64 = 256 << 10;
+
+/// What a request gets of the file.
+#[derive(Debug, PartialEq)]
+enum Part {
+    Whole,
+    /// From the first to the byte before the second.
+    Range(u64, u64),
+    Unchanged,
+    Unsatisfiable,
+}
+
+/// The file, or a range of it.
+pub(super) async fn rows_csv(State(app): State<App>, headers: HeaderMap) -> Result<Response, ApiError> {
+    let snapshot = app.reading.snapshot().await?;
+    let (len, etag) = (snapshot.bytes(), format!("\"{}\"", snapshot.tag()));
+    let (status, from, to) = match part(&headers, len, &etag) {
+        Part::Whole => (StatusCode::OK, 0, len),
+        Part::Range(from, to) => (StatusCode::PARTIAL_CONTENT, from, to),
+        Part::Unchanged => return Ok((StatusCode::NOT_MODIFIED, tags(&etag)).into_response()),
+        Part::Unsatisfiable => {
+            let all = HeaderValue::try_from(format!("bytes */{len}")).expect("digits");
+            return Ok(([(header::CONTENT_RANGE, all)], ApiError::RangeNotSatisfiable(len)).into_response());
+        }
+    };
+    let has_header = app.appender.schema().width().is_some();
+    let mut response = (status, tags(&etag), send(snapshot, from, to)).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(if has_header { TYPE } else { TYPE_HEADERLESS }));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(to - from));
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    if status == StatusCode::PARTIAL_CONTENT {
+        let range = format!("bytes {from}-{}/{len}", to - 1);
+        headers.insert(header::CONTENT_RANGE, HeaderValue::try_from(range).expect("digits"));
+    }
+    Ok(response)
+}
+
+/// The file grows at any moment: who keeps a copy must ask.
+fn tags(etag: &str) -> [(HeaderName, HeaderValue); 2] {
+    let etag = HeaderValue::try_from(etag).expect("hex digits and quotes");
+    [(header::ETAG, etag), (header::CACHE_CONTROL, HeaderValue::from_static("no-cache"))]
+}
+
+fn part(headers: &HeaderMap, len: u64, etag: &str) -> Part {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let names_ours = |tags: &str| {
+        tags.split(',').any(|tag| matches!(tag.trim().trim_start_matches("W/"), tag if tag == etag || tag == "*"))
+    };
+    if text(header::IF_NONE_MATCH).is_some_and(names_ours) {
+        return Part::Unchanged;
+    }
+    // Another file than the one that the range was meant for is sent whole.
+    let is_meant = text(header::IF_RANGE).is_none_or(|tag| tag.trim() == etag);
+    let Some(range) = text(header::RANGE).filter(|range| is_meant && range.starts_with("bytes=")) else {
+        return Part::Whole;
+    };
+    let Ok(parsed) = http_range_header::parse_range_header(range) else { return Part::Unsatisfiable };
+    match parsed.validate(len) {
+        // Several at once are rare, and may be answered by the whole.
+        Ok(ranges) if ranges.len() > 1 => Part::Whole,
+        Ok(ranges) => ranges.first().map_or(Part::Whole, |range| Part::Range(*range.start(), range.end() + 1)),
+        Err(_) => Part::Unsatisfiable,
+    }
+}
+
+fn send(snapshot: Snapshot, from: u64, to: u64) -> Body {
+    let parts = stream::try_unfold((snapshot, from), move |(snapshot, at)| async move {
+        if at >= to {
+            return Ok::<_, std::io::Error>(None);
+        }
+        let part = read_part(&snapshot, at, PART_BYTES.min(to - at)).await?;
+        if part.is_empty() {
+            return Err(std::io::Error::other("the file was cut short meanwhile"));
+        }
+        let next = at + part.len() as u64;
+        Ok(Some((Bytes::from(part), (snapshot, next))))
+    });
+    Body::from_stream(parts)
+}
+
+/// What is compressed is another representation, and its bytes can't be asked for by range.
+pub(super) async fn weaken_etag(mut response: Response) -> Response {
+    if response.headers().contains_key(header::CONTENT_ENCODING)
+        && let Some(etag) = response.headers().get(header::ETAG).and_then(|etag| etag.to_str().ok())
+    {
+        let weak = HeaderValue::try_from(format!("W/{etag}")).expect("a tag");
+        response.headers_mut().insert(header::ETAG, weak);
+    }
+    response
+}

@@ -1,0 +1,281 @@
+//! Reading back: rows by place and the file itself, never half a row, from any replica.
+
+use std::{fs, process::Command};
+
+use reqwest::{Method, Response, StatusCode};
+use serde_json::{Value, json};
+
+use crate::support::{Bench, On, Replica, answer};
+
+const SETTINGS: [(&str, &str); 1] = [("ROWLOCK_CSV_HEADER", "token,data,more")];
+
+async fn rows(replica: &Replica, query: &str) -> (u16, Value) {
+    answer(replica.request(Method::GET, &format!("/rows{query}"))).await
+}
+
+async fn get(replica: &Replica, headers: &[(&str, &str)]) -> Response {
+    let request = replica.request(Method::GET, "/rows.csv");
+    headers
+        .iter()
+        .fold(request, |request, (name, value)| request.header(*name, *value))
+        .send()
+        .await
+        .expect("an answer")
+}
+
+fn header<'a>(response: &'a Response, name: &str) -> &'a str {
+    response.headers().get(name).map_or("", |value| value.to_str().expect("text"))
+}
+
+/// Rows of all sorts: `(text, offset)` by their order.
+async fn filled(bench: &Bench, replica: &Replica, count: usize) -> Vec<(String, u64)> {
+    let mut all = Vec::new();
+    for n in 0..count {
+        let text = format!("{n}: \"quoted\",\r\nand\nbroken{}", "x".repeat(n * 37 % 5000));
+        let ack = replica.append_text(&text).await;
+        all.push((text, ack["offset"].as_u64().expect("an offset")));
+    }
+    assert_eq!(bench.rows().len(), count);
+    all
+}
+
+fn found(page: &Value) -> Vec<(String, u64)> {
+    let row = |row: &Value| {
+        let fields = row["fields"].as_object().expect("fields");
+        assert_eq!(fields.keys().collect::<Vec<_>>().len(), 3);
+        (fields["data"].as_str().expect("text").to_owned(), row["offset"].as_u64().expect("an offset"))
+    };
+    page["rows"].as_array().expect("rows").iter().map(row).collect()
+}
+
+#[tokio::test]
+async fn all_rows_are_read_page_by_page_and_the_last_ones_by_their_number() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&SETTINGS);
+    assert_eq!(rows(&replica, "").await, (200, json!({"rows": [], "next": null})));
+    let all = filled(&bench, &replica, 120).await;
+    for limit in [1, 7, 119, 120, 1000] {
+        let (mut read, mut next) = (Vec::new(), Some(0));
+        while let Some(from) = next {
+            let (status, page) = rows(&replica, &format!("?from={from}&limit={limit}")).await;
+            assert_eq!(status, 200, "{page}");
+            let more = found(&page);
+            assert!((1..=limit).contains(&more.len()));
+            read.extend(more);
+            next = page["next"].as_u64();
+        }
+        assert_eq!(read, all, "limit {limit}");
+    }
+    for last in [1, 3, 50, 119, 120, 121, 10_000] {
+        let (_, page) = rows(&replica, &format!("?last={last}")).await;
+        assert_eq!(found(&page), all[all.len().saturating_sub(last)..], "last {last}");
+        assert_eq!(page["next"], Value::Null);
+    }
+    assert_eq!(found(&rows(&replica, "").await.1), all[70..]);
+    let end = bench.content().len();
+    assert_eq!(rows(&replica, &format!("?from={end}")).await, (200, json!({"rows": [], "next": null})));
+}
+
+#[tokio::test]
+async fn an_offset_where_no_row_begins_is_refused_and_each_where_one_does_is_not() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&SETTINGS);
+    let all = filled(&bench, &replica, 12).await;
+    let end = bench.content().len() as u64;
+    for offset in (1..end + 3).step_by(3).chain(all.iter().map(|(_, offset)| *offset)) {
+        let (status, page) = rows(&replica, &format!("?from={offset}&limit=1")).await;
+        let is_start = offset == end || all.iter().any(|(_, start)| *start == offset);
+        assert_eq!(status, if is_start { 200 } else { 422 }, "{offset}: {page}");
+        assert!(is_start || page["code"] == "not_a_row_start" && page["field"] == "from", "{page}");
+    }
+}
+
+#[tokio::test]
+async fn a_row_is_found_where_its_answer_says_by_any_replica_at_once() {
+    let bench = Bench::new(On::Redis);
+    let replicas = [(); 3].map(|()| bench.replica(&SETTINGS));
+    for n in 0..60 {
+        let text = format!("row {n}");
+        let response = replicas[n % 3].post(&json!({"data": [text, "x"]})).send().await.expect("an answer");
+        let location = header(&response, "location").to_owned();
+        let (status, page) = answer(replicas[(n + 1) % 3].request(Method::GET, &location)).await;
+        assert_eq!(status, 200, "{location}: {page}");
+        assert_eq!(page["rows"][0]["fields"], json!({"token": (n + 1).to_string(), "data": text, "more": "x"}));
+    }
+}
+
+#[tokio::test]
+async fn what_is_asked_for_wrongly_is_refused_by_name() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&SETTINGS);
+    replica.append_text("x").await;
+    for (query, field) in [
+        ("?last=0", "last"),
+        ("?last=-1", "last"),
+        ("?last=10001", "last"),
+        ("?last=1.5", "last"),
+        ("?last=x", "last"),
+        ("?last=", "last"),
+        ("?last=1&last=2", "last"),
+        ("?last=1&from=0", "last"),
+        ("?last=99999999999999999999", "last"),
+        ("?limit=1", "limit"),
+        ("?from=0&limit=0", "limit"),
+        ("?from=0&limit=10001", "limit"),
+        ("?from=0&limit=1e3", "limit"),
+        ("?from=", "from"),
+        ("?from=-1", "from"),
+        ("?from=+16", "from"),
+        ("?from=0x10", "from"),
+        ("?from=18446744073709551616", "from"),
+        ("?from=18446744073709551615", "from"),
+        ("?from=1", "from"),
+        ("?first=1", "first"),
+        ("?LAST=1", "LAST"),
+    ] {
+        let (status, problem) = rows(&replica, query).await;
+        assert_eq!(
+            (status, &problem["field"], &problem["outcome"]),
+            (422, &json!(field), &json!("not_written")),
+            "{query}: {problem}"
+        );
+    }
+    for method in [Method::POST, Method::PUT, Method::DELETE] {
+        for path in ["/rows", "/rows.csv"] {
+            let response = replica.request(method.clone(), path).send().await.expect("an answer");
+            assert_eq!((response.status(), header(&response, "allow")), (StatusCode::METHOD_NOT_ALLOWED, "GET,HEAD"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_file_without_a_header_and_others_rows_are_read_as_they_are() {
+    let bench = Bench::with_file(On::Embedded, b"1,2\n\"a\nb\",\n\n\xff,x,y\n");
+    let replica = bench.replica(&[("ROWLOCK_CSV_HEADER", "none")]);
+    let (_, page) = rows(&replica, "?from=0").await;
+    let row = |offset, fields: Value| json!({"offset": offset, "fields": fields});
+    let expected = [row(0, json!(["1", "2"])), row(4, json!(["a\nb", ""])), row(12, json!(["\u{fffd}", "x", "y"]))];
+    assert_eq!(page, json!({"rows": expected, "next": null}));
+    assert_eq!(header(&get(&replica, &[]).await, "content-type"), "text/csv; charset=utf-8; header=absent");
+}
+
+#[tokio::test]
+async fn the_file_is_sent_whole_or_in_part_and_not_again_to_who_has_it() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&SETTINGS);
+    filled(&bench, &replica, 200).await;
+    let content = bench.content();
+    let whole = get(&replica, &[]).await;
+    assert_eq!(header(&whole, "content-type"), "text/csv; charset=utf-8; header=present");
+    assert_eq!(header(&whole, "content-length"), content.len().to_string());
+    assert_eq!((header(&whole, "accept-ranges"), header(&whole, "cache-control")), ("bytes", "no-cache"));
+    let etag = header(&whole, "etag").to_owned();
+    assert_eq!(whole.text().await.expect("text"), content);
+
+    let len = content.len();
+    for (range, from, to) in [
+        ("bytes=0-9".to_owned(), 0, 10),
+        ("bytes=10-10".to_owned(), 10, 11),
+        (format!("bytes={}-", len - 5), len - 5, len),
+        ("bytes=-7".to_owned(), len - 7, len),
+        (format!("bytes=5-{}", len * 2), 5, len),
+    ] {
+        for condition in [None, Some(("if-range", &*etag))] {
+            let headers: Vec<_> = [("range", &*range)].into_iter().chain(condition).collect();
+            let part = get(&replica, &headers).await;
+            assert_eq!(part.status(), StatusCode::PARTIAL_CONTENT, "{range}");
+            assert_eq!(header(&part, "content-range"), format!("bytes {from}-{}/{len}", to - 1));
+            assert_eq!(part.text().await.expect("text"), content[from..to], "{range}");
+        }
+    }
+    for range in [format!("bytes={len}-"), "bytes=9-3".to_owned(), "bytes=x".to_owned()] {
+        let refused = get(&replica, &[("range", &range)]).await;
+        assert_eq!(refused.status(), StatusCode::RANGE_NOT_SATISFIABLE, "{range}");
+        assert_eq!(header(&refused, "content-range"), format!("bytes */{len}"));
+        assert_eq!(refused.json::<Value>().await.expect("JSON")["code"], "range_not_satisfiable");
+    }
+    for headers in [
+        [("range", "bytes=0-1,5-6"), ("x", "")],
+        [("range", "bytes=0-1"), ("if-range", "\"other\"")],
+        [("range", "rows=0-1"), ("x", "")],
+    ] {
+        let whole = get(&replica, &headers).await;
+        assert_eq!(
+            (whole.status(), header(&whole, "content-length")),
+            (StatusCode::OK, &*len.to_string()),
+            "{headers:?}"
+        );
+    }
+    for tag in [etag.clone(), format!("\"a\", W/{etag}"), "*".to_owned()] {
+        let unchanged = get(&replica, &[("if-none-match", &tag)]).await;
+        assert_eq!((unchanged.status(), header(&unchanged, "etag")), (StatusCode::NOT_MODIFIED, &*etag));
+    }
+    let head = replica.request(Method::HEAD, "/rows.csv").send().await.expect("an answer");
+    assert_eq!((header(&head, "content-length"), header(&head, "etag")), (&*len.to_string(), &*etag));
+    replica.append_text("one more").await;
+    let grown = get(&replica, &[("if-none-match", &etag), ("if-range", &etag), ("range", "bytes=0-1")]).await;
+    assert_eq!((grown.status(), grown.text().await.expect("text")), (StatusCode::OK, bench.content()));
+}
+
+#[tokio::test]
+async fn the_file_comes_compressed_when_asked() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&SETTINGS);
+    filled(&bench, &replica, 50).await;
+    let plain = get(&replica, &[]).await;
+    let small = get(&replica, &[("accept-encoding", "gzip")]).await;
+    assert_eq!((header(&small, "content-encoding"), header(&small, "vary")), ("gzip", "accept-encoding"));
+    assert_eq!(header(&small, "etag"), format!("W/{}", header(&plain, "etag")), "other bytes have another tag");
+    let packed = small.bytes().await.expect("bytes");
+    assert!(packed.len() < bench.content().len() / 2);
+    let path = bench.folder().join("rows.csv.gz");
+    fs::write(&path, packed).expect("writable");
+    let output = Command::new("python3")
+        .args(["-c", "import gzip,sys; sys.stdout.buffer.write(gzip.open(sys.argv[1]).read())"])
+        .arg(&path)
+        .output();
+    assert_eq!(output.expect("python3 runs").stdout, bench.content().as_bytes());
+    let part = get(&replica, &[("accept-encoding", "gzip"), ("range", "bytes=0-999")]).await;
+    assert_eq!((header(&part, "content-encoding"), header(&part, "content-length")), ("", "1000"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_read_while_others_write_ends_with_a_whole_row_and_only_grows() {
+    let bench = Bench::new(On::Redis);
+    let replicas = [(); 2].map(|()| bench.replica(&SETTINGS));
+    let writer = async {
+        for n in 0..300 {
+            replicas[n % 2].append_text(&format!("\"{n}\n\"")).await;
+        }
+    };
+    let reader = async {
+        let mut before = Vec::new();
+        for _ in 0..60 {
+            let now = get(&replicas[0], &[]).await.bytes().await.expect("bytes").to_vec();
+            assert!(now.starts_with(&before), "an earlier reading is the beginning of each later one");
+            let mut reader = csv::ReaderBuilder::new().from_reader(&now[..]);
+            assert!(now.ends_with(b"\n") && reader.records().all(|row| row.is_ok_and(|row| row.len() == 3)));
+            before = now;
+            let (status, page) = rows(&replicas[1], "?last=5").await;
+            assert_eq!(status, 200, "{page}");
+        }
+    };
+    tokio::join!(writer, reader);
+    assert_eq!(found(&rows(&replicas[0], "?last=10000").await.1).len(), 300);
+}
+
+#[tokio::test]
+async fn rows_that_a_rebuild_moved_are_found_where_they_are() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&SETTINGS);
+    filled(&bench, &replica, 20).await;
+    rows(&replica, "?last=1").await;
+    // Somebody dies in mid-line, and what is half is cut away before the next row.
+    let torn = format!("{}9,\"torn", bench.content());
+    fs::write(&bench.csv, &torn).expect("writable");
+    assert_eq!(found(&rows(&replica, "?last=100").await.1).len(), 20, "half a row is no row");
+    let ack = replica.append_text("after").await;
+    let (_, page) = rows(&replica, &format!("?from={}", ack["offset"])).await;
+    assert_eq!(found(&page)[0].0, "after");
+    assert_eq!(found(&rows(&replica, "?last=100").await.1).len(), 21);
+}
