@@ -75,13 +75,11 @@ impl App {
 
     /// All routes.
     pub fn router(self) -> Router {
+        let file = get(rows_csv::rows_csv).layer(CompressionLayer::new()).layer(map_response(rows_csv::weaken_etag));
         Router::new()
             .route("/append", post(append::append))
             .route("/rows", get(rows::rows).layer(CompressionLayer::new()))
-            .route(
-                "/rows.csv",
-                get(rows_csv::rows_csv).layer(CompressionLayer::new()).layer(map_response(rows_csv::weaken_etag)),
-            )
+            .route("/rows.csv", file)
             .route("/lock", get(lock::status).delete(lock::release))
             .route("/livez", get(health::livez))
             .route("/readyz", get(health::readyz))
