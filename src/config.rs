@@ -98,6 +98,10 @@ pub struct Config {
     #[arg(long, env = "ROWLOCK_BODY_LIMIT", value_name = "SIZE", default_value = "1MiB", value_parser = parse_body_limit, global = true, hide_env_values = true)]
     pub body_limit: usize,
 
+    /// The largest body of /append/batch, once decoded (1KiB to 1GiB); half of ROWLOCK_JOURNAL_BYTES bounds its rows.
+    #[arg(long, env = "ROWLOCK_BATCH_LIMIT", value_name = "SIZE", default_value = "64MiB", value_parser = parse_batch_limit, global = true, hide_env_values = true)]
+    pub batch_limit: usize,
+
     /// How many of the newest idempotency keys are remembered; all replicas should say (1 to 16777216)
     #[arg(long, env = "ROWLOCK_IDEMPOTENCY_KEYS", value_name = "KEYS", default_value = "1000000", value_parser = parse_keys, global = true, hide_env_values = true)]
     pub idempotency_keys: usize,
@@ -246,6 +250,10 @@ fn parse_queue_bytes(text: &str) -> Result<usize, String> {
 
 fn parse_body_limit(text: &str) -> Result<usize, String> {
     parse_size(text, ByteSize::kib(1), ByteSize::mib(64))
+}
+
+fn parse_batch_limit(text: &str) -> Result<usize, String> {
+    parse_size(text, ByteSize::kib(1), ByteSize::gib(1))
 }
 
 /// Whole pages, so that a record never ends beside the file's end.

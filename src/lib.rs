@@ -14,6 +14,7 @@ pub mod config;
 pub mod http;
 pub mod lock;
 mod points;
+mod quoting;
 pub mod record;
 pub mod schema;
 pub mod server;

@@ -128,7 +128,8 @@ impl Queue {
             return Err(AppendError::Draining);
         }
         let (rows, bytes) = (state.rows + waiting.rows.len(), state.bytes + waiting.weight_bytes);
-        if rows > self.bounds.rows || bytes > self.bounds.bytes {
+        // One request alone may be larger: its own bounds hold it.
+        if !state.waiting.is_empty() && (rows > self.bounds.rows || bytes > self.bounds.bytes) {
             return Err(AppendError::QueueFull);
         }
         let place = state.next;

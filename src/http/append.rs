@@ -13,8 +13,9 @@ use super::{
     append_request::AppendRequest,
     body::{self, MediaType},
     error::ApiError,
+    rows::ROWS_MAX,
 };
-use crate::record::{KEY_BYTES_MAX, Key};
+use crate::record::{Ack, KEY_BYTES_MAX, Key};
 
 /// Parses, checks and quotes on the request's own task, then waits for the row's turn.
 pub(super) async fn append(State(app): State<App>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
@@ -32,14 +33,19 @@ pub(super) async fn append(State(app): State<App>, headers: HeaderMap, body: Bod
     let key = key.map(|text| Key::new(&text, &rows).ok_or(ApiError::BadKey)).transpose()?;
     drop(body);
     let ack = app.appender.append(rows, simulation, key).await?;
-    let mut response = (StatusCode::CREATED, Json(&ack)).into_response();
+    let response = (StatusCode::CREATED, Json(&ack)).into_response();
+    Ok(written(response, ack))
+}
+
+/// What every 201 says beside its body.
+pub(super) fn written(mut response: Response, ack: Ack) -> Response {
     if ack.replayed {
         response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
     }
-    let location = format!("/rows?from={}&limit={}", ack.offset, ack.rows);
+    let location = format!("/rows?from={}&limit={}", ack.offset, ack.rows.min(ROWS_MAX));
     response.headers_mut().insert(header::LOCATION, HeaderValue::try_from(location).expect("digits"));
     response.extensions_mut().insert(ack);
-    Ok(response)
+    response
 }
 
 const KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -51,7 +57,7 @@ fn check_headers(headers: &HeaderMap) -> Result<(MediaType, Option<String>), Api
 }
 
 /// Quoted, as a string of RFC 8941 with its escapes, or bare.
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     let mut values = headers.get_all(KEY).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {

@@ -142,7 +142,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
 }
 
 /// Broken JSON is a 400; JSON of another shape is a wrong field.
-fn parse_json<'a, T: Deserialize<'a>>(text: &'a str, field: &str, accepted: &str) -> Result<T, ApiError> {
+pub(super) fn parse_json<'a, T: Deserialize<'a>>(text: &'a str, field: &str, accepted: &str) -> Result<T, ApiError> {
     serde_json::from_str(text).map_err(|e| {
         if e.is_data() {
             InvalidField::new(field, format!("accepted: {accepted}")).into()
@@ -152,7 +152,7 @@ fn parse_json<'a, T: Deserialize<'a>>(text: &'a str, field: &str, accepted: &str
     })
 }
 
-fn json_data(raw: &RawValue) -> Result<Data<'_>, ApiError> {
+pub(super) fn json_data(raw: &RawValue) -> Result<Data<'_>, ApiError> {
     const ACCEPTED: &str = "a string, an array or an object";
     match raw.get().as_bytes()[0] {
         b'"' => Ok(Data::Text(json_string(raw.get())?)),

@@ -74,6 +74,6 @@ pub(super) async fn read(headers: &HeaderMap, mut body: Body, bytes_max: usize) 
     match collected.map_err(|_| ApiError::BodyTimeout(BODY_TIMEOUT))? {
         Ok(body) => Ok(body.to_bytes()),
         Err(e) if e.is::<LengthLimitError>() => Err(refuse(headers, body, ApiError::BodyTooLarge(bytes_max)).await),
-        Err(_) => Err(ApiError::BrokenBody("the body ended early".to_owned())),
+        Err(_) => Err(ApiError::BrokenBody("the body ended early, or is not encoded as it says".to_owned())),
     }
 }

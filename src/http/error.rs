@@ -28,6 +28,12 @@ pub(super) enum ApiError {
     BodyTimeout(Duration),
     #[error("accepted: application/json or application/x-www-form-urlencoded, in UTF-8")]
     UnsupportedMediaType,
+    #[error(
+        "accepted, in UTF-8, plain or with Content-Encoding gzip or zstd: text/csv (header=present or header=absent), application/x-ndjson, application/json"
+    )]
+    UnsupportedBatchType,
+    #[error("the body is larger than {0} bytes once decoded (ROWLOCK_BATCH_LIMIT)")]
+    BatchTooLarge(usize),
     #[error("sleep and skip_release are switched off here (ROWLOCK_SIMULATION)")]
     SimulationOff,
     #[error("there is nothing at this path; see the README for what there is")]
@@ -88,7 +94,7 @@ impl ApiError {
             Self::BodyTimeout(_) => {
                 Facts::try_again(S::REQUEST_TIMEOUT, "body_timeout", "The body did not arrive in time", 1)
             }
-            Self::UnsupportedMediaType => {
+            Self::UnsupportedMediaType | Self::UnsupportedBatchType => {
                 Facts::refused(S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The body's type is not accepted")
             }
             Self::SimulationOff => Facts::refused(S::FORBIDDEN, "simulation_off", "Simulation is switched off"),
@@ -111,7 +117,7 @@ impl ApiError {
             Self::Append(AppendError::KeyOutrun) => {
                 Facts::try_again(S::SERVICE_UNAVAILABLE, "wait_timeout", "The turn did not come in time", 1)
             }
-            Self::Append(AppendError::BatchTooLarge(_)) => {
+            Self::BatchTooLarge(_) | Self::Append(AppendError::BatchTooLarge(_)) => {
                 Facts::refused(S::PAYLOAD_TOO_LARGE, "batch_too_large", "The rows are too many for one request")
             }
             Self::Append(AppendError::QueueFull) => {
@@ -153,6 +159,8 @@ impl ApiError {
             | Self::BodyTooLarge(_)
             | Self::BodyTimeout(_)
             | Self::UnsupportedMediaType
+            | Self::UnsupportedBatchType
+            | Self::BatchTooLarge(_)
             | Self::SimulationOff
             | Self::NotARowStart { .. }
             | Self::RangeNotSatisfiable(_)
@@ -205,6 +213,10 @@ impl IntoResponse for ApiError {
         let mut response = facts.status.into_response();
         if let Some(secs) = facts.retry_after_secs {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(secs));
+        }
+        if matches!(self, Self::BodyTooLarge(_) | Self::BatchTooLarge(_)) {
+            // The rest of the body may still be on its way: nothing more can be said on this connection.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response.extensions_mut().insert(problem);
         response

@@ -1,7 +1,9 @@
 //! Router and layers: what a client sees. Knows no Redis and no path.
 
 mod append;
+mod append_batch;
 mod append_request;
+mod batch_request;
 mod body;
 mod edge;
 mod error;
@@ -23,7 +25,9 @@ use axum::{
     routing::{get, post},
 };
 use error::ApiError;
-use tower_http::{catch_panic::CatchPanicLayer, compression::CompressionLayer};
+use tower_http::{
+    catch_panic::CatchPanicLayer, compression::CompressionLayer, decompression::RequestDecompressionLayer,
+};
 
 use crate::{
     commit::{AppendError, Appender, Outcome, reading::Reading},
@@ -43,6 +47,7 @@ pub struct App {
 #[derive(Debug, Clone, Copy)]
 struct Limits {
     body_bytes_max: usize,
+    batch_bytes_max: usize,
     sleep_max: std::time::Duration,
     simulation: bool,
 }
@@ -67,6 +72,7 @@ impl App {
     pub fn new(appender: Appender, reading: Reading, config: &Config, draining: Draining) -> Self {
         let limits = Limits {
             body_bytes_max: config.body_limit,
+            batch_bytes_max: config.batch_limit,
             sleep_max: config.max_sleep,
             simulation: config.simulation == Switch::On,
         };
@@ -75,9 +81,13 @@ impl App {
 
     /// All routes.
     pub fn router(self) -> Router {
+        // What cannot be decoded is passed on, and refused like every other type that is not accepted.
+        let decode = RequestDecompressionLayer::new().pass_through_unaccepted(true);
+        let batch = post(append_batch::append_batch).layer(decode);
         let file = get(rows_csv::rows_csv).layer(CompressionLayer::new()).layer(map_response(rows_csv::weaken_etag));
         Router::new()
             .route("/append", post(append::append))
+            .route("/append/batch", batch)
             .route("/rows", get(rows::rows).layer(CompressionLayer::new()))
             .route("/rows.csv", file)
             .route("/lock", get(lock::status).delete(lock::release))

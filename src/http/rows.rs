@@ -17,7 +17,8 @@ use crate::{
 
 const LAST: usize = 50;
 const LIMIT: usize = 1000;
-const ROWS_MAX: usize = 10_000;
+/// The most rows of one page.
+pub(super) const ROWS_MAX: usize = 10_000;
 
 /// What is asked for.
 #[derive(Debug, PartialEq)]

@@ -14,7 +14,7 @@ use super::{
     scan::{Rows, is_closable, scan_rows},
     splitter::{Piece, RowSplitter, bare},
 };
-use crate::{record::FencingToken, schema::Schema};
+use crate::{quoting::check_quotes, record::FencingToken, schema::Schema};
 
 /// So many places of each kind are told, the rest are counted.
 const SAMPLES_MAX: usize = 5;
@@ -128,7 +128,8 @@ impl Audit {
             let cells: Vec<_> = bare.split(|&byte| byte == b',').collect();
             return self.cells(start, bare, &cells);
         }
-        if has_text_behind_quote(bare) {
+        // Readers differ in what they make of it; we never write it.
+        if check_quotes(bare).is_err() {
             return self.note(Fault::BrokenQuote, start, excerpt(bare));
         }
         let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(row);
@@ -228,29 +229,6 @@ impl Keys {
         self.first_at.insert(key, at);
         None
     }
-}
-
-/// Readers differ in what they make of it; we never write it.
-fn has_text_behind_quote(row: &[u8]) -> bool {
-    #[derive(Clone, Copy)]
-    enum At {
-        CellStart,
-        Bare,
-        Quoted,
-        BehindQuote,
-    }
-    let mut at = At::CellStart;
-    for &byte in row {
-        at = match (at, byte) {
-            (At::CellStart, b'"') | (At::BehindQuote, b'"') => At::Quoted,
-            (At::Quoted, b'"') => At::BehindQuote,
-            (At::Quoted, _) => At::Quoted,
-            (_, b',') => At::CellStart,
-            (At::BehindQuote, _) => return true,
-            (At::CellStart | At::Bare, _) => At::Bare,
-        };
-    }
-    false
 }
 
 fn excerpt(row: &[u8]) -> String {

@@ -135,6 +135,7 @@ impl Reader {
             // A rebuild may have moved what followed the checkpoint.
             self.index.forget_from(settled.min(self.ledger.whole), &self.ledger.format);
         }
+        // guard: verified_end
         Ok(self.ledger.whole)
     }
 

@@ -1,6 +1,7 @@
 //! The service as its users meet it: real processes, a real Redis, real files, free ports.
 
 mod bad_requests;
+mod batches;
 mod checking;
 mod command_line;
 mod configuration;

@@ -1,0 +1,257 @@
+//! `POST /append/batch`: many rows of each kind, all or none.
+
+use std::{
+    io::Write,
+    process::{Command, Stdio},
+};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::{Bench, On, Replica, answer};
+
+const SETTINGS: [(&str, &str); 1] = [("ROWLOCK_CSV_HEADER", "token,city,people")];
+/// Content type, body; then status, code, field, and a part of the detail.
+type BadBatch<'a> = (&'a str, Vec<u8>, u16, &'a str, &'a str, &'a str);
+
+const CSV: &str = "text/csv";
+const LINES: &str = "application/x-ndjson";
+const JSON: &str = "application/json";
+
+async fn post(replica: &Replica, content_type: &str, body: impl Into<reqwest::Body>) -> (u16, Value) {
+    answer(replica.request(Method::POST, "/append/batch").header("content-type", content_type).body(body)).await
+}
+
+/// By a program that none of us wrote.
+fn filtered(script: &str, input: &[u8]) -> Vec<u8> {
+    let mut child = Command::new("python3")
+        .args(["-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python3 runs");
+    let (mut stdin, input) = (child.stdin.take().expect("piped"), input.to_vec());
+    let writer = std::thread::spawn(move || stdin.write_all(&input));
+    let output = child.wait_with_output().expect("ends");
+    writer.join().expect("no panic").expect("written");
+    output.stdout
+}
+
+fn gzip(input: &[u8]) -> Vec<u8> {
+    filtered("import gzip,sys; sys.stdout.buffer.write(gzip.compress(sys.stdin.buffer.read()))", input)
+}
+
+#[tokio::test]
+async fn each_kind_of_body_writes_its_rows_as_they_are_and_says_where() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&SETTINGS);
+    let bodies = [
+        (CSV, "people,city\n709037,Oslo\n,\"Bergen, \"\"the\"\" rainy\"\n"),
+        ("text/csv; header=present; charset=utf-8", "\u{feff}city\r\nOslo\r\nBergen"),
+        ("text/csv; header=absent", "Oslo,709037\n\"two\nlines\",1\n"),
+        ("TEXT/CSV;Header=Absent", "Oslo\nBergen\n"),
+        (LINES, "\"Oslo\"\n[\"Bergen\",1.10]\n\n{\"people\":null,\"city\":\"\\u00e5s\"}\r\n"),
+        (JSON, " [\"Oslo\", [\"Bergen\", true], {\"people\": 12345678901234567890}] "),
+    ];
+    let mut offset = "token,city,people\n".len();
+    for (nth, (content_type, body)) in bodies.into_iter().enumerate() {
+        let (status, ack) = post(&replica, content_type, body).await;
+        assert_eq!(status, 201, "{body:?}: {ack}");
+        assert_eq!((&ack["offset"], &ack["token"]), (&json!(offset), &json!(nth + 1)));
+        assert!(ack["rows"] == if nth > 3 { 3 } else { 2 } && ack["released"] == true, "{ack}");
+        offset += ack["bytes"].as_u64().expect("a number") as usize;
+    }
+    let expected = "token,city,people\n1,Oslo,709037\n1,\"Bergen, \"\"the\"\" rainy\",\n2,Oslo,\n2,Bergen,\n3,Oslo,709037\n3,\"two\nlines\",1\n4,Oslo,\n4,Bergen,\n5,Oslo,\n5,Bergen,1.10\n5,ås,\n6,Oslo,\n6,Bergen,true\n6,,12345678901234567890\n";
+    assert_eq!(bench.content(), expected);
+}
+
+#[tokio::test]
+async fn a_compressed_body_is_read_as_what_it_holds() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&SETTINGS);
+    let body = b"city,people\nOslo,1\n";
+    let packed = [("gzip", gzip(body)), ("zstd", zstd::encode_all(&body[..], 3).expect("packs"))];
+    for (encoding, packed) in packed {
+        let request = replica.request(Method::POST, "/append/batch").header("content-type", CSV);
+        assert_eq!(answer(request.header("content-encoding", encoding).body(packed)).await.0, 201, "{encoding}");
+    }
+    assert_eq!(bench.content(), "token,city,people\n1,Oslo,1\n2,Oslo,1\n");
+}
+
+#[tokio::test]
+async fn a_key_covers_the_whole_batch() {
+    let bench = Bench::new(On::Redis);
+    let replicas = [(); 2].map(|()| bench.replica(&SETTINGS));
+    let send = async |replica: &Replica, body: &'static str| {
+        let request = replica.request(Method::POST, "/append/batch").header("content-type", LINES);
+        let response = request.header("idempotency-key", "b-1").body(body).send().await.expect("an answer");
+        let replayed = response.headers().contains_key("idempotent-replayed");
+        (response.status().as_u16(), replayed, response.json::<Value>().await.expect("JSON"))
+    };
+    let (status, replayed, first) = send(&replicas[0], "\"a\"\n\"b\"\n").await;
+    assert_eq!((status, replayed, &first["rows"]), (201, false, &json!(2)));
+    assert_eq!(send(&replicas[1], "[\"a\"]\n[\"b\"]").await, (201, true, first));
+    assert_eq!(send(&replicas[1], "\"a\"\n\"c\"\n").await.2["code"], "key_reused");
+    assert_eq!(bench.rows().len(), 2);
+}
+
+#[tokio::test]
+async fn the_usual_shippers_of_log_lines_are_understood() {
+    let bench = Bench::with_file(On::Embedded, b"timestamp,token,message,host,level\n");
+    let replica = bench.replica(&[]);
+    // Vector's `http` sink: JSON lines, compressed; Fluent Bit's `http` output: JSON lines, and an array.
+    let lines = "{\"host\":\"a\",\"level\":\"info\",\"message\":\"up\"}\n{\"host\":\"b\",\"message\":\"down\"}\n";
+    let request = replica.request(Method::POST, "/append/batch").header("content-type", LINES);
+    let request = request.header("content-encoding", "gzip").header("user-agent", "Vector/0.50");
+    assert_eq!(answer(request.body(gzip(lines.as_bytes()))).await.0, 201);
+    assert_eq!(post(&replica, LINES, lines).await.0, 201);
+    assert_eq!(post(&replica, JSON, "[{\"message\":\"array\",\"level\":3}]").await.0, 201);
+    let rows = bench.rows();
+    let cells: Vec<_> = rows.iter().map(|row| ["message", "host", "level"].map(|name| row[name].as_str())).collect();
+    let sent = [["up", "a", "info"], ["down", "b", ""]];
+    assert_eq!(cells, [sent[0], sent[1], sent[0], sent[1], ["array", "", "3"]]);
+}
+
+#[tokio::test]
+async fn a_file_is_posted_by_curl_as_it_is() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&SETTINGS);
+    let table = "city,people\nOslo,709037\n\"Bergen, rainy\",291940\n";
+    std::fs::write(bench.folder().join("table.csv"), table).expect("writable");
+    let mut curl = Command::new("curl");
+    curl.current_dir(bench.folder()).args(["-sS", "--data-binary", "@table.csv", "-H", "Content-Type: text/csv"]);
+    let output = curl.arg(format!("{}/append/batch", replica.url)).output().expect("curl runs");
+    let ack: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    assert_eq!(ack["rows"], 2);
+    assert_eq!(bench.content(), "token,city,people\n1,Oslo,709037\n1,\"Bergen, rainy\",291940\n");
+}
+
+#[tokio::test]
+async fn a_batch_may_be_larger_than_what_may_wait_and_is_read_back_whole() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[SETTINGS[0], ("ROWLOCK_JOURNAL_BYTES", "32MiB"), ("ROWLOCK_QUEUE_ROWS", "10")]);
+    let body: String =
+        std::iter::once("city,people\n".to_owned()).chain((0..100_000).map(|n| format!("city {n},{n}\n"))).collect();
+    let (status, ack) = post(&replica, CSV, body).await;
+    assert_eq!((status, &ack["rows"]), (201, &json!(100_000)), "{ack}");
+    let rows = bench.rows();
+    assert!(rows.len() == 100_000 && rows.iter().enumerate().all(|(n, row)| row["people"] == n.to_string()));
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_refused_with_its_line_and_nothing_is_written() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[SETTINGS[0], ("ROWLOCK_BATCH_LIMIT", "64KiB")]);
+    let long = "x".repeat(70_000);
+    let many = "city\n".to_owned() + &"x\n".repeat(40_000);
+    let absent = "text/csv; header=absent";
+    let cases: Vec<BadBatch> = vec![
+        (CSV, b"".to_vec(), 422, "invalid_field", "body", "no rows"),
+        (CSV, b"city,people\n".to_vec(), 422, "invalid_field", "body", "no rows"),
+        (CSV, b"town\nOslo\n".to_vec(), 422, "invalid_field", "data.town", "line 1: no such column"),
+        (CSV, b"city,city\na,b\n".to_vec(), 422, "invalid_field", "data.city", "line 1: named twice"),
+        (CSV, b"city,token\na,1\n".to_vec(), 422, "invalid_field", "data.token", "line 1: the service fills"),
+        (CSV, b"City\nOslo\n".to_vec(), 422, "invalid_field", "data.City", "line 1: no such column"),
+        (CSV, b"city,\na,b\n".to_vec(), 422, "invalid_field", "data.", "line 1: no such column"),
+        (CSV, b"city,people\nOslo,1\nBergen\n".to_vec(), 422, "invalid_field", "body", "line 3: 1 cells"),
+        (CSV, b"city,people\nOslo,1,2\n".to_vec(), 422, "invalid_field", "body", "line 2: 3 cells"),
+        (CSV, b"city\n\"a\nb\"\nc,d\n".to_vec(), 422, "invalid_field", "body", "line 4: 2 cells"),
+        (CSV, b"city\nOs\0lo\n".to_vec(), 422, "invalid_field", "data.city", "line 2:"),
+        (CSV, b"city\n\"Oslo\n".to_vec(), 400, "broken_body", "", "line 2: a quote that is not closed"),
+        (CSV, b"city\na\n\"b\"c\n".to_vec(), 400, "broken_body", "", "line 3: text behind a closing quote"),
+        (CSV, b"city\n\"a\" \n".to_vec(), 400, "broken_body", "", "line 2: text behind"),
+        (CSV, b"city\na\n\xff\n".to_vec(), 400, "broken_body", "", "line 3: not UTF-8"),
+        (CSV, long.clone().into_bytes(), 413, "batch_too_large", "", "larger than 65536 bytes"),
+        (CSV, many.into_bytes(), 413, "batch_too_large", "", "larger than 65536 bytes"),
+        (absent, b"a,b,c\n".to_vec(), 422, "invalid_field", "data", "line 1:"),
+        (absent, b"a,b\nc\n".to_vec(), 422, "invalid_field", "body", "line 2: 1 cells"),
+        (absent, b"a\n\nb,c\n".to_vec(), 422, "invalid_field", "body", "line 3: 2 cells"),
+        (absent, b"\n\n".to_vec(), 422, "invalid_field", "body", "no rows"),
+        ("text/csv; header=maybe", b"a\n".to_vec(), 415, "unsupported_media_type", "", "header=present"),
+        ("text/csv; charset=latin1", b"a\n".to_vec(), 415, "unsupported_media_type", "", "UTF-8"),
+        ("text/plain", b"a\n".to_vec(), 415, "unsupported_media_type", "", "text/csv"),
+        ("application/x-www-form-urlencoded", b"data=a".to_vec(), 415, "unsupported_media_type", "", "text/csv"),
+        ("nonsense", b"a".to_vec(), 415, "unsupported_media_type", "", "text/csv"),
+        (LINES, b"".to_vec(), 422, "invalid_field", "body", "no rows"),
+        (LINES, b"\n \n".to_vec(), 422, "invalid_field", "body", "no rows"),
+        (LINES, b"\"a\"\nb\n".to_vec(), 400, "broken_body", "", "line 2: not JSON"),
+        (LINES, b"\"a\"\n\"b\n".to_vec(), 400, "broken_body", "", "line 2: not JSON"),
+        (LINES, b"\"a\" \"b\"\n".to_vec(), 400, "broken_body", "", "line 1: not JSON"),
+        (LINES, b"\"a\"\n1\n".to_vec(), 422, "invalid_field", "data", "line 2: accepted: a string"),
+        (LINES, b"null\n".to_vec(), 422, "invalid_field", "data", "line 1: accepted: a string"),
+        (LINES, b"{\"city\":{}}\n".to_vec(), 422, "invalid_field", "data.city", "line 1: nested"),
+        (
+            LINES,
+            b"{\"city\":\"a\",\"city\":\"b\"}\n".to_vec(),
+            422,
+            "invalid_field",
+            "data.city",
+            "line 1: named twice",
+        ),
+        (LINES, b"{\"data\":\"a\"}\n".to_vec(), 422, "invalid_field", "data.data", "line 1: no such column"),
+        (LINES, b"[1,2,3]\n".to_vec(), 422, "invalid_field", "data", "line 1:"),
+        (LINES, b"\"\\ud800\"\n".to_vec(), 400, "broken_body", "", "line 1: not JSON"),
+        (JSON, b"".to_vec(), 400, "broken_body", "", "not JSON"),
+        (JSON, b"[]".to_vec(), 422, "invalid_field", "body", "no rows"),
+        (JSON, b"{\"data\":\"a\"}".to_vec(), 422, "invalid_field", "body", "accepted: an array"),
+        (JSON, b"\"a\"".to_vec(), 422, "invalid_field", "body", "accepted: an array"),
+        (JSON, b"[\"a\",]".to_vec(), 400, "broken_body", "", "not JSON"),
+        (JSON, b"[\"a\"".to_vec(), 400, "broken_body", "", "not JSON"),
+        (JSON, b"[\"a\", 7]".to_vec(), 422, "invalid_field", "data", "row 2: accepted: a string"),
+        (JSON, b"[\"a\", {\"x\": 1}]".to_vec(), 422, "invalid_field", "data.x", "row 2: no such column"),
+        (JSON, format!("[\"{long}\"]").into_bytes(), 413, "batch_too_large", "", "larger than 65536 bytes"),
+    ];
+    assert!(cases.len() >= 40);
+    for (content_type, body, status, code, field, detail) in cases {
+        let shown = String::from_utf8_lossy(&body[..body.len().min(60)]).into_owned();
+        let (found, problem) = post(&replica, content_type, body).await;
+        assert_eq!(
+            (found, &problem["code"], &problem["outcome"]),
+            (status, &json!(code), &json!("not_written")),
+            "{shown}: {problem}"
+        );
+        assert_eq!(problem["field"].as_str().unwrap_or_default(), field, "{shown}: {problem}");
+        assert!(problem["detail"].as_str().is_some_and(|said| said.contains(detail)), "{shown}: {problem}");
+    }
+    assert_eq!(bench.content(), "token,city,people\n");
+}
+
+#[tokio::test]
+async fn a_bomb_a_lie_and_a_body_that_stops_half_way_are_refused() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[SETTINGS[0], ("ROWLOCK_BATCH_LIMIT", "64KiB")]);
+    let send = async |encoding: &str, body: Vec<u8>| {
+        let request = replica.request(Method::POST, "/append/batch").header("content-type", CSV);
+        let (status, problem) = answer(request.header("content-encoding", encoding).body(body)).await;
+        (status, problem["code"].as_str().unwrap_or_default().to_owned())
+    };
+    let refused = |status, code: &str| (status, code.to_owned());
+    let bomb = |mib: u32| {
+        let script =
+            format!("import gzip,sys; sys.stdout.buffer.write(gzip.compress(b'city\\n' + b'x' * ({mib} << 20)))");
+        filtered(&script, b"")
+    };
+    assert_eq!(send("gzip", bomb(8)).await, refused(413, "batch_too_large"));
+    // One that goes on too long is not listened to any further: its sender may find the connection closed.
+    let request = replica.request(Method::POST, "/append/batch").header("content-type", CSV);
+    let answered = request.header("content-encoding", "gzip").body(bomb(256)).send().await;
+    assert_eq!(answered.map_or(413, |answer| answer.status().as_u16()), 413);
+    let half = gzip(b"city\nOslo\n");
+    assert_eq!(send("gzip", half[..half.len() - 6].to_vec()).await, refused(400, "broken_body"));
+    assert_eq!(send("gzip", b"city\nOslo\n".to_vec()).await, refused(400, "broken_body"));
+    assert_eq!(send("zstd", gzip(b"city\nOslo\n")).await, refused(400, "broken_body"));
+    assert_eq!(send("br", b"city\nOslo\n".to_vec()).await, refused(415, "unsupported_media_type"));
+
+    // Half of the body, and then no more.
+    let address = replica.url.trim_start_matches("http://");
+    let mut stream = std::net::TcpStream::connect(address).expect("connects");
+    let head =
+        "POST /append/batch HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\nContent-Length: 100\r\n\r\ncity\nOslo\n";
+    stream.write_all(head.as_bytes()).expect("written");
+    stream.shutdown(std::net::Shutdown::Write).expect("shut");
+    let mut answer = String::new();
+    let _ = std::io::Read::read_to_string(&mut stream, &mut answer);
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{answer}");
+    assert_eq!(bench.content(), "token,city,people\n");
+    assert_eq!(post(&replica, CSV, "city\nOslo\n").await.0, 201);
+}
