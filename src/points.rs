@@ -31,13 +31,15 @@ mod armed {
     }
 
     fn take(folder: &Path, point: &str) {
+        // Read before it is taken: the test may remove what it sees taken.
+        let Ok(armed) = fs::read_to_string(folder.join(point)) else { return };
         let taken = folder.join(format!("{point}.{}", process::id()));
-        if fs::rename(folder.join(point), &taken).is_err() {
+        if fs::rename(folder.join(point), taken).is_err() {
             return;
         }
-        let signal = match fs::read_to_string(&taken).as_deref() {
-            Ok("KILL") => Signal::KILL,
-            Ok("STOP") => Signal::STOP,
+        let signal = match &*armed {
+            "KILL" => Signal::KILL,
+            "STOP" => Signal::STOP,
             other => panic!("a point is armed with KILL or STOP, not {other:?}"),
         };
         kill_process(getpid(), signal).expect("a process may signal itself");
