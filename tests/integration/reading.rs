@@ -271,9 +271,11 @@ async fn rows_that_a_rebuild_moved_are_found_where_they_are() {
     filled(&bench, &replica, 20).await;
     rows(&replica, "?last=1").await;
     // Somebody dies in mid-line, and what is half is cut away before the next row.
-    let torn = format!("{}9,\"torn", bench.content());
+    let whole = bench.content();
+    let torn = format!("{whole}9,\"torn");
     fs::write(&bench.csv, &torn).expect("writable");
     assert_eq!(found(&rows(&replica, "?last=100").await.1).len(), 20, "half a row is no row");
+    assert_eq!(get(&replica, &[]).await.text().await.expect("text"), whole, "nor is it part of the file");
     let ack = replica.append_text("after").await;
     let (_, page) = rows(&replica, &format!("?from={}", ack["offset"])).await;
     assert_eq!(found(&page)[0].0, "after");
