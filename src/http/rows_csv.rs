@@ -61,7 +61,7 @@ fn tags(etag: &str) -> [(HeaderName, HeaderValue); 2] {
 fn part(headers: &HeaderMap, len: u64, etag: &str) -> Part {
     let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let names_ours = |tags: &str| {
-        tags.split(',').any(|tag| matches!(tag.trim().trim_start_matches("W/"), tag if tag == etag || tag == "*"))
+        tags.split(',').map(|tag| tag.trim().trim_start_matches("W/")).any(|tag| tag == etag || tag == "*")
     };
     if text(header::IF_NONE_MATCH).is_some_and(names_ours) {
         return Part::Unchanged;

@@ -18,7 +18,7 @@ use super::{
     disk::{Disk, Place, Stretch},
     files::{Files, beside},
     format::Format,
-    journal::{Cursor, Header, HeaderFault, JournalRecord, Layout, read_after},
+    journal::{Header, HeaderFault, JournalRecord, Layout, read_after},
     scan::split_rows,
 };
 use crate::record::FencingToken;
@@ -247,16 +247,16 @@ impl Check<'_> {
         };
         (report.checkpoint_bytes, report.newest_token, report.keys) = (head.csv_bytes, head.mark, head.keys);
         let knows_this_file = knows_csv(&self.files, &head)?;
-        let mut cursor = Cursor { sequence: head.base, next: head.next };
-        while let Some((record, next)) = read_after(&self.files, Layout::REAL, &head, cursor)? {
-            let is_last = read_after(&self.files, Layout::REAL, &head, next)?.is_none();
+        let mut current = read_after(&self.files, Layout::REAL, &head, head.cursor())?;
+        while let Some((record, cursor)) = current {
+            let following = read_after(&self.files, Layout::REAL, &head, cursor)?;
             report.records += 1;
             report.newest_token = report.newest_token.max(record.token);
             report.keys = report.keys.max(record.first_key + record.keys.len() as u64);
             if knows_this_file {
-                self.hold_against(&record, is_last, &mut report)?;
+                self.hold_against(&record, following.is_none(), &mut report)?;
             }
-            cursor = next;
+            current = following;
         }
         let owes = report.records > 0 || head.rebuild.is_some();
         report.state = match (knows_this_file, owes) {

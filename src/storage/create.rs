@@ -8,6 +8,8 @@ use std::{
     sync::Arc,
 };
 
+use tempfile::NamedTempFile;
+
 use super::{
     OpenError,
     checkpoint::write_zeros,
@@ -87,13 +89,9 @@ fn write_journal(file: &File, head: &Header, layout: Layout) -> io::Result<()> {
 /// Puts a new journal in the place of one that is kept under another name: at no time is there none.
 pub(super) fn replace_journal(csv: &Path, kept_as: &Path, head: &Header, layout: Layout) -> io::Result<()> {
     let path = beside(csv, ".journal");
-    let file = tempfile::NamedTempFile::new_in(directory_of(csv))?;
-    write_journal(file.as_file(), head, layout)?;
-    like_csv(file.as_file(), csv)?;
-    file.as_file().sync_all()?;
+    let file = side_file(csv, |file| write_journal(file, head, layout))?;
     fs::hard_link(&path, kept_as)?;
-    file.persist(&path).map_err(|e| e.error)?;
-    File::open(directory_of(csv))?.sync_all()
+    put_over(file, &path)
 }
 
 /// Makes the file of keys, with room for so many. Keeps one that is there.
@@ -106,27 +104,35 @@ pub(super) fn grow_keys(files: &Arc<Files>, csv: &Path, end: u64, wanted: u64) -
     if keys::slots(files)? >= wanted {
         return Ok(());
     }
-    let file = tempfile::NamedTempFile::new_in(directory_of(csv))?;
-    keys::copy_slots(files, end, wanted, file.as_file())?;
-    like_csv(file.as_file(), csv)?;
-    file.as_file().sync_all()?;
-    file.persist(beside(csv, ".keys")).map_err(|e| e.error)?;
-    File::open(directory_of(csv))?.sync_all()
+    let file = side_file(csv, |file| keys::copy_slots(files, end, wanted, file))?;
+    put_over(file, &beside(csv, ".keys"))
 }
 
-/// A side file: whole or not at all, with the CSV's mode and owner.
+/// A side file: whole or not at all. Keeps one that is there.
 fn make_beside(path: &Path, csv: &Path, fill: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
     if path.exists() {
         return Ok(());
     }
-    let file = tempfile::NamedTempFile::new_in(directory_of(path))?;
+    put_in_place(side_file(csv, fill)?, path)
+}
+
+/// With the CSV's mode and owner, under a name of no meaning yet.
+fn side_file(csv: &Path, fill: impl FnOnce(&File) -> io::Result<()>) -> io::Result<NamedTempFile> {
+    let file = NamedTempFile::new_in(directory_of(csv))?;
     fill(file.as_file())?;
     like_csv(file.as_file(), csv)?;
-    put_in_place(file, path)
+    Ok(file)
+}
+
+/// Synced, put in the place of what is there, and the directory synced.
+fn put_over(file: NamedTempFile, path: &Path) -> io::Result<()> {
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|e| e.error)?;
+    File::open(directory_of(path))?.sync_all()
 }
 
 /// Synced, linked, and the directory synced; another process may have been first.
-fn put_in_place(file: tempfile::NamedTempFile, path: &Path) -> io::Result<()> {
+fn put_in_place(file: NamedTempFile, path: &Path) -> io::Result<()> {
     file.as_file().sync_all()?;
     match file.persist_noclobber(path) {
         Ok(_) => File::open(directory_of(path))?.sync_all(),

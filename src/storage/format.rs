@@ -8,6 +8,7 @@ use super::{
     OpenError,
     disk::{Disk, Place, Stretch},
     scan,
+    splitter::bare,
 };
 use crate::schema::Schema;
 
@@ -42,9 +43,7 @@ impl Format {
             let headerless_width = (!first.is_empty()).then_some(width);
             return Ok(Self { schema: Arc::clone(new), line_end, headerless_width, start });
         }
-        let bare = first.strip_suffix(b"\n").unwrap_or(&first);
-        let schema = Schema::from_header(bare.strip_suffix(b"\r").unwrap_or(bare))
-            .map_err(|e| OpenError::Header(path.to_owned(), e))?;
+        let schema = Schema::from_header(bare(&first)).map_err(|e| OpenError::Header(path.to_owned(), e))?;
         Ok(Self { schema: Arc::new(schema), line_end, headerless_width: None, start })
     }
 

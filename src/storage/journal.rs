@@ -107,6 +107,11 @@ pub(super) enum HeaderFault {
 }
 
 impl Header {
+    /// After the last record that the checkpoint covers.
+    pub(super) fn cursor(&self) -> Cursor {
+        Cursor { sequence: self.base, next: self.next }
+    }
+
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut body = Vec::with_capacity(160);
         body.put_u32_le(FORMAT);
@@ -274,6 +279,16 @@ pub(super) fn read_after(
         }
     }
     Ok(None)
+}
+
+/// All records since the checkpoint that the header tells of.
+pub(super) fn records_since(disk: &impl Disk, layout: Layout, head: &Header) -> io::Result<Vec<JournalRecord>> {
+    let (mut records, mut cursor) = (Vec::new(), head.cursor());
+    while let Some((record, next)) = read_after(disk, layout, head, cursor)? {
+        records.push(record);
+        cursor = next;
+    }
+    Ok(records)
 }
 
 fn read_at(

@@ -10,7 +10,7 @@ use super::{
     checkpoint::{leave_mark, print_of},
     disk::{Disk, Place, Stretch},
     format::Format,
-    journal::{Cursor, Header, HeaderFault, JournalRecord, Layout, read_after},
+    journal::{Cursor, Header, HeaderFault, JournalRecord, Layout, read_after, records_since},
     keys::Keys,
     scan::{OpenLine, scan_rows},
 };
@@ -84,7 +84,7 @@ impl<D: Disk> Ledger<D> {
         let pages =
             disk.read(Place::Journal, 0, layout.space()).map_err(|e| OpenError::io(&path, "read the journal of", e))?;
         let (head, head_page) = Header::newest(&pages, layout).map_err(|fault| OpenError::header(&path, fault))?;
-        let base = Cursor { sequence: head.base, next: head.next };
+        let base = head.cursor();
         Ok(Self {
             disk,
             layout,
@@ -149,7 +149,7 @@ impl<D: Disk> Ledger<D> {
     fn catch_up(&mut self, pages: &[u8]) -> Result<(), AppendError> {
         let (head, page) = Header::newest(pages, self.layout)
             .map_err(|fault| AppendError::Unfit(OpenError::header(&self.path, fault)))?;
-        let base = Cursor { sequence: head.base, next: head.next };
+        let base = head.cursor();
         if (head.number, head.journal) != (self.head.number, self.head.journal) {
             self.owes_header_sync = true;
         }
@@ -299,17 +299,12 @@ impl<D: Disk> Ledger<D> {
 
     /// The last record that the newest checkpoint covers.
     pub(super) fn base(&self) -> Cursor {
-        Cursor { sequence: self.head.base, next: self.head.next }
+        self.head.cursor()
     }
 
     /// All records since the checkpoint.
     pub(super) fn records(&self) -> Result<Vec<JournalRecord>, AppendError> {
-        let (mut records, mut cursor) = (Vec::new(), self.base());
-        while let Some((record, next)) = self.record_after(cursor)? {
-            records.push(record);
-            cursor = next;
-        }
-        Ok(records)
+        records_since(&self.disk, self.layout, &self.head).map_err(AppendError::before("read the journal of"))
     }
 
     /// Syncs, and if that fails, sees to it that nobody believes what the page cache says from now on.

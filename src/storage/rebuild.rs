@@ -13,6 +13,7 @@ use super::{
     journal::{Header, JournalRecord, Rebuild},
     ledger::Ledger,
     scan::{is_closable, split_rows},
+    splitter::bare,
 };
 use crate::{points, record::FencingToken};
 
@@ -241,11 +242,9 @@ impl Tail {
     }
 
     fn keep_line(&mut self, line: &[u8]) {
-        let bare = line.strip_suffix(b"\n").unwrap_or(line);
-        let bare = bare.strip_suffix(b"\r").unwrap_or(bare);
         // Of another width than all rows, it is a part of one, or parts of two.
         // guard: whole_lines
-        let is_whole = is_closable(bare, self.format.width());
+        let is_whole = is_closable(bare(line), self.format.width());
         // guard: claims_token
         if is_whole && self.format.schema.token_of(line).is_none_or(|token| token <= self.mark) {
             self.text.extend_from_slice(line);

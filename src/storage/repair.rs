@@ -16,7 +16,7 @@ use super::{
     disk::{Disk, Place},
     files::{Files, beside},
     format::Format,
-    journal::{Cursor, Header, Layout, plausible_payloads, read_after},
+    journal::{Header, Layout, plausible_payloads, records_since},
     keys,
     scan::split_rows,
 };
@@ -92,11 +92,9 @@ impl Old {
         };
         let knows_this_file = knows_csv(files, &head)?;
         let mut old = Self { is_accepted: false, mark: head.mark, keys: Some(head.keys), payloads: Vec::new() };
-        let mut cursor = Cursor { sequence: head.base, next: head.next };
-        while let Some((record, next)) = read_after(files, Layout::REAL, &head, cursor)? {
+        for record in records_since(files, Layout::REAL, &head)? {
             old.mark = old.mark.max(record.token);
             old.payloads.push(record.payload);
-            cursor = next;
         }
         old.is_accepted = knows_this_file || old.payloads.is_empty() && head.rebuild.is_none();
         Ok(old)
