@@ -110,6 +110,11 @@ pub struct Config {
     #[arg(long, env = "ROWLOCK_JOURNAL_BYTES", value_name = "SIZE", default_value = "128MiB", value_parser = parse_journal_bytes, global = true, hide_env_values = true)]
     pub journal_bytes: usize,
 
+    /// Origins whose pages may use this service from a browser, separated by commas, such as `https://app.example.com`; `*` for all.
+    /// None: no page of another origin may.
+    #[arg(long, env = "ROWLOCK_CORS_ORIGINS", value_name = "ORIGINS", value_parser = parse_origins, global = true, hide_env_values = true)]
+    pub cors_origins: Option<Origins>,
+
     /// accept: serve from a volume that has no file locks, with weaker promises.
     #[arg(
         long,
@@ -160,6 +165,15 @@ impl std::fmt::Debug for RedisUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("RedisUrl(hidden)")
     }
+}
+
+/// Who may use the service from pages of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origins {
+    /// Every origin.
+    Any,
+    /// These: scheme, host and port.
+    These(Vec<String>),
 }
 
 /// `on` or `off`.
@@ -275,6 +289,25 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "an address and a port, such as 127.0.0.1:8080 or [::1]:8080".to_owned())
 }
 
+/// As browsers write them in `Origin`: in lower case, without a path and without a default port.
+fn parse_origins(text: &str) -> Result<Origins, String> {
+    if text.trim() == "*" {
+        return Ok(Origins::Any);
+    }
+    let is_host = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._:[]".contains(c);
+    let is_origin = |origin: &str| {
+        let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+        host.is_some_and(|host| !host.is_empty() && host.chars().all(is_host))
+    };
+    let origins: Vec<String> = text.split(',').map(|origin| origin.trim().to_owned()).collect();
+    if origins.iter().all(|origin| is_origin(origin)) {
+        Ok(Origins::These(origins))
+    } else {
+        Err("origins in lower case without a path, separated by commas, such as https://app.example.com; or * alone"
+            .to_owned())
+    }
+}
+
 fn parse_replica(text: &str) -> Result<String, String> {
     parse_name(text, 64)
 }
@@ -309,6 +342,18 @@ mod tests {
         assert_eq!(parse_queue_bytes("100000"), Ok(100_000));
         for wrong in ["1", "65MiB", "x", "-1"] {
             assert!(parse_body_limit(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn origins_are_read_as_browsers_write_them() {
+        assert_eq!(parse_origins("*"), Ok(Origins::Any));
+        let two = ["https://a.example".to_owned(), "http://localhost:3000".to_owned()];
+        assert_eq!(parse_origins("https://a.example, http://localhost:3000"), Ok(Origins::These(two.to_vec())));
+        for wrong in
+            ["", "a.example", "https://a.example/", "https://A.example", "https://", "*,https://a", "https://a,"]
+        {
+            assert!(parse_origins(wrong).is_err(), "{wrong:?}");
         }
     }
 

@@ -13,6 +13,7 @@ pub mod commit;
 pub mod config;
 pub mod http;
 pub mod lock;
+pub mod metrics;
 mod points;
 mod quoting;
 pub mod record;

@@ -114,4 +114,7 @@ pub struct Ack {
     /// Whether this is the answer that the request's key got before.
     #[serde(skip)]
     pub replayed: bool,
+    /// How long the sync took that made them durable; zero in an answer that is repeated.
+    #[serde(skip)]
+    pub sync: std::time::Duration,
 }

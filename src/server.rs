@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use crate::{
-    commit::{self, Fatal, reading::Reading},
+    commit::{self, Fatal, events::Events, reading::Reading},
     config::Config,
     http::{App, Draining},
 };
@@ -57,14 +57,16 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     tracing::info!(listening = %format_args!("http://{}", listener.local_addr()?), "serving");
 
     let draining = Draining::default();
-    let router = App::new(appender.clone(), reading, &config, draining.clone()).router();
+    let events = Events::start(&appender, &reading)?;
+    let (stop, stopped) = watch::channel(false);
+    let open = (appender.clone(), reading, events.clone());
+    let router = App::new(open, &config, draining.clone(), stopped.clone()).router();
     // Without it, Nagle's algorithm holds small answers back.
     let listener = listener.tap_io(|stream| {
         if let Err(e) = stream.set_nodelay(true) {
             tracing::debug!(error = %e, "cannot set TCP_NODELAY");
         }
     });
-    let (stop, stopped) = watch::channel(false);
     let server = axum::serve(listener, router).with_graceful_shutdown(is_true(stopped));
     let mut server = tokio::spawn(server.into_future());
 
@@ -75,6 +77,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
         result = &mut server => result.map_err(std::io::Error::other)??,
     }
     draining.begin();
+    events.drain();
     stop.send_replace(true);
     let deadline = Instant::now() + config.grace;
     if end.is_none() && timeout_at(deadline, &mut server).await.is_err() {

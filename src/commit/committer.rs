@@ -11,11 +11,13 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    AppendError, Forced,
+    AppendError, Change, Forced, LockChange,
+    changes::Changes,
     queue::{Next, Queue, Waiting},
 };
 use crate::{
-    lock::{Lease, Lock},
+    lock::{Lease, Lock, Released},
+    metrics::Meter,
     points,
     record::{Ack, Simulation, ms},
     storage::{self, Entry, Idle, Placed, Refusal, Storage, Turn},
@@ -50,6 +52,15 @@ pub(super) struct Committer {
     file_busy: Arc<AtomicBool>,
     /// What kept the last idle look from its work, so that it is logged once.
     idle_trouble: Option<String>,
+    watch: Watch,
+    /// Rows written under this lease so far.
+    rows_held: usize,
+}
+
+/// Where the committer tells how it fares.
+pub(super) struct Watch {
+    pub(super) changes: Changes,
+    pub(super) meter: Arc<Meter>,
 }
 
 /// What becomes of the lock after a turn.
@@ -67,8 +78,9 @@ impl Committer {
         storage: Storage,
         replica: String,
         file_busy: Arc<AtomicBool>,
+        watch: Watch,
     ) -> Self {
-        Self { queue, lock, storage, replica, file_busy, idle_trouble: None }
+        Self { queue, lock, storage, replica, file_busy, idle_trouble: None, watch, rows_held: 0 }
     }
 
     /// Serves until the queue is closed and empty.
@@ -107,7 +119,7 @@ impl Committer {
             let granted = Instant::now();
             // Taken only now: what arrived while we waited for the lock shares this hold and this sync.
             match self.queue.take(BATCH_BYTES_MAX) {
-                batch if batch.is_empty() => lease.release().await,
+                batch if batch.is_empty() => drop(lease.release().await),
                 batch => {
                     points::reach("lock_granted");
                     self.turn(lease, granted, batch).await?;
@@ -119,6 +131,9 @@ impl Committer {
     async fn turn(&mut self, mut lease: Lease, granted: Instant, batch: Vec<Waiting>) -> Result<(), Fatal> {
         // A request with such wishes is alone in its batch.
         let Simulation { sleep, .. } = batch[0].simulation;
+        let (token, waited) = (lease.token(), waited_ms(&batch[0], granted));
+        self.note(Change::Acquired, token, |change| change.waited_ms = Some(waited));
+        self.rows_held = 0;
         let batch = if sleep.is_zero() { Ok(batch) } else { self.sleep(&mut lease, granted, sleep, batch).await? };
         let leave = match batch {
             Ok(batch) => self.write(&lease, granted, sleep, batch)?,
@@ -127,12 +142,30 @@ impl Committer {
         // A checkpoint's last step is short, and the next holder would only wait for it at the file.
         self.maintain()?;
         // The answers are out: what becomes of the lock is nobody's to wait for.
-        match leave {
-            Leave::Release => lease.release().await,
-            Leave::Abandon => lease.abandon().await,
-            Leave::Raise(mark) => lease.release_and_raise(mark).await,
-        }
+        let (change, other) = match leave {
+            Leave::Release => left(lease.release().await),
+            Leave::Raise(mark) => left(lease.release_and_raise(mark).await),
+            Leave::Abandon => {
+                lease.abandon().await;
+                (Change::Abandoned, None)
+            }
+        };
+        self.note(change, token, |told| {
+            (told.held_ms, told.rows, told.slept) =
+                (Some(ms(granted.elapsed())), Some(self.rows_held), !sleep.is_zero());
+            (told.other, told.waited_ms) = (other, Some(waited));
+            told.ttl_ms = (change == Change::Abandoned).then(|| ms(self.lock.ttl()));
+        });
         Ok(())
+    }
+
+    /// For who watches.
+    fn note(&self, change: Change, token: u64, details: impl FnOnce(&mut LockChange)) {
+        self.watch.changes.note(|| {
+            let mut told = LockChange::now(change, &self.replica, token);
+            details(&mut told);
+            told
+        });
     }
 
     /// Holds the lock before the write, its token recorded first. Answers the batch if it is still to be written.
@@ -169,7 +202,10 @@ impl Committer {
         let orders = self.queue.take_orders();
         let forced = self.fence_and_force().await;
         match &forced {
-            Ok(Forced { holder, token, .. }) => tracing::warn!(?holder, token, "the lock was released by force"),
+            Ok(Forced { holder, token, .. }) => {
+                tracing::warn!(?holder, token, "the lock was released by force");
+                self.note(Change::Forced, *token, |told| told.other.clone_from(holder));
+            }
             Err(e) => tracing::error!(error = %e, "the lock was not released"),
         }
         let failed = forced == Err(AppendError::SyncFailed);
@@ -270,8 +306,10 @@ impl Committer {
         Ok(leave)
     }
 
-    fn acknowledge(&self, batch: Vec<Waiting>, placed: Vec<Result<Placed, Refusal>>, token: u64, granted: Instant) {
+    fn acknowledge(&mut self, batch: Vec<Waiting>, placed: Vec<Result<Placed, Refusal>>, token: u64, granted: Instant) {
         let held = ms(granted.elapsed());
+        let sync = self.storage.last_sync();
+        self.count(&batch, &placed, granted, sync);
         let mut placed = placed.into_iter();
         answer(batch, |waiting| match placed.next().expect("one for each")? {
             Placed::Replayed(ack) => Ok(ack),
@@ -285,8 +323,19 @@ impl Committer {
                 held_ms: held_ms.unwrap_or(held),
                 released: !waiting.simulation.skip_release,
                 replayed: false,
+                sync,
             }),
         });
+    }
+
+    fn count(&mut self, batch: &[Waiting], placed: &[Result<Placed, Refusal>], granted: Instant, sync: Duration) {
+        let written = || batch.iter().zip(placed).filter(|(_, placed)| matches!(placed, Ok(Placed::Written { .. })));
+        let rows = written().map(|(waiting, _)| waiting.rows.len()).sum();
+        if rows > 0 {
+            let waits = written().map(|(waiting, _)| granted.saturating_duration_since(waiting.arrived));
+            self.watch.meter.batch(rows, waits, sync);
+        }
+        self.rows_held += rows;
     }
 
     fn maintain(&mut self) -> Result<(), Fatal> {
@@ -330,6 +379,14 @@ impl Committer {
                 Ok(QUIET)
             }
         }
+    }
+}
+
+fn left(released: Released) -> (Change, Option<String>) {
+    match released {
+        Released::Free => (Change::Released, None),
+        Released::HandedOver(to) => (Change::HandedOver, Some(to)),
+        Released::Lost => (Change::Lost, None),
     }
 }
 

@@ -3,8 +3,10 @@
 //! `Appender` is the handle that http calls, `Committer` the task behind it that owns lock and file. Only this room sees
 //! both.
 
+mod changes;
 mod committer;
 mod error;
+pub mod events;
 mod in_flight;
 mod queue;
 pub mod reading;
@@ -19,8 +21,10 @@ use std::{
     time::Duration,
 };
 
-use committer::Committer;
+use changes::Changes;
+pub use changes::{Change, LockChange};
 pub use committer::Fatal;
+use committer::{Committer, Watch};
 pub use error::{AppendError, Outcome};
 use in_flight::InFlight;
 use queue::{Bounds, Queue, Waiting};
@@ -33,6 +37,7 @@ use tokio::{
 use crate::{
     config::{Config, UnlockedVolume},
     lock::{self, Lock},
+    metrics::Meter,
     record::{Ack, FencingToken, Key, Record, Simulation},
     schema::Schema,
     storage::{self, Storage},
@@ -59,6 +64,10 @@ pub struct Appender {
     lock: Arc<Lock>,
     schema: Arc<Schema>,
     in_flight: InFlight,
+    changes: Changes,
+    meter: Arc<Meter>,
+    replica: Arc<str>,
+    path: Arc<Path>,
     keys_recorded: Arc<AtomicU64>,
     file_busy: Arc<AtomicBool>,
     batch_bytes_max: u64,
@@ -98,17 +107,23 @@ pub async fn open(config: &Config) -> Result<(Appender, Ended), OpenError> {
     let lock = Arc::new(lock);
     let queue = Arc::new(Queue::new(Bounds { rows: config.queue_rows, bytes: config.queue_bytes }));
     let file_busy = Arc::new(AtomicBool::new(false));
+    let (changes, meter) = (Changes::default(), Arc::new(Meter::default()));
     let appender = Appender {
         queue: Arc::clone(&queue),
         lock: Arc::clone(&lock),
         schema: storage.schema(),
         in_flight: InFlight::default(),
+        changes: changes.clone(),
+        meter: Arc::clone(&meter),
+        replica: replica.as_str().into(),
+        path: storage.path().into(),
         keys_recorded: storage.keys_recorded(),
         file_busy: Arc::clone(&file_busy),
         batch_bytes_max: storage.batch_bytes_max(),
         wait_timeout: config.wait_timeout,
     };
-    let committer = Committer::new(queue, lock, storage, replica, file_busy);
+    let watch = Watch { changes, meter };
+    let committer = Committer::new(queue, lock, storage, replica, file_busy, watch);
     let (ended, end) = oneshot::channel();
     let runtime = tokio::runtime::Handle::current();
     std::thread::Builder::new().name("committer".to_owned()).spawn(move || {
@@ -169,6 +184,11 @@ impl Appender {
     /// The columns that rows must fit.
     pub fn schema(&self) -> &Schema {
         &self.schema
+    }
+
+    /// What this replica counts.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     /// Which lock serves, and whether it is in reach as far as the last append knows.

@@ -140,6 +140,13 @@ impl Queue {
         Ok(Ticket { queue: Arc::clone(self), place })
     }
 
+    /// Rows and bytes that wait, and for how long the oldest has.
+    pub(super) fn load(&self) -> (usize, usize, Option<Duration>) {
+        let state = self.state();
+        let oldest = state.waiting.first_key_value().map(|(_, waiting)| waiting.arrived.elapsed());
+        (state.rows, state.bytes, oldest)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.state().waiting.is_empty()
     }

@@ -1,21 +1,18 @@
-//! Reading back: storage's reader on threads that may block, a few at a time.
+//! Reading back: storage's reader on a thread that may block, one reading at a time.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use tokio::sync::Semaphore;
+use tokio::sync::Mutex;
 
 use super::OpenError;
-pub use crate::storage::{Page, ReadError, Row, Snapshot};
+pub use crate::storage::{News, Page, ReadError, Row, Snapshot, Volume};
 use crate::{config::Config, storage::Reader};
 
-/// So many read at once; the others wait their turn without a thread.
-const AT_ONCE: usize = 4;
-
-/// The way to read one CSV, for as many tasks as want to.
+/// The way to read one CSV, for as many tasks as want to: they wait for each other in order, and without a thread.
 #[derive(Debug, Clone)]
 pub struct Reading {
-    reader: Arc<Mutex<Reader>>,
-    turns: Arc<Semaphore>,
+    /// Gone while it reads: one that panicked has an index that may be anything, and does not come back.
+    reader: Arc<Mutex<Option<Reader>>>,
 }
 
 impl Reading {
@@ -25,7 +22,7 @@ impl Reading {
     /// What keeps the files from being read.
     pub fn open(config: &Config) -> Result<Self, OpenError> {
         let reader = Reader::open(&super::storage_options(config, ""))?;
-        Ok(Self { reader: Arc::new(Mutex::new(reader)), turns: Arc::new(Semaphore::new(AT_ONCE)) })
+        Ok(Self { reader: Arc::new(Mutex::new(Some(reader))) })
     }
 
     /// The last rows.
@@ -52,20 +49,52 @@ impl Reading {
         self.read(Reader::snapshot).await
     }
 
+    /// What follows an offset where a row begins; of its rows, the newest.
+    ///
+    /// # Errors
+    /// What keeps the files from being read.
+    pub async fn news(&self, from: u64, rows_max: usize) -> Result<News, ReadError> {
+        self.read(move |reader| reader.news(from, rows_max)).await
+    }
+
+    /// Whether a row begins at `offset`, or the last one ends there.
+    ///
+    /// # Errors
+    /// What keeps the files from being read.
+    pub async fn is_start(&self, offset: u64) -> Result<bool, ReadError> {
+        self.read(move |reader| reader.is_start(offset)).await
+    }
+
+    /// As `news`, for a thread that may block.
+    pub(super) fn news_now(&self, from: u64, rows_max: usize) -> Result<News, ReadError> {
+        work(&mut self.reader.blocking_lock(), |reader| reader.news(from, rows_max))
+    }
+
+    /// Where the last row ends.
+    pub(super) fn end_now(&self) -> Result<u64, ReadError> {
+        work(&mut self.reader.blocking_lock(), Reader::committed)
+    }
+
+    /// File, journal and volume, as of the last reading.
+    pub(super) fn volume_now(&self) -> Result<Volume, ReadError> {
+        work(&mut self.reader.blocking_lock(), |reader| Ok(reader.volume()?))
+    }
+
     async fn read<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Reader) -> Result<T, ReadError> + Send + 'static,
+        read: impl FnOnce(&mut Reader) -> Result<T, ReadError> + Send + 'static,
     ) -> Result<T, ReadError> {
-        let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(std::io::Error::other)?;
-        let reader = Arc::clone(&self.reader);
-        let read = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            // A reader that panicked has an index that may be anything: no more is read by it.
-            let mut reader = reader.lock().map_err(|_| std::io::Error::other("an earlier reading failed"))?;
-            work(&mut reader)
-        });
-        read.await.unwrap_or_else(|e| Err(std::io::Error::other(e).into()))
+        let mut reader = Arc::clone(&self.reader).lock_owned().await;
+        let done = tokio::task::spawn_blocking(move || work(&mut reader, read));
+        done.await.unwrap_or_else(|e| Err(std::io::Error::other(e).into()))
     }
+}
+
+fn work<T>(place: &mut Option<Reader>, read: impl FnOnce(&mut Reader) -> Result<T, ReadError>) -> Result<T, ReadError> {
+    let mut reader = place.take().ok_or_else(|| std::io::Error::other("an earlier reading failed"))?;
+    let result = read(&mut reader);
+    *place = Some(reader);
+    result
 }
 
 /// Reads a part of a snapshot on a thread that may block.

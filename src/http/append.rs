@@ -42,12 +42,25 @@ pub(super) fn written(mut response: Response, ack: Ack) -> Response {
     if ack.replayed {
         response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
     }
+    // A repeated answer's times are those of another request.
+    if !ack.replayed {
+        response.headers_mut().insert(SERVER_TIMING, server_timing(&ack));
+    }
     let location = format!("/rows?from={}&limit={}", ack.offset, ack.rows.min(ROWS_MAX));
     response.headers_mut().insert(header::LOCATION, HeaderValue::try_from(location).expect("digits"));
     response.extensions_mut().insert(ack);
     response
 }
 
+/// Milliseconds, as <https://www.w3.org/TR/server-timing/> has it: the wait for the lock, the hold up to the answer, and the sync
+/// in it.
+fn server_timing(ack: &Ack) -> HeaderValue {
+    let sync_ms = ack.sync.as_secs_f64() * 1000.0;
+    let text = format!("wait;dur={}, hold;dur={}, sync;dur={sync_ms:.3}", ack.waited_ms, ack.held_ms);
+    HeaderValue::try_from(text).expect("printable ASCII")
+}
+
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 const KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use axum::{
     body::Body,
-    extract::Request,
+    extract::{Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, header},
     middleware::Next,
     response::Response,
@@ -12,7 +12,7 @@ use axum::{
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::error::Problem;
+use super::{App, error::Problem};
 use crate::record::Ack;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -27,7 +27,7 @@ struct ProblemBody<'a> {
 }
 
 /// Takes over or makes `X-Request-Id` and `traceparent`, and returns both.
-pub(super) async fn edge(request: Request, next: Next) -> Response {
+pub(super) async fn edge(State(app): State<App>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let request_id = take_over(request.headers(), &REQUEST_ID, is_request_id)
         .unwrap_or_else(|| header_value(Uuid::new_v4().to_string()));
@@ -39,6 +39,7 @@ pub(super) async fn edge(request: Request, next: Next) -> Response {
     let id = request_id.to_str().unwrap_or_default().to_owned();
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
         write_problem(&mut response, &problem, &id);
+        app.appender.meter().refused(problem.code);
         log(&response, &id, &method, &path, (problem.outcome, Some(problem.code)), began);
     } else {
         log(&response, &id, &method, &path, ("ok", None), began);

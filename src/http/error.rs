@@ -44,6 +44,8 @@ pub(super) enum ApiError {
     NotARowStart { offset: u64, end: u64 },
     #[error("Range: accepted: bytes within the {0} that there are")]
     RangeNotSatisfiable(u64),
+    #[error("{0} readers of events are here already, the most at once")]
+    TooManyWatchers(usize),
     #[error("the rows could not be read")]
     ReadFailed,
     #[error(transparent)]
@@ -120,7 +122,7 @@ impl ApiError {
             Self::BatchTooLarge(_) | Self::Append(AppendError::BatchTooLarge(_)) => {
                 Facts::refused(S::PAYLOAD_TOO_LARGE, "batch_too_large", "The rows are too many for one request")
             }
-            Self::Append(AppendError::QueueFull) => {
+            Self::TooManyWatchers(_) | Self::Append(AppendError::QueueFull) => {
                 Facts::try_again(S::SERVICE_UNAVAILABLE, "queue_full", "Too much waits already", 1)
             }
             Self::Append(AppendError::WaitTimeout(_)) => {
@@ -164,6 +166,7 @@ impl ApiError {
             | Self::SimulationOff
             | Self::NotARowStart { .. }
             | Self::RangeNotSatisfiable(_)
+            | Self::TooManyWatchers(_)
             | Self::ReadFailed
             | Self::NotFound
             | Self::MethodNotAllowed => Outcome::NotWritten,

@@ -5,10 +5,13 @@ mod append_batch;
 mod append_request;
 mod batch_request;
 mod body;
+mod cors;
 mod edge;
 mod error;
+mod events;
 mod health;
 mod lock;
+mod query;
 mod rows;
 mod rows_csv;
 
@@ -20,18 +23,20 @@ use std::sync::{
 use axum::{
     Router,
     body::Body,
-    http::HeaderMap,
-    middleware::{from_fn, map_response},
+    http::{HeaderMap, Method, StatusCode},
+    middleware::{from_fn_with_state, map_response},
+    response::{IntoResponse, Response},
     routing::{get, post},
 };
 use error::ApiError;
+use tokio::sync::{Semaphore, watch};
 use tower_http::{
     catch_panic::CatchPanicLayer, compression::CompressionLayer, decompression::RequestDecompressionLayer,
 };
 
 use crate::{
-    commit::{AppendError, Appender, Outcome, reading::Reading},
-    config::{Config, Switch},
+    commit::{AppendError, Appender, Outcome, events::Events, reading::Reading},
+    config::{Config, Origins, Switch},
 };
 
 /// What the handlers share.
@@ -39,8 +44,14 @@ use crate::{
 pub struct App {
     appender: Appender,
     reading: Reading,
+    events: Events,
+    /// Places for readers of events.
+    watchers: Arc<Semaphore>,
     limits: Limits,
+    cors_origins: Option<Origins>,
     draining: Draining,
+    /// True once nothing more is taken: streams end then.
+    stopped: watch::Receiver<bool>,
 }
 
 /// What a request may ask for.
@@ -68,15 +79,22 @@ impl Draining {
 }
 
 impl App {
-    /// Serves `appender` and `reading` within the limits that `config` sets.
-    pub fn new(appender: Appender, reading: Reading, config: &Config, draining: Draining) -> Self {
+    /// Serves `appender`, `reading` and `events` within the limits that `config` sets; streams end when `stopped` is true.
+    pub fn new(
+        (appender, reading, events): (Appender, Reading, Events),
+        config: &Config,
+        draining: Draining,
+        stopped: watch::Receiver<bool>,
+    ) -> Self {
         let limits = Limits {
             body_bytes_max: config.body_limit,
             batch_bytes_max: config.batch_limit,
             sleep_max: config.max_sleep,
             simulation: config.simulation == Switch::On,
         };
-        Self { appender, reading, limits, draining }
+        let watchers = Arc::new(Semaphore::new(events::READERS_MAX));
+        let cors_origins = config.cors_origins.clone();
+        Self { appender, reading, events, watchers, limits, cors_origins, draining, stopped }
     }
 
     /// All routes.
@@ -85,22 +103,32 @@ impl App {
         let decode = RequestDecompressionLayer::new().pass_through_unaccepted(true);
         let batch = post(append_batch::append_batch).layer(decode);
         let file = get(rows_csv::rows_csv).layer(CompressionLayer::new()).layer(map_response(rows_csv::weaken_etag));
-        Router::new()
+        let router = Router::new()
             .route("/append", post(append::append))
             .route("/append/batch", batch)
             .route("/rows", get(rows::rows).layer(CompressionLayer::new()))
             .route("/rows.csv", file)
+            .route("/events", get(events::events))
             .route("/lock", get(lock::status).delete(lock::release))
             .route("/livez", get(health::livez))
             .route("/readyz", get(health::readyz))
             .fallback(async |headers: HeaderMap, body: Body| body::refuse(&headers, body, ApiError::NotFound).await)
-            .method_not_allowed_fallback(async |headers: HeaderMap, body: Body| {
-                body::refuse(&headers, body, ApiError::MethodNotAllowed).await
-            })
+            .method_not_allowed_fallback(other_method)
             .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
-                axum::response::IntoResponse::into_response(ApiError::Append(AppendError::Internal(Outcome::Unknown)))
-            }))
-            .layer(from_fn(edge::edge))
-            .with_state(self)
+                IntoResponse::into_response(ApiError::Append(AppendError::Internal(Outcome::Unknown)))
+            }));
+        let router = match &self.cors_origins {
+            Some(origins) => router.layer(cors::layer(origins)),
+            None => router,
+        };
+        router.layer(from_fn_with_state(self.clone(), edge::edge)).with_state(self)
     }
+}
+
+/// What a path can do is told to who asks; any other method is refused. The router adds `Allow`.
+async fn other_method(method: Method, headers: HeaderMap, body: Body) -> Response {
+    if method == Method::OPTIONS {
+        return StatusCode::NO_CONTENT.into_response();
+    }
+    body::refuse(&headers, body, ApiError::MethodNotAllowed).await.into_response()
 }

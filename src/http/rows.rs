@@ -6,10 +6,13 @@ use axum::{
     http::header,
     response::{IntoResponse, Response},
 };
-use percent_encoding::percent_decode_str;
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
-use super::{App, error::ApiError};
+use super::{
+    App,
+    error::ApiError,
+    query::{Parameters, digits},
+};
 use crate::{
     commit::reading::{Page, Row},
     schema::{InvalidField, Schema},
@@ -29,7 +32,7 @@ enum Which {
 
 /// The last rows, or those from an offset on.
 pub(super) async fn rows(State(app): State<App>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
-    let page = match parse(query.as_deref().unwrap_or_default())? {
+    let page = match parse(query.as_deref())? {
         Which::Last(rows) => app.reading.last(rows).await?,
         Which::From { offset, limit } => app.reading.from(offset, limit).await?,
     };
@@ -37,44 +40,20 @@ pub(super) async fn rows(State(app): State<App>, RawQuery(query): RawQuery) -> R
     Ok(([(header::CACHE_CONTROL, "no-store")], body).into_response())
 }
 
-fn parse(query: &str) -> Result<Which, ApiError> {
-    let (mut last, mut from, mut limit) = (None, None, None);
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let name = percent_decode_str(name).decode_utf8_lossy();
-        let value = percent_decode_str(value).decode_utf8_lossy();
-        let slot = match &*name {
-            "last" => &mut last,
-            "from" => &mut from,
-            "limit" => &mut limit,
-            _ => return Err(InvalidField::new(name, "no such parameter; accepted: last, or from and limit").into()),
-        };
-        if slot.is_some() {
-            return Err(InvalidField::new(name, "named twice").into());
-        }
-        *slot = Some(value.into_owned());
-    }
+fn parse(query: Option<&str>) -> Result<Which, ApiError> {
+    let mut parameters = Parameters::parse(query, &["last", "from", "limit"])?;
+    let from = parameters.take("from");
+    let (last, limit) = (parameters.count("last", 1..=ROWS_MAX)?, parameters.count("limit", 1..=ROWS_MAX)?);
     match (last, from, limit) {
-        (last, None, None) => Ok(Which::Last(last.map(|value| count("last", &value)).transpose()?.unwrap_or(LAST))),
+        (last, None, None) => Ok(Which::Last(last.unwrap_or(LAST))),
         (Some(_), ..) => Err(InvalidField::new("last", "accepted: without from and limit").into()),
         (None, None, Some(_)) => Err(InvalidField::new("limit", "accepted: with from").into()),
         (None, Some(from), limit) => {
             let accepted = || InvalidField::new("from", "accepted: the byte offset where a row begins, or 0");
             let offset = digits(&from).ok_or_else(accepted)?;
-            let limit = limit.map(|value| count("limit", &value)).transpose()?.unwrap_or(LIMIT);
-            Ok(Which::From { offset, limit })
+            Ok(Which::From { offset, limit: limit.unwrap_or(LIMIT) })
         }
     }
-}
-
-/// `+1`, which Rust would read as well, is no number here.
-fn digits(text: &str) -> Option<u64> {
-    text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
-}
-
-fn count(name: &str, text: &str) -> Result<usize, InvalidField> {
-    let rows = digits(text).and_then(|rows| usize::try_from(rows).ok()).filter(|rows| (1..=ROWS_MAX).contains(rows));
-    rows.ok_or_else(|| InvalidField::new(name, format!("accepted: a whole number from 1 to {ROWS_MAX}")))
 }
 
 #[derive(Serialize)]
@@ -83,8 +62,9 @@ struct PageBody<'a> {
     next: Option<u64>,
 }
 
+/// One row.
 #[derive(Serialize)]
-struct RowBody<'a> {
+pub(super) struct RowBody<'a> {
     offset: u64,
     fields: Fields<'a>,
 }
@@ -97,10 +77,15 @@ struct Fields<'a> {
 
 impl<'a> PageBody<'a> {
     fn new(page: &'a Page, schema: &'a Schema) -> Self {
-        let names = schema.names();
-        let row = |Row { offset, cells }: &'a Row| RowBody { offset: *offset, fields: Fields { names, cells } };
-        Self { rows: page.rows.iter().map(row).collect(), next: page.next }
+        Self { rows: row_bodies(&page.rows, schema), next: page.next }
     }
+}
+
+/// Rows by column name.
+pub(super) fn row_bodies<'a>(rows: &'a [Row], schema: &'a Schema) -> Vec<RowBody<'a>> {
+    let names = schema.names();
+    let row = |Row { offset, cells }: &'a Row| RowBody { offset: *offset, fields: Fields { names, cells } };
+    rows.iter().map(row).collect()
 }
 
 impl Serialize for Fields<'_> {
@@ -120,7 +105,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_is_read_to_the_last_parameter() {
-        let parsed = |query| parse(query).ok();
+        let parsed = |query| parse(Some(query)).ok();
         assert_eq!(parsed(""), Some(Which::Last(50)));
         assert_eq!(parsed("last=7"), Some(Which::Last(7)));
         assert_eq!(parsed("from=0"), Some(Which::From { offset: 0, limit: 1000 }));

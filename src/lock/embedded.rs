@@ -42,6 +42,10 @@ impl EmbeddedLock {
         Ok(lock)
     }
 
+    pub(super) fn ttl(&self) -> Duration {
+        self.options.ttl
+    }
+
     fn read_state(&self) -> io::Result<State> {
         let mut text = [0; STATE_BYTES];
         let read = self.file.read_at(&mut text, 0)?;

@@ -210,6 +210,14 @@ impl Lock {
         None
     }
 
+    /// How long a silent holder keeps the lock.
+    pub fn ttl(&self) -> Duration {
+        match &self.backend {
+            Backend::Redis(redis) => redis.ttl(),
+            Backend::Embedded(embedded) => embedded.ttl(),
+        }
+    }
+
     /// Who has the lock, and who waits for it. `None`: the backend is out of reach.
     pub async fn status(&self) -> Option<Status> {
         match &self.backend {
@@ -262,6 +270,17 @@ enum Kind {
     Embedded(EmbeddedLease),
 }
 
+/// What became of a lock that was given back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Released {
+    /// Nobody waited for it, or (embedded) nobody who is known.
+    Free,
+    /// This replica has it now.
+    HandedOver(String),
+    /// It was no longer ours.
+    Lost,
+}
+
 /// The lock, ours for now.
 pub struct Lease {
     token: FencingToken,
@@ -281,10 +300,13 @@ impl Lease {
     }
 
     /// Sees to it that the next grant's token is above `mark`, and gives the lock back.
-    pub async fn release_and_raise(self, mark: FencingToken) {
+    pub async fn release_and_raise(self, mark: FencingToken) -> Released {
         match self.kind {
             Kind::Redis(lease) => lease.release_and_raise(mark).await,
-            Kind::Embedded(lease) => lease.release_and_raise(mark),
+            Kind::Embedded(lease) => {
+                lease.release_and_raise(mark);
+                Released::Free
+            }
         }
     }
 
@@ -305,10 +327,13 @@ impl Lease {
     }
 
     /// Gives the lock back.
-    pub async fn release(self) {
+    pub async fn release(self) -> Released {
         match self.kind {
             Kind::Redis(lease) => lease.release().await,
-            Kind::Embedded(lease) => lease.release(),
+            Kind::Embedded(lease) => {
+                lease.release();
+                Released::Free
+            }
         }
     }
 

@@ -44,13 +44,13 @@ local function leave(id)
   redis.call('HDEL', KEYS[4], id)
 end
 
--- Gives the lock to the longest waiter that is alive, and wakes it; frees it if there is none.
+-- Gives the lock to the longest waiter that is alive, wakes it, and answers its id; frees the lock if there is none.
 local function hand_over(now)
   while true do
     local id = redis.call('LPOP', KEYS[3])
     if not id then
       redis.call('DEL', KEYS[1], KEYS[4])
-      return
+      return ''
     end
     local _, seen = waiter(id)
     -- guard: skip_the_dead
@@ -61,7 +61,7 @@ local function hand_over(now)
       -- guard: wake
       -- Only a hint: the state is the truth, and a waiter that misses this finds itself the holder at its next look.
       if id ~= ARGV[1] then redis.call('PUBLISH', KEYS[3], id) end
-      return
+      return id
     end
     redis.call('HDEL', KEYS[4], id)
   end

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    OpenError, Options, Reach, State, Status, Try, TryError, Waiter,
+    OpenError, Options, Reach, Released, State, Status, Try, TryError, Waiter,
     server::{CALL_TIMEOUT, CREATE_TIMEOUT, Connections, Server},
     wake::Wake,
 };
@@ -97,6 +97,10 @@ impl RedisLock {
         let lease =
             RedisLease { client: Arc::clone(client), id: id.to_owned(), held_until: held_until.subscribe(), renewal };
         Ok(Try::Granted((token, lease)))
+    }
+
+    pub(super) fn ttl(&self) -> Duration {
+        self.client.options.ttl
     }
 
     /// Leaves the queue, and clears what a lost answer may have left behind, once and as well as can be.
@@ -217,7 +221,8 @@ impl Client {
         self.reach.note(self.call_once(&self.raise, id, Some(mark)).await)
     }
 
-    async fn release_now(&self, id: &str) -> Result<bool, TryError> {
+    /// Answers who has the lock now, or none if it was not ours.
+    async fn release_now(&self, id: &str) -> Result<Option<String>, TryError> {
         self.call(&self.release, id).await
     }
 }
@@ -271,28 +276,37 @@ impl RedisLease {
     }
 
     /// Tries again while the lease would otherwise block others.
-    pub(super) async fn release(self) {
+    pub(super) async fn release(self) -> Released {
         self.renewal.abort();
+        let mut asked_before = false;
         loop {
             match self.client.release_now(&self.id).await {
-                Ok(true) => return,
-                Ok(false) => {
-                    return tracing::warn!(lease = self.id, "the lock was no longer ours when it was released");
+                Ok(Some(next)) if next.is_empty() => return Released::Free,
+                // Done by the try whose answer was lost.
+                Ok(None) if asked_before => return Released::Free,
+                Ok(Some(next)) => return Released::HandedOver(replica_of(&next).unwrap_or_default().to_owned()),
+                Ok(None) => {
+                    tracing::warn!(lease = self.id, "the lock was no longer ours when it was released");
+                    return Released::Lost;
                 }
                 Err(e) if self.is_held() => tracing::debug!(error = %e, "could not release the lock; trying again"),
-                Err(e) => return tracing::error!(error = %e, "could not release the lock; its time has run out"),
+                Err(e) => {
+                    tracing::error!(error = %e, "could not release the lock; its time has run out");
+                    return Released::Lost;
+                }
             }
+            asked_before = true;
             tokio::time::sleep(TRY_AGAIN).await;
         }
     }
 
     /// Raised before it is handed over, so that the next holder's token is new.
-    pub(super) async fn release_and_raise(self, mark: FencingToken) {
+    pub(super) async fn release_and_raise(self, mark: FencingToken) -> Released {
         // guard: raise
         if let Err(e) = self.client.raise_now(&self.id, mark).await {
             tracing::warn!(error = %e, "cannot raise the token; trying again at the next grant");
         }
-        self.release().await;
+        self.release().await
     }
 
     pub(super) async fn abandon(self) {

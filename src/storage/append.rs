@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     io::{self, ErrorKind},
+    time::Instant,
 };
 
 use super::{
@@ -204,6 +205,7 @@ impl<D: Disk> Ledger<D> {
                 held_ms: held,
                 released: entry.released,
                 replayed: false,
+                sync: std::time::Duration::ZERO,
             };
             keys.push(Remembered::new(key.hash, key.fingerprint, &ack));
         }
@@ -275,8 +277,10 @@ impl<D: Disk> Ledger<D> {
         self.settle_header()?;
         self.disk.write_at(Place::Journal, at, &text).map_err(|e| self.not_recorded(&record, at, e))?;
         points::reach("record_written");
+        let began = Instant::now();
         // guard: journal_sync
         self.sync(Place::Journal)?;
+        self.last_sync = began.elapsed();
         points::reach("record_synced");
         let cursor = Cursor { sequence: record.sequence, next: at + text.len() as u64 };
         Ok(Committed { record, at, cursor })

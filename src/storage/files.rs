@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::{AtFlags, CWD, FallocateFlags, Statx, StatxFlags, fallocate, statx};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, Statx, StatxFlags, fallocate, fstatvfs, statx};
 
 use super::{
     AppendError, create,
@@ -118,6 +118,12 @@ impl Files {
     /// Goes on without locks.
     pub(super) fn accept_unlocked(&mut self) {
         self.locks = false;
+    }
+
+    /// Room left on the volume, for who is not root.
+    pub(super) fn free_bytes(&self) -> io::Result<u64> {
+        let volume = fstatvfs(&self.csv)?;
+        Ok(volume.f_bavail * volume.f_frsize)
     }
 
     /// Takes the OS lock, trying until `deadline`, 1 to 50 ms apart; and makes sure that path and open file are still one.

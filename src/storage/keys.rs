@@ -146,6 +146,7 @@ impl Keys {
             held_ms: u64::from(key.held_ms),
             released: key.released,
             replayed: true,
+            sync: std::time::Duration::ZERO,
         }
     }
 

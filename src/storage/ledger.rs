@@ -2,7 +2,7 @@
 //!
 //! Everything here happens under the OS lock on the journal. `append`, `checkpoint` and `rebuild` are the other parts.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 use super::{
     AppendError, OpenError,
@@ -75,6 +75,8 @@ pub(super) struct Ledger<D> {
     started: bool,
     /// A sync has failed: this process must end.
     pub(super) failed: bool,
+    /// How long the last sync of a record took.
+    pub(super) last_sync: Duration,
 }
 
 impl<D: Disk> Ledger<D> {
@@ -100,6 +102,7 @@ impl<D: Disk> Ledger<D> {
             len: 0,
             started: false,
             failed: false,
+            last_sync: Duration::ZERO,
             owes_header_sync: true,
             head,
             head_page,

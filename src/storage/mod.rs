@@ -5,6 +5,7 @@
 
 mod append;
 mod audit;
+mod bulletin;
 mod check;
 mod checkpoint;
 mod create;
@@ -36,10 +37,11 @@ use std::{
 };
 
 pub use audit::{Fault, Finding, Sample};
+pub use bulletin::Bulletin;
 pub use check::{CheckOptions, JournalReport, JournalState, Plan, Report, check};
 pub use create::resolve;
 pub use error::{AppendError, OpenError, Refusal};
-pub use reader::{Page, ReadError, Reader, Row, Snapshot};
+pub use reader::{News, Page, ReadError, Reader, Row, Snapshot, Volume};
 pub use repair::{Replaced, replace_journal};
 
 use self::{
@@ -238,6 +240,11 @@ impl Storage {
     /// The most that the encoded rows of one request may come to, in bytes.
     pub fn batch_bytes_max(&self) -> u64 {
         append::batch_bytes_max(self.ledger.head.bytes)
+    }
+
+    /// How long the last sync of the journal took.
+    pub fn last_sync(&self) -> Duration {
+        self.ledger.last_sync
     }
 
     /// How many keys have been recorded, as of the last look.

@@ -1,10 +1,13 @@
 //! Reads rows back, beside whoever writes: never further than what was verified, and never half a row.
 
 use std::{
+    collections::VecDeque,
     io::{self, Read},
     sync::Arc,
     time::{Duration, Instant},
 };
+
+use serde::Serialize;
 
 use super::{
     AppendError, OpenError, Options,
@@ -23,6 +26,8 @@ const INDEX_STEP_BYTES: u64 = 64 << 10;
 const CHUNK_BYTES: usize = 64 << 10;
 /// As much is sent in one page, but always one row.
 const PAGE_BYTES_MAX: u64 = 8 << 20;
+/// The rows of one piece of news, as text.
+const NEWS_BYTES_MAX: usize = 64 << 10;
 /// How long a look tries for the files: a process that keeps them makes no reader wait.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -40,8 +45,36 @@ pub struct Row {
 pub struct Page {
     /// In the file's order.
     pub rows: Vec<Row>,
+    /// Where the last of them ends.
+    pub end: u64,
     /// Where the row after them begins, if there is one by now.
     pub next: Option<u64>,
+}
+
+/// Rows that are new to somebody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct News {
+    /// Where the first of them begins.
+    pub offset: u64,
+    /// Where the last of them ends.
+    pub end: u64,
+    /// How many they are.
+    pub count: u64,
+    /// The newest of them.
+    pub rows: Vec<Row>,
+}
+
+/// What there is on the disk, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Volume {
+    /// The CSV, up to its last committed row.
+    pub csv_bytes: u64,
+    /// Room left on the volume for who is not root.
+    pub free_bytes: u64,
+    /// The journal's file.
+    pub journal_bytes: u64,
+    /// What of it waits for a checkpoint.
+    pub journal_used_bytes: u64,
 }
 
 /// Why nothing was read.
@@ -158,12 +191,68 @@ impl Reader {
     pub fn from(&mut self, offset: u64, limit: usize) -> Result<Page, ReadError> {
         let end = self.committed()?;
         self.index.extend(&self.files, end)?;
-        let first = self.index.first();
-        let offset = if offset == 0 { first } else { offset };
-        if offset < first || offset > end || !self.is_row_start(offset, end)? {
+        let offset = if offset == 0 { self.index.first() } else { offset };
+        if !self.is_row_start(offset, end)? {
             return Err(ReadError::NotARowStart { offset, end });
         }
         self.page(offset, 0, limit, end)
+    }
+
+    /// What follows `from`, where a row must begin: up to 8 MiB of it, and at least one row, if there is one. Of its rows, the
+    /// newest that make up no more than `rows_max` and 64 KiB.
+    ///
+    /// # Errors
+    /// What keeps the files from being read.
+    pub fn news(&mut self, from: u64, rows_max: usize) -> Result<News, ReadError> {
+        let file_end = self.committed()?;
+        let mut news = News { offset: from, end: from, count: 0, rows: Vec::new() };
+        let (mut newest, mut newest_bytes) = (VecDeque::new(), 0);
+        let mut input = Stretch::new(&self.files, Place::Csv, from, file_end);
+        let (mut splitter, mut chunk) = (RowSplitter::new(from), vec![0; CHUNK_BYTES]);
+        while news.end - from < PAGE_BYTES_MAX {
+            let read = input.read(&mut chunk)?;
+            if read == 0 {
+                break;
+            }
+            splitter.feed(&chunk[..read], &mut |piece| {
+                let Piece::Row(offset, row) = piece else { return };
+                news.end = offset + row.len() as u64;
+                if bare(row).is_empty() {
+                    return;
+                }
+                news.count += 1;
+                newest_bytes += row.len();
+                newest.push_back((offset, row.to_vec()));
+                while newest.len() > rows_max || newest_bytes > NEWS_BYTES_MAX {
+                    newest_bytes -= newest.pop_front().map_or(newest_bytes, |(_, row)| row.len());
+                }
+            });
+        }
+        news.rows = newest.into_iter().map(|(offset, row)| Row { offset, cells: cells_of(&row) }).collect();
+        Ok(news)
+    }
+
+    /// Whether a row begins at `offset`, or the last one ends there.
+    ///
+    /// # Errors
+    /// What keeps the files from being read.
+    pub fn is_start(&mut self, offset: u64) -> Result<bool, ReadError> {
+        let end = self.committed()?;
+        self.index.extend(&self.files, end)?;
+        self.is_row_start(offset, end)
+    }
+
+    /// How much there is, and how much room is left, as of the last reading.
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub fn volume(&self) -> io::Result<Volume> {
+        Ok(Volume {
+            csv_bytes: self.ledger.whole,
+            free_bytes: self.files.free_bytes()?,
+            journal_bytes: self.ledger.head.bytes,
+            journal_used_bytes: self.ledger.live_bytes(),
+        })
     }
 
     /// The whole file, as of now.
@@ -177,6 +266,9 @@ impl Reader {
     }
 
     fn is_row_start(&self, offset: u64, end: u64) -> Result<bool, ReadError> {
+        if !(self.index.first()..=end).contains(&offset) {
+            return Ok(false);
+        }
         let mut splitter = RowSplitter::new(self.index.entry_before(offset).offset);
         let mut input = Stretch::new(&self.files, Place::Csv, splitter.at(), end);
         let mut chunk = vec![0; CHUNK_BYTES];
@@ -195,7 +287,7 @@ impl Reader {
     }
 
     fn page(&self, from: u64, skip: usize, limit: usize, end: u64) -> Result<Page, ReadError> {
-        let (mut skip, mut rows, mut next) = (skip, Vec::new(), None);
+        let (mut skip, mut rows, mut next, mut page_end) = (skip, Vec::new(), None, from);
         let mut input = Stretch::new(&self.files, Place::Csv, from, end);
         let (mut splitter, mut chunk) = (RowSplitter::new(from), vec![0; CHUNK_BYTES]);
         let mut start_of_page = from;
@@ -209,14 +301,16 @@ impl Reader {
                 if bare(row).is_empty() || next.is_some() {
                 } else if skip > 0 {
                     (skip, start_of_page) = (skip - 1, offset + row.len() as u64);
+                    page_end = start_of_page;
                 } else if rows.len() == limit || !rows.is_empty() && offset - start_of_page > PAGE_BYTES_MAX {
                     next = Some(offset);
                 } else {
                     rows.push(Row { offset, cells: cells_of(row) });
+                    page_end = offset + row.len() as u64;
                 }
             });
         }
-        Ok(Page { rows, next })
+        Ok(Page { rows, end: page_end, next })
     }
 }
 

@@ -10,6 +10,7 @@ mod files;
 mod journal;
 mod keys;
 mod locking;
+mod manners;
 mod reading;
 mod rooms;
 mod scripts;
@@ -19,3 +20,4 @@ mod servers;
 #[allow(dead_code, reason = "shared with the crash tests")]
 mod support;
 mod tables;
+mod watching;

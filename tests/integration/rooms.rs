@@ -3,17 +3,18 @@
 use std::{fs, path::Path};
 
 /// Each room, and which of ours it may name.
-const MAY_NAME: [(&str, &[&str]); 11] = [
+const MAY_NAME: [(&str, &[&str]); 12] = [
     ("cli", &["server", "config", "record", "commit", "lock", "storage", "schema"]),
     ("server", &["http", "commit", "config"]),
     ("http", &["commit", "record", "schema", "config", "quoting"]),
-    ("commit", &["lock", "storage", "record", "schema", "config", "points"]),
+    ("commit", &["lock", "storage", "record", "schema", "config", "points", "metrics"]),
     ("lock", &["record", "config"]),
     ("storage", &["record", "schema", "points", "quoting"]),
     ("schema", &["record"]),
     ("record", &[]),
     ("config", &[]),
     ("points", &[]),
+    ("metrics", &[]),
     ("quoting", &[]),
 ];
 

@@ -87,14 +87,14 @@ impl Model {
         }
     }
 
-    fn release(&mut self, who: usize) -> bool {
-        let held = self.holder == Some(who);
-        if held {
-            self.hand_over()
-        } else {
-            self.waiting.retain(|&waiter| waiter != who)
+    /// Who has it then, if it was this one's.
+    fn release(&mut self, who: usize) -> Option<String> {
+        if self.holder == Some(who) {
+            self.hand_over();
+            return Some(self.holder.map(|next| next.to_string()).unwrap_or_default());
         }
-        held
+        self.waiting.retain(|&waiter| waiter != who);
+        None
     }
 }
 
@@ -136,8 +136,8 @@ fn follow(steps: &[Step], real: &mut Real<'_>) -> Result<(), TestCaseError> {
                 }
             }
             Step::Release(who) => {
-                let held: bool = real.call(1, who);
-                prop_assert_eq!(held, model.release(who), "{} releases: {:?}", who, &model);
+                let next: Option<String> = real.call(1, who);
+                prop_assert_eq!(next, model.release(who), "{} releases: {:?}", who, &model);
             }
             // A holder that dies is the expiry's.
             Step::Die(who) => {

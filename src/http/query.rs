@@ -1,0 +1,58 @@
+//! Query strings, read strictly: a parameter that is unknown, wrong, or named twice is refused by name.
+
+use std::ops::RangeInclusive;
+
+use percent_encoding::percent_decode_str;
+
+use crate::schema::InvalidField;
+
+/// The parameters of one request.
+#[derive(Debug)]
+pub(super) struct Parameters(Vec<(&'static str, Option<String>)>);
+
+impl Parameters {
+    /// Takes these and no others.
+    ///
+    /// # Errors
+    /// Names the first that is unknown or comes twice.
+    pub(super) fn parse(query: Option<&str>, accepted: &[&'static str]) -> Result<Self, InvalidField> {
+        let mut found = Self(accepted.iter().map(|name| (*name, None)).collect());
+        for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let name = percent_decode_str(name).decode_utf8_lossy();
+            let value = percent_decode_str(value).decode_utf8_lossy();
+            let Some((_, slot)) = found.0.iter_mut().find(|(known, _)| *known == name) else {
+                return Err(InvalidField::new(name, format!("no such parameter; accepted: {}", accepted.join(", "))));
+            };
+            if slot.replace(value.into_owned()).is_some() {
+                return Err(InvalidField::new(name, "named twice"));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The value of one that was given.
+    pub(super) fn take(&mut self, name: &str) -> Option<String> {
+        self.0.iter_mut().find(|(known, _)| *known == name)?.1.take()
+    }
+
+    /// A whole number within bounds.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub(super) fn count(
+        &mut self,
+        name: &'static str,
+        bounds: RangeInclusive<usize>,
+    ) -> Result<Option<usize>, InvalidField> {
+        let Some(text) = self.take(name) else { return Ok(None) };
+        let number = digits(&text).and_then(|number| usize::try_from(number).ok()).filter(|n| bounds.contains(n));
+        let accepted = || format!("accepted: a whole number from {} to {}", bounds.start(), bounds.end());
+        number.map(Some).ok_or_else(|| InvalidField::new(name, accepted()))
+    }
+}
+
+/// `+1`, which Rust would read as well, is no number here.
+pub(super) fn digits(text: &str) -> Option<u64> {
+    text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
+}
