@@ -8,6 +8,7 @@ use std::{
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Counters since the start, and what was seen since they were last read out.
 #[derive(Debug)]
@@ -19,7 +20,7 @@ pub struct Meter {
 #[derive(Debug)]
 struct Counts {
     rows: u64,
-    errors: BTreeMap<&'static str, u64>,
+    errors: BTreeMap<String, u64>,
     recent: Recent,
 }
 
@@ -48,7 +49,7 @@ impl Recent {
 }
 
 /// The middle of what was seen, and its slow end, in milliseconds. Null where nothing was.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Quantiles {
     /// Half was at most this.
     pub p50: Option<f64>,
@@ -64,7 +65,7 @@ impl Quantiles {
 }
 
 /// How the work went since the last reading.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Work {
     /// Seconds since this replica started.
     pub uptime_s: u64,
@@ -106,8 +107,8 @@ impl Meter {
     }
 
     /// One request was refused.
-    pub fn refused(&self, code: &'static str) {
-        *self.counts().errors.entry(code).or_default() += 1;
+    pub fn refused(&self, code: &str) {
+        *self.counts().errors.entry(code.to_owned()).or_default() += 1;
     }
 
     /// Reads out, and begins anew.
@@ -121,7 +122,7 @@ impl Meter {
             rows_per_sync: (recent.syncs > 0).then(|| recent.rows as f64 / recent.syncs as f64),
             wait_ms: Quantiles::of(&recent.wait_us),
             sync_ms: Quantiles::of(&recent.sync_us),
-            errors: counts.errors.iter().map(|(code, count)| ((*code).to_owned(), *count)).collect(),
+            errors: counts.errors.clone(),
         };
         recent.begin_anew();
         work

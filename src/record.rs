@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
 
 /// A number that grows with every grant of the lock; a row carries that of the lease it was written under.
 pub type FencingToken = u64;
@@ -92,7 +93,8 @@ impl Simulation {
 }
 
 /// Proof that rows are durable, and where.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(example = json!({"offset": 29, "bytes": 40, "token": 1, "replica": "r1", "waited_ms": 0, "held_ms": 1, "released": true}))]
 pub struct Ack {
     /// Rows written; left out of the answer where it is always one.
     #[serde(skip)]
@@ -100,14 +102,16 @@ pub struct Ack {
     /// Byte offset of the first row in the CSV.
     pub offset: u64,
     /// Bytes of the rows, line endings included.
+    #[schema(minimum = 1)]
     pub bytes: u64,
     /// The fencing token that the rows were written under.
+    #[schema(value_type = u64, minimum = 1)]
     pub token: FencingToken,
     /// The replica that wrote them.
     pub replica: String,
     /// Milliseconds from arrival to the grant of the lock.
     pub waited_ms: u64,
-    /// Milliseconds from the grant to the moment the rows were durable.
+    /// Milliseconds from the grant to the moment the rows were durable; with a key, to that when the answer was recorded.
     pub held_ms: u64,
     /// False only where `skip_release` left the lock to expire.
     pub released: bool,

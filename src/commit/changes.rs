@@ -9,6 +9,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::record::{FencingToken, ms};
 
@@ -16,7 +17,7 @@ use crate::record::{FencingToken, ms};
 const KEPT_MAX: usize = 32;
 
 /// What happened to the lock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
     /// The replica holds it now.
@@ -34,7 +35,8 @@ pub enum Change {
 }
 
 /// One change of the lock, as the replica saw it that it happened to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = LockEvent)]
 pub struct LockChange {
     /// What happened.
     pub change: Change,

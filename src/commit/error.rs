@@ -7,13 +7,21 @@ use crate::{
     storage::{self, Refusal},
 };
 
-/// Whether the rows of a refused append may stand in the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Whether the rows of a refused append may stand in the file: certainly not, or it truly cannot be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Certainly not.
     NotWritten,
     /// It truly cannot be known.
     Unknown,
+}
+
+impl std::fmt::Display for Outcome {
+    /// As JSON has it, without the quotes.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        serde::Serialize::serialize(self, f)
+    }
 }
 
 /// An append that was not acknowledged.

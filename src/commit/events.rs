@@ -14,6 +14,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
+use utoipa::ToSchema;
 
 use super::{
     Appender,
@@ -48,7 +49,8 @@ pub enum Event {
 }
 
 /// All replicas, and the file.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = StatsEvent)]
 pub struct Stats {
     /// By name.
     pub replicas: Vec<ReplicaStats>,
@@ -57,7 +59,7 @@ pub struct Stats {
 }
 
 /// One replica.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ReplicaStats {
     /// Its name.
     pub replica: String,
@@ -68,13 +70,18 @@ pub struct ReplicaStats {
 }
 
 /// What a replica says of itself once a second.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 struct Figures {
     state: State,
+    /// Of the program.
     version: String,
+    /// `redis` or `embedded`.
     lock: String,
+    /// Whether it answered when it was last asked.
     lock_in_reach: bool,
+    /// Rows that wait.
     queue_rows: usize,
+    /// The memory that they take.
     queue_bytes: usize,
     /// How long the oldest row in the queue waits by now.
     queue_age_ms: u64,
@@ -82,7 +89,9 @@ struct Figures {
     work: Work,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Whether it takes rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ReplicaState)]
 #[serde(rename_all = "snake_case")]
 enum State {
     Ready,

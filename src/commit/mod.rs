@@ -21,6 +21,7 @@ use std::{
     time::Duration,
 };
 
+pub use crate::lock::Status as LockStatus;
 use changes::Changes;
 pub use changes::{Change, LockChange};
 pub use committer::Fatal;
@@ -75,13 +76,16 @@ pub struct Appender {
 }
 
 /// What a forced release came to.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[schema(example = json!({"released": true, "holder": "one", "token": 8}))]
 pub struct Forced {
     /// Whether somebody had the lock, and has it no more.
     pub released: bool,
     /// The replica that had it.
+    #[schema(required)]
     pub holder: Option<String>,
     /// The token that is recorded now: whoever holds an older one writes nothing any more.
+    #[schema(value_type = u64, minimum = 1)]
     pub token: FencingToken,
 }
 

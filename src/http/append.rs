@@ -13,11 +13,41 @@ use super::{
     append_request::AppendRequest,
     body::{self, MediaType},
     error::ApiError,
+    openapi::{AppendRefused, IdempotencyKey},
     rows::ROWS_MAX,
 };
 use crate::record::{Ack, KEY_BYTES_MAX, Key};
 
-/// Parses, checks and quotes on the request's own task, then waits for the row's turn.
+/// Append one row
+///
+/// Waits for its turn at the one lock, appends, and answers once the row is durable. A form has the same fields, with `data`
+/// as a string.
+#[utoipa::path(
+    post,
+    path = "/append",
+    operation_id = "append",
+    params(IdempotencyKey),
+    request_body(
+        description = "At most ROWLOCK_BODY_LIMIT bytes (1 MiB unless set), UTF-8, within 30 s.",
+        content(
+            (ref("#/components/schemas/AppendRequest") = "application/json", examples(
+                ("text" = (value = json!({"data": "hello"}))),
+                ("array" = (value = json!({"data": ["Oslo", 709_037, true]}))),
+                ("object" = (value = json!({"data": {"city": "Oslo", "people": 709_037}}))),
+                ("slow" = (value = json!({"data": "slow", "sleep": 2.5}))),
+                ("crash" = (value = json!({"data": "crash", "skip_release": true}))),
+            )),
+            (ref("#/components/schemas/AppendForm") = "application/x-www-form-urlencoded"),
+        ),
+    ),
+    responses(
+        (status = CREATED, description = "The row is durable.", body = Ack, headers(
+            ("Location" = String, description = "Where the row can be read, `/rows?from=OFFSET&limit=1`."),
+            ("Idempotent-Replayed" = bool, description = "`true`: the key was known; this is the answer that it got before, and nothing was written now."),
+        )),
+        AppendRefused,
+    ),
+)]
 pub(super) async fn append(State(app): State<App>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
     let (media_type, key) = match check_headers(&headers) {
         Ok(checked) => checked,

@@ -8,6 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{
     App,
@@ -15,20 +16,58 @@ use super::{
     batch_request::{BatchType, batch_type, parse},
     body,
     error::ApiError,
+    openapi::{BatchRefused, BodyEncoding, IdempotencyKey},
 };
 use crate::record::{Ack, Key, Simulation};
 
 /// Larger bodies are parsed on a thread of their own, so that nobody else's answer waits for it.
 const PARSE_HERE_BYTES_MAX: usize = 256 << 10;
 
-#[derive(Serialize)]
+/// Proof that all rows of a batch are durable, and where.
+#[derive(Serialize, ToSchema)]
+#[schema(as = BatchAck, example = json!({
+    "rows": 2, "offset": 29, "bytes": 80, "token": 1, "replica": "r1", "waited_ms": 0, "held_ms": 1, "released": true,
+}))]
 struct BatchAck<'a> {
+    /// Rows written.
+    #[schema(minimum = 1)]
     rows: usize,
     #[serde(flatten)]
     ack: &'a Ack,
 }
 
-/// Parses, checks and quotes all of it, then waits for its turn.
+/// Append many rows, all or none
+///
+/// All rows stand together in the file, under one token and one sync. A line that does not fit the file refuses the whole; the
+/// 422 names the line (for a JSON array, the row) and the field.
+#[utoipa::path(
+    post,
+    path = "/append/batch",
+    operation_id = "appendBatch",
+    params(IdempotencyKey, BodyEncoding),
+    request_body(
+        description = "At most ROWLOCK_BATCH_LIMIT bytes once decoded (64 MiB unless set), UTF-8, within 30 s; its rows must \
+            fit half of ROWLOCK_JOURNAL_BYTES.",
+        content(
+            (ref("#/components/schemas/CsvRows") = "text/csv", examples(
+                ("header" = (value = json!("data\nOslo\n"))),
+            )),
+            (ref("#/components/schemas/JsonLines") = "application/x-ndjson", examples(
+                ("lines" = (value = json!("\"Oslo\"\n[\"Bergen\"]\n{\"data\":\"Tromsø\"}\n"))),
+            )),
+            (ref("#/components/schemas/JsonRows") = "application/json", examples(
+                ("rows" = (value = json!([{"data": "Oslo"}, ["Bergen"], "Tromsø"]))),
+            )),
+        ),
+    ),
+    responses(
+        (status = CREATED, description = "The rows are durable.", body = BatchAck, headers(
+            ("Location" = String, description = "Where they can be read."),
+            ("Idempotent-Replayed" = bool, description = "`true`: the key was known; this is the answer that it got before."),
+        )),
+        BatchRefused,
+    ),
+)]
 pub(super) async fn append_batch(State(app): State<App>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
     let (batch_type, key) = match check_headers(&headers) {
         Ok(checked) => checked,

@@ -7,7 +7,7 @@ use serde::{
     Deserialize,
     de::{MapAccess, Visitor},
 };
-use serde_json::value::RawValue;
+use serde_json::{Value, json, value::RawValue};
 
 use super::{body::MediaType, error::ApiError};
 use crate::{
@@ -67,6 +67,44 @@ impl<'a> AppendRequest<'a> {
         };
         Ok(Self { data, simulation: Simulation { sleep, skip_release } })
     }
+}
+
+/// What `parse` reads, in terms of JSON Schema.
+pub(super) fn schemas() -> Value {
+    let sleep = json!({
+        "description": "Seconds that the lock is held before the row is written; at most ROWLOCK_MAX_SLEEP (60 s unless set).",
+        "type": "number", "minimum": 0, "default": 0,
+    });
+    json!({
+        "AppendRequest": {
+            "type": "object", "additionalProperties": false, "required": ["data"],
+            "properties": {
+                "data": {"$ref": "#/components/schemas/Data"},
+                "sleep": sleep,
+                "skip_release": {
+                    "description": "After the write the lock is left to expire, as if the replica had crashed.",
+                    "type": "boolean", "default": false,
+                },
+            },
+        },
+        "AppendForm": {
+            "type": "object", "additionalProperties": false, "required": ["data"],
+            "properties": {
+                "data": {"type": "string", "description": "The first data column. No NUL characters."},
+                "sleep": sleep,
+                "skip_release": {"type": "string", "enum": ["true", "false", "1", "0"], "default": "false"},
+            },
+        },
+        "Data": {
+            "description": "A string fills the first data column, an array the data columns from the left, an object by name. What is missing or null is empty; numbers keep their text. No NUL characters.",
+            "oneOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"$ref": "#/components/schemas/Cell"}},
+                {"type": "object", "additionalProperties": {"$ref": "#/components/schemas/Cell"}},
+            ],
+        },
+        "Cell": {"type": ["string", "number", "boolean", "null"]},
+    })
 }
 
 fn missing_data() -> ApiError {

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use axum::http::{HeaderMap, header};
-use serde_json::value::RawValue;
+use serde_json::{Value, json, value::RawValue};
 
 use super::{
     append_request::{json_data, parse_json},
@@ -46,6 +46,21 @@ pub(super) fn batch_type(headers: &HeaderMap) -> Result<BatchType, ApiError> {
         ("application/json", _) => Ok(BatchType::JsonArray),
         _ => Err(ApiError::UnsupportedBatchType),
     }
+}
+
+/// What `parse` reads, in terms of JSON Schema.
+pub(super) fn schemas() -> Value {
+    json!({
+        "CsvRows": {
+            "description": "With `header=present`, which is the default, the first record names data columns; those that are missing stay empty. With `header=absent` cells fill the data columns from the left. All records have the same number of cells.",
+            "type": "string",
+        },
+        "JsonLines": {
+            "description": "One JSON value a line, each of what `data` may be. Also application/ndjson and application/jsonl.",
+            "type": "string",
+        },
+        "JsonRows": {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Data"}},
+    })
 }
 
 /// Lays all rows out over the file's columns, or names the first line that doesn't fit them.

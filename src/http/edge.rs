@@ -9,7 +9,6 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use serde::Serialize;
 use uuid::Uuid;
 
 use super::{App, error::Problem};
@@ -18,13 +17,6 @@ use crate::record::Ack;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 const REQUEST_ID_BYTES_MAX: usize = 128;
-
-#[derive(Serialize)]
-struct ProblemBody<'a> {
-    #[serde(flatten)]
-    problem: &'a Problem,
-    request_id: &'a str,
-}
 
 /// Takes over or makes `X-Request-Id` and `traceparent`, and returns both.
 pub(super) async fn edge(State(app): State<App>, request: Request, next: Next) -> Response {
@@ -37,13 +29,13 @@ pub(super) async fn edge(State(app): State<App>, request: Request, next: Next) -
     let mut response = next.run(request).await;
 
     let id = request_id.to_str().unwrap_or_default().to_owned();
-    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
-        write_problem(&mut response, &problem, &id);
-        app.appender.meter().refused(problem.code);
-        log(&response, &id, &method, &path, (problem.outcome, Some(problem.code)), began);
-    } else {
-        log(&response, &id, &method, &path, ("ok", None), began);
+    let mut problem = response.extensions_mut().remove::<Problem>();
+    if let Some(problem) = &mut problem {
+        problem.request_id.clone_from(&id);
+        write_problem(&mut response, problem);
+        app.appender.meter().refused(&problem.code.to_string());
     }
+    log(&response, &id, &method, &path, problem.as_ref(), began);
     response.headers_mut().insert(REQUEST_ID, request_id);
     response.headers_mut().insert(TRACE_PARENT, trace_parent);
     response
@@ -77,8 +69,8 @@ fn header_value(text: String) -> HeaderValue {
     HeaderValue::try_from(text).expect("hex digits and dashes make a header")
 }
 
-fn write_problem(response: &mut Response, problem: &Problem, request_id: &str) {
-    let body = serde_json::to_vec(&ProblemBody { problem, request_id }).expect("a problem is plain data");
+fn write_problem(response: &mut Response, problem: &Problem) {
+    let body = serde_json::to_vec(problem).expect("a problem is plain data");
     response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     *response.body_mut() = Body::from(body);
@@ -89,18 +81,20 @@ fn log(
     request_id: &str,
     method: &axum::http::Method,
     path: &str,
-    (outcome, code): (&str, Option<&str>),
+    problem: Option<&Problem>,
     began: Instant,
 ) {
     let status = response.status().as_u16();
     let took_ms = began.elapsed().as_millis();
-    match response.extensions().get::<Ack>() {
-        Some(Ack { token, waited_ms, held_ms, offset, .. }) => {
+    match (response.extensions().get::<Ack>(), problem) {
+        (Some(Ack { token, waited_ms, held_ms, offset, .. }), _) => {
             tracing::info!(request_id, %method, path, status, outcome = "written", token, waited_ms, held_ms, offset, took_ms, "request");
         }
-        None if code.is_some() => tracing::info!(request_id, %method, path, status, outcome, code, took_ms, "request"),
+        (None, Some(Problem { code, outcome, .. })) => {
+            tracing::info!(request_id, %method, path, status, %outcome, %code, took_ms, "request");
+        }
         // Probes ask several times a second.
-        None => tracing::debug!(request_id, %method, path, status, took_ms, "request"),
+        (None, None) => tracing::debug!(request_id, %method, path, status, took_ms, "request"),
     }
 }
 

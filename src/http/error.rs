@@ -7,6 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{
     commit::{AppendError, Outcome, reading::ReadError},
@@ -64,91 +65,117 @@ impl From<ReadError> for ApiError {
     }
 }
 
-/// What a kind of refusal always says.
-struct Facts {
-    status: StatusCode,
-    code: &'static str,
-    title: &'static str,
-    retryable: bool,
-    retry_after_secs: Option<u64>,
+/// Why a request was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Code {
+    BrokenBody,
+    BadKey,
+    SimulationOff,
+    NotFound,
+    MethodNotAllowed,
+    BodyTimeout,
+    KeyInFlight,
+    BodyTooLarge,
+    BatchTooLarge,
+    UnsupportedMediaType,
+    RangeNotSatisfiable,
+    InvalidField,
+    KeyReused,
+    NotARowStart,
+    SyncFailed,
+    Internal,
+    QueueFull,
+    WaitTimeout,
+    RedisUnavailable,
+    LockLost,
+    FileBusy,
+    Draining,
+    DiskFull,
+}
+
+impl std::fmt::Display for Code {
+    /// As JSON has it, without the quotes.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.serialize(f)
+    }
+}
+
+/// What a code always comes with.
+pub(super) struct Facts {
+    pub(super) status: StatusCode,
+    pub(super) title: &'static str,
+    /// How soon the same request may succeed, if it ever may.
+    pub(super) retry_after_secs: Option<u64>,
 }
 
 impl Facts {
-    const fn refused(status: StatusCode, code: &'static str, title: &'static str) -> Self {
-        Self { status, code, title, retryable: false, retry_after_secs: None }
+    const fn refused(status: StatusCode, title: &'static str) -> Self {
+        Self { status, title, retry_after_secs: None }
     }
 
-    const fn try_again(status: StatusCode, code: &'static str, title: &'static str, secs: u64) -> Self {
-        Self { status, code, title, retryable: true, retry_after_secs: Some(secs) }
+    const fn try_again(status: StatusCode, title: &'static str, secs: u64) -> Self {
+        Self { status, title, retry_after_secs: Some(secs) }
+    }
+}
+
+impl Code {
+    pub(super) fn facts(self) -> Facts {
+        use StatusCode as S;
+        match self {
+            Self::BrokenBody => Facts::refused(S::BAD_REQUEST, "The body cannot be read"),
+            Self::BadKey => Facts::refused(S::BAD_REQUEST, "Idempotency-Key cannot be taken"),
+            Self::SimulationOff => Facts::refused(S::FORBIDDEN, "Simulation is switched off"),
+            Self::NotFound => Facts::refused(S::NOT_FOUND, "No such path"),
+            Self::MethodNotAllowed => Facts::refused(S::METHOD_NOT_ALLOWED, "No such method here"),
+            Self::BodyTimeout => Facts::try_again(S::REQUEST_TIMEOUT, "The body did not arrive in time", 1),
+            Self::KeyInFlight => Facts::try_again(S::CONFLICT, "The key's first request is under way", 1),
+            Self::BodyTooLarge => Facts::refused(S::PAYLOAD_TOO_LARGE, "The body is too large"),
+            Self::BatchTooLarge => Facts::refused(S::PAYLOAD_TOO_LARGE, "The rows are too many for one request"),
+            Self::UnsupportedMediaType => Facts::refused(S::UNSUPPORTED_MEDIA_TYPE, "The body's type is not accepted"),
+            Self::RangeNotSatisfiable => Facts::refused(S::RANGE_NOT_SATISFIABLE, "No such part of the file"),
+            Self::InvalidField => Facts::refused(S::UNPROCESSABLE_ENTITY, "A field is wrong"),
+            Self::KeyReused => Facts::refused(S::UNPROCESSABLE_ENTITY, "The key came with other data before"),
+            Self::NotARowStart => Facts::refused(S::UNPROCESSABLE_ENTITY, "No row begins there"),
+            Self::SyncFailed => Facts::refused(S::INTERNAL_SERVER_ERROR, "The rows could not be made durable"),
+            Self::Internal => Facts::refused(S::INTERNAL_SERVER_ERROR, "Something went wrong here"),
+            Self::QueueFull => Facts::try_again(S::SERVICE_UNAVAILABLE, "Too much waits already", 1),
+            Self::WaitTimeout => Facts::try_again(S::SERVICE_UNAVAILABLE, "The turn did not come in time", 1),
+            Self::RedisUnavailable => Facts::try_again(S::SERVICE_UNAVAILABLE, "Redis is out of reach", 2),
+            Self::LockLost => Facts::try_again(S::SERVICE_UNAVAILABLE, "The lock was lost", 1),
+            Self::FileBusy => Facts::try_again(S::SERVICE_UNAVAILABLE, "Another process keeps the file", 2),
+            Self::Draining => Facts::try_again(S::SERVICE_UNAVAILABLE, "This replica is shutting down", 1),
+            Self::DiskFull => Facts::try_again(S::INSUFFICIENT_STORAGE, "The volume is full", 10),
+        }
     }
 }
 
 impl ApiError {
-    fn facts(&self) -> Facts {
-        use StatusCode as S;
+    fn code(&self) -> Code {
         match self {
-            Self::InvalidField(_) | Self::Append(AppendError::InvalidField(_)) => {
-                Facts::refused(S::UNPROCESSABLE_ENTITY, "invalid_field", "A field is wrong")
-            }
-            Self::BrokenBody(_) => Facts::refused(S::BAD_REQUEST, "broken_body", "The body cannot be read"),
-            Self::BadKey => Facts::refused(S::BAD_REQUEST, "bad_key", "Idempotency-Key cannot be taken"),
-            Self::BodyTooLarge(_) => Facts::refused(S::PAYLOAD_TOO_LARGE, "body_too_large", "The body is too large"),
-            Self::BodyTimeout(_) => {
-                Facts::try_again(S::REQUEST_TIMEOUT, "body_timeout", "The body did not arrive in time", 1)
-            }
-            Self::UnsupportedMediaType | Self::UnsupportedBatchType => {
-                Facts::refused(S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The body's type is not accepted")
-            }
-            Self::SimulationOff => Facts::refused(S::FORBIDDEN, "simulation_off", "Simulation is switched off"),
-            Self::NotARowStart { .. } => {
-                Facts::refused(S::UNPROCESSABLE_ENTITY, "not_a_row_start", "No row begins there")
-            }
-            Self::RangeNotSatisfiable(_) => {
-                Facts::refused(S::RANGE_NOT_SATISFIABLE, "range_not_satisfiable", "No such part of the file")
-            }
-            Self::NotFound => Facts::refused(S::NOT_FOUND, "not_found", "No such path"),
-            Self::MethodNotAllowed => {
-                Facts::refused(S::METHOD_NOT_ALLOWED, "method_not_allowed", "No such method here")
-            }
-            Self::Append(AppendError::KeyReused) => {
-                Facts::refused(S::UNPROCESSABLE_ENTITY, "key_reused", "The key came with other data before")
-            }
-            Self::Append(AppendError::KeyInFlight) => {
-                Facts::try_again(S::CONFLICT, "key_in_flight", "The key's first request is under way", 1)
-            }
-            Self::Append(AppendError::KeyOutrun) => {
-                Facts::try_again(S::SERVICE_UNAVAILABLE, "wait_timeout", "The turn did not come in time", 1)
-            }
-            Self::BatchTooLarge(_) | Self::Append(AppendError::BatchTooLarge(_)) => {
-                Facts::refused(S::PAYLOAD_TOO_LARGE, "batch_too_large", "The rows are too many for one request")
-            }
-            Self::TooManyWatchers(_) | Self::Append(AppendError::QueueFull) => {
-                Facts::try_again(S::SERVICE_UNAVAILABLE, "queue_full", "Too much waits already", 1)
-            }
-            Self::Append(AppendError::WaitTimeout(_)) => {
-                Facts::try_again(S::SERVICE_UNAVAILABLE, "wait_timeout", "The turn did not come in time", 1)
-            }
-            Self::Append(AppendError::LockUnavailable(_)) => {
-                Facts::try_again(S::SERVICE_UNAVAILABLE, "redis_unavailable", "Redis is out of reach", 2)
-            }
-            Self::Append(AppendError::LockLost) => {
-                Facts::try_again(S::SERVICE_UNAVAILABLE, "lock_lost", "The lock was lost", 1)
-            }
-            Self::Append(AppendError::FileBusy) => {
-                Facts::try_again(S::SERVICE_UNAVAILABLE, "file_busy", "Another process keeps the file", 2)
-            }
-            Self::Append(AppendError::Draining) => {
-                Facts::try_again(S::SERVICE_UNAVAILABLE, "draining", "This replica is shutting down", 1)
-            }
-            Self::Append(AppendError::DiskFull) => {
-                Facts::try_again(S::INSUFFICIENT_STORAGE, "disk_full", "The volume is full", 10)
-            }
-            Self::Append(AppendError::SyncFailed) => {
-                Facts::refused(S::INTERNAL_SERVER_ERROR, "sync_failed", "The rows could not be made durable")
-            }
-            Self::ReadFailed | Self::Append(AppendError::Internal(_)) => {
-                Facts::refused(S::INTERNAL_SERVER_ERROR, "internal", "Something went wrong here")
-            }
+            Self::InvalidField(_) | Self::Append(AppendError::InvalidField(_)) => Code::InvalidField,
+            Self::BrokenBody(_) => Code::BrokenBody,
+            Self::BadKey => Code::BadKey,
+            Self::BodyTooLarge(_) => Code::BodyTooLarge,
+            Self::BodyTimeout(_) => Code::BodyTimeout,
+            Self::UnsupportedMediaType | Self::UnsupportedBatchType => Code::UnsupportedMediaType,
+            Self::SimulationOff => Code::SimulationOff,
+            Self::NotARowStart { .. } => Code::NotARowStart,
+            Self::RangeNotSatisfiable(_) => Code::RangeNotSatisfiable,
+            Self::NotFound => Code::NotFound,
+            Self::MethodNotAllowed => Code::MethodNotAllowed,
+            Self::Append(AppendError::KeyReused) => Code::KeyReused,
+            Self::Append(AppendError::KeyInFlight) => Code::KeyInFlight,
+            Self::BatchTooLarge(_) | Self::Append(AppendError::BatchTooLarge(_)) => Code::BatchTooLarge,
+            Self::TooManyWatchers(_) | Self::Append(AppendError::QueueFull) => Code::QueueFull,
+            Self::Append(AppendError::WaitTimeout(_) | AppendError::KeyOutrun) => Code::WaitTimeout,
+            Self::Append(AppendError::LockUnavailable(_)) => Code::RedisUnavailable,
+            Self::Append(AppendError::LockLost) => Code::LockLost,
+            Self::Append(AppendError::FileBusy) => Code::FileBusy,
+            Self::Append(AppendError::Draining) => Code::Draining,
+            Self::Append(AppendError::DiskFull) => Code::DiskFull,
+            Self::Append(AppendError::SyncFailed) => Code::SyncFailed,
+            Self::ReadFailed | Self::Append(AppendError::Internal(_)) => Code::Internal,
         }
     }
 
@@ -182,39 +209,61 @@ impl ApiError {
     }
 }
 
-/// An RFC 9457 problem, without the request's id, which only the outermost layer knows.
-#[derive(Debug, Clone, Serialize)]
+/// A refusal, as RFC 9457 has it.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(example = json!({
+    "type": "urn:rowlock:problem:invalid_field",
+    "title": "A field is wrong",
+    "status": 422,
+    "detail": "accepted: a number of seconds from 0 to 60",
+    "code": "invalid_field",
+    "retryable": false,
+    "outcome": "not_written",
+    "field": "sleep",
+    "request_id": "9a7b990b-f970-4bd5-8d89-91b1664e3210",
+}))]
 pub(super) struct Problem {
+    /// `urn:rowlock:problem:` and the code.
+    #[schema(format = "uri")]
     r#type: String,
+    /// The code in words.
     title: &'static str,
+    /// The answer's status.
+    #[schema(minimum = 400, maximum = 599)]
     status: u16,
+    /// What is wrong, and what is accepted.
     detail: String,
-    pub(super) code: &'static str,
+    pub(super) code: Code,
+    /// The same request may succeed later; `Retry-After` says when to try.
     retryable: bool,
-    pub(super) outcome: &'static str,
+    pub(super) outcome: Outcome,
+    /// The field that is wrong, for `invalid_field` and `not_a_row_start`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     field: Option<String>,
+    // Only the outermost layer knows it.
+    /// As `X-Request-Id` has it.
+    pub(super) request_id: String,
 }
 
 impl IntoResponse for ApiError {
     /// Carries the problem as an extension; `edge` writes the body.
     fn into_response(self) -> Response {
-        let facts = self.facts();
+        let code = self.code();
+        let Facts { status, title, retry_after_secs } = code.facts();
         let problem = Problem {
-            r#type: format!("urn:rowlock:problem:{}", facts.code),
-            title: facts.title,
-            status: facts.status.as_u16(),
+            r#type: format!("urn:rowlock:problem:{code}"),
+            title,
+            status: status.as_u16(),
             detail: self.to_string(),
-            code: facts.code,
-            retryable: facts.retryable,
-            outcome: match self.outcome() {
-                Outcome::NotWritten => "not_written",
-                Outcome::Unknown => "unknown",
-            },
+            code,
+            retryable: retry_after_secs.is_some(),
+            outcome: self.outcome(),
             field: self.field().map(str::to_owned),
+            request_id: String::new(),
         };
-        let mut response = facts.status.into_response();
-        if let Some(secs) = facts.retry_after_secs {
+        let mut response = status.into_response();
+        if let Some(secs) = retry_after_secs {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(secs));
         }
         if matches!(self, Self::BodyTooLarge(_) | Self::BatchTooLarge(_)) {

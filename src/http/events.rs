@@ -13,16 +13,22 @@ use axum::{
 use futures_util::{Stream, stream};
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, watch};
+use utoipa::{
+    ToSchema,
+    openapi::{RefOr, Schema as JsonSchema},
+};
 
 use super::{
     App,
     error::ApiError,
+    openapi::EventsRefused,
     query::{Parameters, digits},
     rows::{RowBody, row_bodies},
 };
 use crate::{
     commit::{
-        events::{Event, NEWS_ROWS_MAX},
+        LockChange,
+        events::{Event, NEWS_ROWS_MAX, Stats},
         reading::News,
     },
     schema::InvalidField,
@@ -37,20 +43,43 @@ const RETRY: Duration = Duration::from_secs(1);
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-#[derive(Serialize)]
+/// Rows were written.
+#[derive(Serialize, ToSchema)]
+#[schema(as = RowsEvent)]
 struct RowsBody<'a> {
+    /// Where the first of them begins, in bytes.
     offset: u64,
+    /// Where the last of them ends.
     end: u64,
+    /// How many they are.
     count: u64,
+    /// The newest of them.
     rows: Vec<RowBody<'a>>,
 }
 
-#[derive(Serialize)]
+/// Something was lost.
+#[derive(Serialize, ToSchema)]
+#[schema(as = LaggedEvent)]
 struct LaggedBody {
     /// Events that were lost, if that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     events: Option<u64>,
+    /// What that means.
     detail: &'static str,
+}
+
+/// What the events' data are, for the contract.
+pub(super) fn schemas() -> Vec<(String, RefOr<JsonSchema>)> {
+    fn add<T: ToSchema>(all: &mut Vec<(String, RefOr<JsonSchema>)>) {
+        all.push((T::name().into_owned(), T::schema()));
+        T::schemas(all);
+    }
+    let mut all = Vec::new();
+    add::<RowsBody<'_>>(&mut all);
+    add::<LaggedBody>(&mut all);
+    add::<LockChange>(&mut all);
+    add::<Stats>(&mut all);
+    all
 }
 
 /// A reader: how far it was told of rows, and what it gets next.
@@ -69,7 +98,27 @@ struct Watching {
     _place: OwnedSemaphorePermit,
 }
 
-/// Until the reader goes, or this replica leaves.
+/// What all replicas do, as it happens
+///
+/// Server-sent events, each with a JSON object as its data: `rows` (a `RowsEvent`; its id is where its rows end), `lock` (a
+/// `LockEvent`), `stats` (a `StatsEvent`, once a second) and `lagged` (a `LaggedEvent`: the reader was too slow, and lost other
+/// events than `rows`).
+#[utoipa::path(
+    get,
+    path = "/events",
+    operation_id = "events",
+    params(
+        ("rows" = Option<u64>, Query, maximum = 100, description = "The most rows of one event; 20 unless set. They make up 64 KiB \
+            at most."),
+        ("last" = Option<u64>, Query, maximum = 100, description = "Begin with so many rows that are there already; none unless set."),
+        ("Last-Event-ID" = Option<String>, Header, nullable = false, description = "Go on with the rows behind this byte of the file."),
+    ),
+    responses(
+        (status = OK, description = "Until the reader goes, or the replica leaves.", content_type = "text/event-stream",
+            body = String, example = "event: rows\ndata: {\"offset\":29,\"end\":69,\"count\":1,\"rows\":[]}\nid: 69\n\n"),
+        EventsRefused,
+    ),
+)]
 pub(super) async fn events(
     State(app): State<App>,
     RawQuery(query): RawQuery,

@@ -6,15 +6,41 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::App;
+use super::{
+    App,
+    openapi::{NeverRefused, Verbose},
+};
 
-/// The process answers.
+/// The process answers
+#[utoipa::path(
+    get,
+    path = "/livez",
+    operation_id = "livez",
+    params(Verbose),
+    responses(
+        (status = OK, description = "`ok`, behind one line a check if asked for.", content_type = "text/plain", body = String),
+        NeverRefused,
+    ),
+)]
 pub(super) async fn livez(RawQuery(query): RawQuery) -> Response {
     answer(StatusCode::OK, is_verbose(query.as_deref()).then(|| "[+] process: answers\n".to_owned()))
 }
 
-/// Rows are taken here. A Redis that is away leaves a replica ready: it is shared, and taking every replica out of the
-/// load balancer would only turn clear answers into broken connections.
+/// Rows are taken here
+///
+/// A Redis that is away leaves a replica ready: it is shared, and taking every replica out of the load balancer would only
+/// turn clear answers into broken connections. `verbose` shows it.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    operation_id = "readyz",
+    params(Verbose),
+    responses(
+        (status = OK, description = "`ok`, behind one line a check if asked for.", content_type = "text/plain", body = String),
+        (status = SERVICE_UNAVAILABLE, description = "`not ready`: it is shutting down, or a sync has failed.", content_type = "text/plain", body = String),
+        NeverRefused,
+    ),
+)]
 pub(super) async fn readyz(State(app): State<App>, RawQuery(query): RawQuery) -> Response {
     // A sync has failed: the process is about to end.
     // guard: ready_takes_rows

@@ -6,14 +6,34 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{App, error::ApiError};
+use super::{
+    App,
+    error::ApiError,
+    openapi::{LockRefused, ReleaseRefused},
+};
+use crate::commit::{Forced, LockStatus};
 
-/// Holder, token, time to live, and the waiters in order.
+/// Who has the lock, and who waits for it
+#[utoipa::path(
+    get,
+    path = "/lock",
+    operation_id = "lockStatus",
+    responses((status = OK, description = "As of now.", body = LockStatus), LockRefused),
+)]
 pub(super) async fn status(State(app): State<App>) -> Result<Response, ApiError> {
     Ok(Json(app.appender.lock_status().await?).into_response())
 }
 
-/// Fences the holder out and hands the lock over.
+/// Take the lock from whoever has it
+///
+/// A newer token is recorded first, so that the old holder writes nothing any more; then the longest waiter gets the lock.
+/// A row that was sleeping under it is refused (`lock_lost`). An embedded lock that another process keeps stays its own.
+#[utoipa::path(
+    delete,
+    path = "/lock",
+    operation_id = "forceRelease",
+    responses((status = OK, description = "Done.", body = Forced), ReleaseRefused),
+)]
 pub(super) async fn release(State(app): State<App>) -> Result<Response, ApiError> {
     Ok(Json(app.appender.force_release().await?).into_response())
 }

@@ -11,9 +11,11 @@ mod error;
 mod events;
 mod health;
 mod lock;
+mod openapi;
 mod query;
 mod rows;
 mod rows_csv;
+mod tagged;
 
 use std::sync::{
     Arc,
@@ -26,12 +28,15 @@ use axum::{
     http::{HeaderMap, Method, StatusCode},
     middleware::{from_fn_with_state, map_response},
     response::{IntoResponse, Response},
-    routing::{get, post},
 };
 use error::ApiError;
 use tokio::sync::{Semaphore, watch};
 use tower_http::{
     catch_panic::CatchPanicLayer, compression::CompressionLayer, decompression::RequestDecompressionLayer,
+};
+use utoipa_axum::{
+    router::{OpenApiRouter, UtoipaMethodRouterExt},
+    routes,
 };
 
 use crate::{
@@ -97,21 +102,9 @@ impl App {
         Self { appender, reading, events, watchers, limits, cors_origins, draining, stopped }
     }
 
-    /// All routes.
+    /// All routes, and the layers around them.
     pub fn router(self) -> Router {
-        // What cannot be decoded is passed on, and refused like every other type that is not accepted.
-        let decode = RequestDecompressionLayer::new().pass_through_unaccepted(true);
-        let batch = post(append_batch::append_batch).layer(decode);
-        let file = get(rows_csv::rows_csv).layer(CompressionLayer::new()).layer(map_response(rows_csv::weaken_etag));
-        let router = Router::new()
-            .route("/append", post(append::append))
-            .route("/append/batch", batch)
-            .route("/rows", get(rows::rows).layer(CompressionLayer::new()))
-            .route("/rows.csv", file)
-            .route("/events", get(events::events))
-            .route("/lock", get(lock::status).delete(lock::release))
-            .route("/livez", get(health::livez))
-            .route("/readyz", get(health::readyz))
+        let router = Router::from(routes())
             .fallback(async |headers: HeaderMap, body: Body| body::refuse(&headers, body, ApiError::NotFound).await)
             .method_not_allowed_fallback(other_method)
             .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
@@ -131,4 +124,27 @@ async fn other_method(method: Method, headers: HeaderMap, body: Body) -> Respons
         return StatusCode::NO_CONTENT.into_response();
     }
     body::refuse(&headers, body, ApiError::MethodNotAllowed).await.into_response()
+}
+
+/// All routes, each with its part of the contract.
+fn routes() -> OpenApiRouter<App> {
+    // What cannot be decoded is passed on, and refused like every other type that is not accepted.
+    let decode = RequestDecompressionLayer::new().pass_through_unaccepted(true);
+    OpenApiRouter::with_openapi(openapi::head())
+        .routes(routes!(append::append))
+        .routes(routes!(append_batch::append_batch).layer(decode))
+        .routes(routes!(rows::rows).layer(CompressionLayer::new()))
+        .routes(routes!(rows_csv::rows_csv).layer(CompressionLayer::new()).layer(map_response(tagged::weaken_etag)))
+        .routes(routes!(events::events))
+        .routes(routes!(lock::status, lock::release))
+        .routes(routes!(health::livez))
+        .routes(routes!(health::readyz))
+        .routes(routes!(openapi::openapi).layer(CompressionLayer::new()).layer(map_response(tagged::weaken_etag)))
+}
+
+/// The contract, as YAML.
+fn contract() -> String {
+    let mut api = routes().into_openapi();
+    openapi::finish(&mut api);
+    api.to_yaml().expect("a contract is plain data")
 }

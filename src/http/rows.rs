@@ -7,10 +7,16 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Serialize, Serializer, ser::SerializeMap};
+use serde_json::json;
+use utoipa::{
+    ToSchema,
+    openapi::{RefOr, Schema as JsonSchema},
+};
 
 use super::{
     App,
     error::ApiError,
+    openapi::{RowsRefused, read},
     query::{Parameters, digits},
 };
 use crate::{
@@ -30,7 +36,22 @@ enum Which {
     From { offset: u64, limit: usize },
 }
 
-/// The last rows, or those from an offset on.
+/// Rows by place
+///
+/// Either the `last` rows, or those `from` an offset on; never half a row, and all that any replica has acknowledged. A page
+/// ends at `limit` rows or 8 MiB, but holds one row at least; `next` is where to go on.
+#[utoipa::path(
+    get,
+    path = "/rows",
+    operation_id = "rows",
+    params(
+        ("last" = Option<u64>, Query, minimum = 1, maximum = 10_000, description = "How many; 50 unless `from` is given."),
+        ("from" = Option<u64>, Query, description = "The byte offset where a row begins, as answers and pages tell it; 0 is the \
+            first row, the end of the file is allowed."),
+        ("limit" = Option<u64>, Query, minimum = 1, maximum = 10_000, description = "With `from`; 1000 unless set."),
+    ),
+    responses((status = OK, description = "In the file's order.", body = PageBody), RowsRefused),
+)]
 pub(super) async fn rows(State(app): State<App>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
     let page = match parse(query.as_deref())? {
         Which::Last(rows) => app.reading.last(rows).await?,
@@ -56,17 +77,37 @@ fn parse(query: Option<&str>) -> Result<Which, ApiError> {
     }
 }
 
-#[derive(Serialize)]
+/// Rows in the file's order.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Page, example = json!({
+    "rows": [{"offset": 29, "fields": {"replica": "one", "token": "1", "data": "hello"}}],
+    "next": null,
+}))]
 struct PageBody<'a> {
     rows: Vec<RowBody<'a>>,
+    /// Where the next row begins, if there is one by now.
+    #[schema(required)]
     next: Option<u64>,
 }
 
-/// One row.
-#[derive(Serialize)]
+/// One row, and where it stands.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Row)]
 pub(super) struct RowBody<'a> {
+    /// Byte offset where the row begins.
     offset: u64,
+    #[schema(schema_with = fields)]
     fields: Fields<'a>,
+}
+
+fn fields() -> RefOr<JsonSchema> {
+    read(json!({
+        "description": "By column name, in the file's order; without a header, the cells alone.",
+        "oneOf": [
+            {"type": "object", "additionalProperties": {"type": "string"}},
+            {"type": "array", "items": {"type": "string"}},
+        ],
+    }))
 }
 
 /// By name, in the file's order; without a header, the cells alone.

@@ -3,12 +3,17 @@
 use axum::{
     body::{Body, Bytes},
     extract::State,
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use futures_util::stream;
 
-use super::{App, error::ApiError};
+use super::{
+    App,
+    error::ApiError,
+    openapi::{FileRefused, IfNoneMatch},
+    tagged::{is_known, tags},
+};
 use crate::commit::reading::{Snapshot, read_part};
 
 const TYPE: &str = "text/csv; charset=utf-8; header=present";
@@ -26,7 +31,32 @@ enum Part {
     Unsatisfiable,
 }
 
-/// The file, or a range of it.
+/// The file itself
+///
+/// Up to its last committed row, even while rows are being written. gzip if it is asked for.
+#[utoipa::path(
+    get,
+    path = "/rows.csv",
+    operation_id = "rowsCsv",
+    params(
+        ("Range" = Option<String>, Header, description = "One range of bytes; several are answered by the whole."),
+        ("If-Range" = Option<String>, Header, description = "An `ETag`: if it is not the file's, the whole is sent."),
+        IfNoneMatch,
+    ),
+    responses(
+        (status = OK, description = "All of it.", content_type = "text/csv", body = String, headers(
+            ("ETag" = String, description = "Changes with every row."),
+            ("Accept-Ranges" = String, description = "`bytes`"),
+        )),
+        (status = PARTIAL_CONTENT, description = "The range.", content_type = "text/csv", body = String, headers(
+            ("ETag" = String, description = "Changes with every row."),
+            ("Accept-Ranges" = String, description = "`bytes`"),
+            ("Content-Range" = String, description = "Which part of how much."),
+        )),
+        (status = NOT_MODIFIED, description = "It is what the tag names.", headers(("ETag" = String, description = "Changes with every row."))),
+        FileRefused,
+    ),
+)]
 pub(super) async fn rows_csv(State(app): State<App>, headers: HeaderMap) -> Result<Response, ApiError> {
     let snapshot = app.reading.snapshot().await?;
     let (len, etag) = (snapshot.bytes(), format!("\"{}\"", snapshot.tag()));
@@ -52,18 +82,9 @@ pub(super) async fn rows_csv(State(app): State<App>, headers: HeaderMap) -> Resu
     Ok(response)
 }
 
-/// The file grows at any moment: who keeps a copy must ask.
-fn tags(etag: &str) -> [(HeaderName, HeaderValue); 2] {
-    let etag = HeaderValue::try_from(etag).expect("hex digits and quotes");
-    [(header::ETAG, etag), (header::CACHE_CONTROL, HeaderValue::from_static("no-cache"))]
-}
-
 fn part(headers: &HeaderMap, len: u64, etag: &str) -> Part {
     let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    let names_ours = |tags: &str| {
-        tags.split(',').map(|tag| tag.trim().trim_start_matches("W/")).any(|tag| tag == etag || tag == "*")
-    };
-    if text(header::IF_NONE_MATCH).is_some_and(names_ours) {
+    if is_known(headers, etag) {
         return Part::Unchanged;
     }
     // Another file than the one that the range was meant for is sent whole.
@@ -93,15 +114,4 @@ fn send(snapshot: Snapshot, from: u64, to: u64) -> Body {
         Ok(Some((Bytes::from(part), (snapshot, next))))
     });
     Body::from_stream(parts)
-}
-
-/// What is compressed is another representation, and its bytes can't be asked for by range.
-pub(super) async fn weaken_etag(mut response: Response) -> Response {
-    if response.headers().contains_key(header::CONTENT_ENCODING)
-        && let Some(etag) = response.headers().get(header::ETAG).and_then(|etag| etag.to_str().ok())
-    {
-        let weak = HeaderValue::try_from(format!("W/{etag}")).expect("a tag");
-        response.headers_mut().insert(header::ETAG, weak);
-    }
-    response
 }

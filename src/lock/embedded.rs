@@ -13,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Options, State as Held, Status, Try};
+use super::{LockKind, Options, State as Held, Status, Try};
 use crate::record::{FencingToken, ms};
 
 /// One write of this size at offset 0 replaces the state as a whole.
@@ -71,7 +71,7 @@ impl EmbeddedLock {
         let left = state.abandoned_until_ms.saturating_sub(unix_ms());
         let held = kept || left > 0;
         Ok(Status {
-            lock: "embedded",
+            lock: LockKind::Embedded,
             state: if held { Held::Held } else { Held::Free },
             holder: held.then_some(state.holder),
             token: held.then_some(state.token),

@@ -17,7 +17,7 @@ use std::{
 use self::redis::{RedisLease, RedisLock};
 use embedded::{EmbeddedLease, EmbeddedLock};
 pub use server::TlsFiles;
-pub use status::{State, Status, Waiter};
+pub use status::{LockKind, State, Status, Waiter};
 
 use crate::{
     config::RedisUrl,

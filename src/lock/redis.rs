@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    OpenError, Options, Reach, Released, State, Status, Try, TryError, Waiter,
+    LockKind, OpenError, Options, Reach, Released, State, Status, Try, TryError, Waiter,
     server::{CALL_TIMEOUT, CREATE_TIMEOUT, Connections, Server},
     wake::Wake,
 };
@@ -133,7 +133,7 @@ impl RedisLock {
             (false, None) => State::Foreign,
         };
         Ok(Status {
-            lock: "redis",
+            lock: LockKind::Redis,
             state,
             holder: replica_of(&id).map(str::to_owned),
             token: (state == State::Held && token > 0).then_some(token),

@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{
     AppendError, OpenError, Options,
@@ -65,7 +66,7 @@ pub struct News {
 }
 
 /// What there is on the disk, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Volume {
     /// The CSV, up to its last committed row.
     pub csv_bytes: u64,

@@ -19,9 +19,11 @@ const MAY_NAME: [(&str, &[&str]); 12] = [
 ];
 
 /// Libraries that belong to some rooms alone.
-const KEPT_IN: [(&str, &[&str]); 6] = [
+const KEPT_IN: [(&str, &[&str]); 8] = [
     ("axum", &["http", "server"]),
     ("tower_http", &["http"]),
+    ("utoipa_axum", &["http"]),
+    ("utoipa_swagger_ui", &["http"]),
     ("deadpool", &["lock"]),
     ("redis", &["lock"]),
     ("csv_core", &["storage"]),

@@ -1,0 +1,257 @@
+//! openapi.yaml, written from the code: what operations have in common, and how each may be refused. All else stands beside
+//! the handlers and the types.
+
+use std::{collections::BTreeMap, sync::LazyLock};
+
+use axum::{
+    http::{HeaderMap, StatusCode},
+    response::Response,
+};
+use serde_json::{Value, json};
+use utoipa::{
+    IntoParams, IntoResponses, PartialSchema, ToSchema,
+    openapi::{
+        ComponentsBuilder, ContentBuilder, Header, InfoBuilder, License, OpenApi, OpenApiBuilder, Ref, RefOr, Required,
+        Response as Answer, ResponseBuilder, Schema, Server,
+        extensions::ExtensionsBuilder,
+        header::HeaderBuilder,
+        path::{Operation, Parameter, PathItem},
+    },
+};
+
+use super::{
+    append_request, batch_request,
+    error::{Code, Problem},
+    events,
+    tagged::Fixed,
+};
+
+const DESCRIPTION: &str = "Many replicas, one CSV, every acknowledged row exactly once.
+
+`HEAD` works wherever `GET` does. What is refused is answered with a `Problem`, also unknown paths (404 `not_found`) and \
+methods (405 `method_not_allowed`); only what is no HTTP at all is refused without one. Answers without an `ETag` are not \
+to be kept.";
+
+/// This contract
+#[utoipa::path(
+    get,
+    path = "/openapi.yaml",
+    operation_id = "openapi",
+    params(IfNoneMatch),
+    responses(
+        (status = OK, description = "OpenAPI 3.1.", content_type = "application/yaml", body = String,
+            headers(("ETag" = String, description = "Changes with the contract."))),
+        (status = NOT_MODIFIED, description = "It is what the tag names.",
+            headers(("ETag" = String, description = "Changes with the contract."))),
+        NeverRefused,
+    ),
+)]
+pub(super) async fn openapi(headers: HeaderMap) -> Response {
+    static CONTRACT: LazyLock<Fixed> = LazyLock::new(|| Fixed::new("application/yaml", super::contract()));
+    CONTRACT.answer(&headers)
+}
+
+/// What comes before the operations.
+pub(super) fn head() -> OpenApi {
+    let info = InfoBuilder::new()
+        .title("Rowlock")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some(DESCRIPTION))
+        .license(Some(License::new(env!("CARGO_PKG_LICENSE"))));
+    let mut problem = vec![(Problem::name().into_owned(), Problem::schema())];
+    Problem::schemas(&mut problem);
+    problem.extend(events::schemas());
+    let schemas = [append_request::schemas(), batch_request::schemas()].map(read::<BTreeMap<String, RefOr<Schema>>>);
+    let mut components =
+        ComponentsBuilder::new().schemas_from_iter(schemas.into_iter().flatten().chain(problem)).build();
+    components.headers = headers().into_iter().map(|(name, header)| (name.to_owned(), RefOr::T(header))).collect();
+    components.parameters = read(json!({
+        "RequestId": {
+            "name": "X-Request-Id", "in": "header", "required": false, "schema": {"type": "string", "maxLength": 128},
+            "description": "Taken over if it is 1 to 128 printable ASCII characters without spaces, else made; returned with every answer.",
+            "example": "order-17-try-2",
+        },
+        "TraceParent": {
+            "name": "traceparent", "in": "header", "required": false, "schema": {"type": "string"},
+            "description": "W3C trace context; taken over or made, and returned.",
+            "example": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        },
+    }));
+    OpenApiBuilder::new().info(info).servers(Some([Server::new("/")])).components(Some(components)).build()
+}
+
+/// Headers that more than one operation answers with.
+fn headers() -> [(&'static str, Header); 4] {
+    let header = |description: &str, schema: Value| {
+        HeaderBuilder::new().description(Some(description)).schema(Some(read::<RefOr<Schema>>(schema))).build()
+    };
+    [
+        (
+            "CacheControl",
+            header("`no-store`; `no-cache` where an `ETag` lets a copy be checked.", json!({"type": "string"})),
+        ),
+        (
+            "RequestId",
+            header("The request's, in answers, problems and logs.", json!({"type": "string", "maxLength": 128})),
+        ),
+        ("RetryAfter", header("Seconds.", json!({"type": "integer", "minimum": 1}))),
+        ("TraceParent", header("W3C trace context.", json!({"type": "string"}))),
+    ]
+}
+
+/// Adds what the layers around all operations do.
+pub(super) fn finish(api: &mut OpenApi) {
+    for operation in api.paths.paths.values_mut().flat_map(operations) {
+        if let Some(RefOr::T(body)) = &mut operation.request_body {
+            body.required = Some(Required::True);
+        }
+        let parameters = operation.parameters.get_or_insert_default();
+        parameters.extend(["RequestId", "TraceParent"].map(|name| reference("parameters", name)));
+        for response in operation.responses.responses.values_mut() {
+            if let RefOr::T(response) = response {
+                for (header, name) in
+                    [("X-Request-Id", "RequestId"), ("traceparent", "TraceParent"), ("Cache-Control", "CacheControl")]
+                {
+                    response.headers.insert(header.to_owned(), reference("headers", name));
+                }
+            }
+        }
+    }
+}
+
+fn operations(path: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    [&mut path.get, &mut path.post, &mut path.delete].into_iter().flatten()
+}
+
+fn reference<T>(kind: &str, name: &str) -> RefOr<T> {
+    RefOr::Ref(Ref::new(format!("#/components/{kind}/{name}")))
+}
+
+/// What no derive can say.
+pub(super) fn read<T: serde::de::DeserializeOwned>(written: Value) -> T {
+    serde_json::from_value(written).expect("a part of OpenAPI, as the tests see")
+}
+
+macro_rules! refusals {
+    ($($operation:ident: $($code:ident)+;)+) => {$(
+        pub(super) struct $operation;
+
+        impl IntoResponses for $operation {
+            fn responses() -> BTreeMap<String, RefOr<Answer>> {
+                refusals(&[$(Code::$code),+])
+            }
+        }
+    )+};
+}
+
+// How each operation may be refused. A panic is `internal`, and none is safe from that.
+refusals! {
+    AppendRefused:
+        BrokenBody BadKey SimulationOff BodyTimeout KeyInFlight BodyTooLarge BatchTooLarge UnsupportedMediaType InvalidField
+        KeyReused SyncFailed Internal QueueFull WaitTimeout RedisUnavailable LockLost FileBusy Draining DiskFull;
+    BatchRefused:
+        BrokenBody BadKey BodyTimeout KeyInFlight BatchTooLarge UnsupportedMediaType InvalidField KeyReused SyncFailed
+        Internal QueueFull WaitTimeout RedisUnavailable LockLost FileBusy Draining DiskFull;
+    RowsRefused: InvalidField NotARowStart Internal;
+    FileRefused: RangeNotSatisfiable Internal;
+    EventsRefused: InvalidField Internal QueueFull;
+    LockRefused: RedisUnavailable Internal;
+    ReleaseRefused: SyncFailed Internal RedisUnavailable LockLost FileBusy Draining DiskFull;
+    NeverRefused: Internal;
+}
+
+/// One response a status, which lists its codes for people and, as `x-codes`, for programs.
+fn refusals(codes: &[Code]) -> BTreeMap<String, RefOr<Answer>> {
+    let mut by_status = BTreeMap::<StatusCode, Vec<Code>>::new();
+    for &code in codes {
+        by_status.entry(code.facts().status).or_default().push(code);
+    }
+    let response = |(status, codes): (StatusCode, Vec<Code>)| {
+        let said: Vec<_> = codes.iter().map(|code| format!("`{code}`: {}.", code.facts().title)).collect();
+        let mut response = ResponseBuilder::new()
+            .description(said.join(" "))
+            .content(
+                "application/problem+json",
+                ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build(),
+            )
+            .extensions(Some(ExtensionsBuilder::new().add("x-codes", json!(codes)).build()))
+            .build();
+        if codes.iter().any(|code| code.facts().retry_after_secs.is_some()) {
+            response.headers.insert("Retry-After".to_owned(), reference("headers", "RetryAfter"));
+        }
+        (status.as_str().to_owned(), RefOr::T(response))
+    };
+    by_status.into_iter().map(response).collect()
+}
+
+/// Headers that more than one operation takes.
+macro_rules! header_params {
+    ($($operation:ident: $written:tt;)+) => {$(
+        pub(super) struct $operation;
+
+        impl IntoParams for $operation {
+            fn into_params(_: impl Fn() -> Option<utoipa::openapi::path::ParameterIn>) -> Vec<Parameter> {
+                vec![read(json!($written))]
+            }
+        }
+    )+};
+}
+
+header_params! {
+    IdempotencyKey: {
+        "name": "Idempotency-Key", "in": "header", "required": false, "schema": {"type": "string", "pattern": r#"^([!#-~]([ -~]{0,253}[!-~])?|"([ !#-\[\]-~]|\\["\\]){1,255}")$"#},
+        "description": "A name for this request, 1 to 255 printable ASCII characters, bare or in double quotes. Repeating the request with it writes the row once, as long as the key is among the newest ROWLOCK_IDEMPOTENCY_KEYS. Refusals are not remembered.",
+        "example": "order-17",
+    };
+    IfNoneMatch: {
+        "name": "If-None-Match", "in": "header", "required": false, "schema": {"type": "string"},
+        "description": "The `ETag`s of what the client has, or `*`: 304 if it is still the same.",
+    };
+    BodyEncoding: {
+        "name": "Content-Encoding", "in": "header", "required": false, "schema": {"type": "string", "enum": ["gzip", "zstd"]},
+        "description": "How the body is compressed, if it is.",
+    };
+    Verbose: {
+        "name": "verbose", "in": "query", "required": false, "schema": {"type": "string"},
+        "description": "List the checks, whatever the value.",
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{env, fs};
+
+    use utoipa::PartialSchema;
+
+    use super::Code;
+
+    const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.yaml");
+
+    #[test]
+    fn openapi_yaml_is_what_the_code_says() {
+        let written = super::super::contract();
+        if env::var_os("ROWLOCK_WRITE").is_some() {
+            return fs::write(FILE, written).expect("writable");
+        }
+        let file = fs::read_to_string(FILE).expect("readable");
+        let same = file.lines().zip(written.lines()).take_while(|(a, b)| a == b).count();
+        assert!(
+            file == written,
+            "openapi.yaml differs from the code from line {} on; to write it anew: ROWLOCK_WRITE=1 cargo test --lib openapi",
+            same + 1
+        );
+    }
+
+    #[test]
+    fn every_code_is_said_to_come_from_some_operation() {
+        let (contract, schema) = (super::super::contract(), serde_json::to_value(Code::schema()).expect("JSON"));
+        let codes: Vec<_> =
+            schema["enum"].as_array().expect("a list").iter().filter_map(|code| code.as_str()).collect();
+        assert!(codes.len() > 20);
+        for code in codes {
+            // What never reaches an operation is none's to answer.
+            let expected = if ["not_found", "method_not_allowed"].contains(&code) { 1.. } else { 2.. };
+            assert!(expected.contains(&contract.matches(&format!("- {code}\n")).count()), "{code}");
+        }
+    }
+}
