@@ -1,6 +1,6 @@
 //! The configuration: one struct, filled from flags, environment and `.env`.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
@@ -110,6 +110,40 @@ pub struct Config {
     #[arg(long, env = "ROWLOCK_JOURNAL_BYTES", value_name = "SIZE", default_value = "128MiB", value_parser = parse_journal_bytes, global = true, hide_env_values = true)]
     pub journal_bytes: usize,
 
+    /// off: serve an address that others reach without asking for tokens. On a loopback address nobody is asked either way,
+    /// unless ROWLOCK_API_TOKENS is set; where it is, tokens are always asked for.
+    #[arg(
+        long,
+        env = "ROWLOCK_AUTH",
+        value_name = "on|off",
+        default_value = "on",
+        global = true,
+        hide_env_values = true,
+        hide_possible_values = true
+    )]
+    pub auth: Switch,
+
+    /// Who may do what: in the environment alone, since a command line is seen by all.
+    #[arg(skip)]
+    pub api_tokens: Option<TokenSource>,
+
+    /// Requests a second that one client may make, and how many at once (as many as in a second unless set), such as 100 or
+    /// 100:500. A client is a token, or else an address. None: as many as it likes.
+    #[arg(long, env = "ROWLOCK_RATE_LIMIT", value_name = "RATE[:BURST]", value_parser = parse_rate_limit, global = true, hide_env_values = true)]
+    pub rate_limit: Option<RateLimit>,
+
+    /// Connections at once (1 to 1000000).
+    #[arg(long, env = "ROWLOCK_MAX_CONNECTIONS", value_name = "CONNECTIONS", default_value = "10000", value_parser = parse_connections, global = true, hide_env_values = true)]
+    pub max_connections: usize,
+
+    /// Serve HTTPS: our certificate and its chain, in PEM; read again on SIGHUP.
+    #[arg(long, env = "ROWLOCK_TLS_CERT", value_name = "FILE", global = true, hide_env_values = true)]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Serve HTTPS: the key of our certificate, in PEM; read again on SIGHUP.
+    #[arg(long, env = "ROWLOCK_TLS_KEY", value_name = "FILE", global = true, hide_env_values = true)]
+    pub tls_key: Option<PathBuf>,
+
     /// Origins whose pages may use this service from a browser, separated by commas, such as `https://app.example.com`; `*` for all.
     /// None: no page of another origin may.
     #[arg(long, env = "ROWLOCK_CORS_ORIGINS", value_name = "ORIGINS", value_parser = parse_origins, global = true, hide_env_values = true)]
@@ -127,7 +161,11 @@ pub struct Config {
     )]
     pub unlocked_volume: UnlockedVolume,
 
-    /// After SIGTERM, how long to finish what was taken (0s to 1h).
+    /// After SIGTERM, how long to go on serving while /readyz says no, so that a load balancer finds out (0s to 1h).
+    #[arg(long, env = "ROWLOCK_DRAIN_DELAY", value_name = "DURATION", default_value = "0s", value_parser = parse_drain_delay, global = true, hide_env_values = true)]
+    pub drain_delay: Duration,
+
+    /// After that, how long to finish what was taken (0s to 1h).
     #[arg(long, env = "ROWLOCK_GRACE", value_name = "DURATION", default_value = "30s", value_parser = parse_grace, global = true, hide_env_values = true)]
     pub grace: Duration,
 
@@ -165,6 +203,43 @@ impl std::fmt::Debug for RedisUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("RedisUrl(hidden)")
     }
+}
+
+/// Where the tokens stand. They never print.
+#[derive(Clone, PartialEq, Eq)]
+pub enum TokenSource {
+    /// `role:token`, separated by commas.
+    Text(String),
+    /// In a file.
+    File(PathBuf),
+}
+
+impl TokenSource {
+    /// The variable that it is read from.
+    pub const VARIABLE: &str = "ROWLOCK_API_TOKENS";
+
+    /// `@` names a file.
+    pub fn parse(value: &str) -> Self {
+        match value.strip_prefix('@') {
+            Some(path) => Self::File(path.into()),
+            None => Self::Text(value.to_owned()),
+        }
+    }
+}
+
+impl std::fmt::Debug for TokenSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TokenSource(hidden)")
+    }
+}
+
+/// What one client may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Requests a second, in the long run.
+    pub per_second: NonZeroU32,
+    /// Requests at once.
+    pub burst: NonZeroU32,
 }
 
 /// Who may use the service from pages of its own.
@@ -244,6 +319,10 @@ fn parse_max_sleep(text: &str) -> Result<Duration, String> {
     parse_duration(text, Duration::ZERO, 24 * HOUR)
 }
 
+fn parse_drain_delay(text: &str) -> Result<Duration, String> {
+    parse_duration(text, Duration::ZERO, HOUR)
+}
+
 fn parse_grace(text: &str) -> Result<Duration, String> {
     parse_duration(text, Duration::ZERO, HOUR)
 }
@@ -287,6 +366,20 @@ fn parse_queue_rows(text: &str) -> Result<usize, String> {
 
 fn parse_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "an address and a port, such as 127.0.0.1:8080 or [::1]:8080".to_owned())
+}
+
+fn parse_connections(text: &str) -> Result<usize, String> {
+    let connections = text.parse().ok().filter(|connections| (1..=1_000_000).contains(connections));
+    connections.ok_or_else(|| "a whole number from 1 to 1000000".to_owned())
+}
+
+fn parse_rate_limit(text: &str) -> Result<RateLimit, String> {
+    let (rate, burst) = text.split_once(':').unwrap_or((text, text));
+    let number = |text: &str| text.parse().ok().filter(|&number: &NonZeroU32| number.get() <= 1_000_000);
+    match (number(rate), number(burst)) {
+        (Some(per_second), Some(burst)) => Ok(RateLimit { per_second, burst }),
+        _ => Err("whole numbers from 1 to 1000000, such as 100 (a second) or 100:500 (at once)".to_owned()),
+    }
 }
 
 /// As browsers write them in `Origin`: in lower case, without a path and without a default port.
@@ -342,6 +435,16 @@ mod tests {
         assert_eq!(parse_queue_bytes("100000"), Ok(100_000));
         for wrong in ["1", "65MiB", "x", "-1"] {
             assert!(parse_body_limit(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_rate_has_a_burst_of_its_own_or_that_of_a_second() {
+        let number = |number| NonZeroU32::new(number).expect("not zero");
+        assert_eq!(parse_rate_limit("10"), Ok(RateLimit { per_second: number(10), burst: number(10) }));
+        assert_eq!(parse_rate_limit("10:500"), Ok(RateLimit { per_second: number(10), burst: number(500) }));
+        for wrong in ["", "0", "10:0", "1.5", "10/s", "10:", ":10", "1000001", "10:5:5"] {
+            assert!(parse_rate_limit(wrong).is_err(), "{wrong:?}");
         }
     }
 

@@ -20,6 +20,8 @@ pub struct Meter {
 #[derive(Debug)]
 struct Counts {
     rows: u64,
+    /// When it was last read out.
+    rows_per_s: f64,
     errors: BTreeMap<String, u64>,
     recent: Recent,
 }
@@ -85,7 +87,7 @@ pub struct Work {
 
 impl Default for Meter {
     fn default() -> Self {
-        let counts = Counts { rows: 0, errors: BTreeMap::new(), recent: Recent::new() };
+        let counts = Counts { rows: 0, rows_per_s: 0.0, errors: BTreeMap::new(), recent: Recent::new() };
         Self { started: Instant::now(), counts: Mutex::new(counts) }
     }
 }
@@ -111,6 +113,11 @@ impl Meter {
         *self.counts().errors.entry(code.to_owned()).or_default() += 1;
     }
 
+    /// Rows a second, when it was last read out.
+    pub fn rows_per_s(&self) -> f64 {
+        self.counts().rows_per_s
+    }
+
     /// Reads out, and begins anew.
     pub fn take(&self) -> Work {
         let counts = &mut *self.counts();
@@ -125,6 +132,7 @@ impl Meter {
             errors: counts.errors.clone(),
         };
         recent.begin_anew();
+        counts.rows_per_s = work.rows_per_s;
         work
     }
 }

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::{Config, LogFormat};
+use crate::config::{Config, LogFormat, TokenSource};
 
 /// Something failed.
 const FAILED: u8 = 1;
@@ -35,6 +35,11 @@ struct Cli {
 }
 
 const EXAMPLES: &str = "\
+In the environment alone:
+  Who may do what: role:token,…, or @FILE with such entries, read again on SIGHUP. Roles: append (appends), read (rows, lock,
+  events, metrics), admin (everything). None: everybody may do everything, and only a loopback address is served.
+  [env: ROWLOCK_API_TOKENS]
+
 Examples:
   rowlock                                              serve rows.csv on 127.0.0.1:8080, embedded lock
   rowlock serve --redis redis://localhost --csv a.csv  one of many replicas
@@ -84,7 +89,11 @@ fn parse() -> Result<Cli, Exit> {
     read_dotenv()?;
     let mut command = usage::without_empty_variables(Cli::command());
     match command.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| Cli::from_arg_matches(&matches)) {
-        Ok(cli) => Ok(cli),
+        Ok(mut cli) => {
+            let tokens = std::env::var(TokenSource::VARIABLE).ok().filter(|value| !value.is_empty());
+            cli.config.api_tokens = tokens.as_deref().map(TokenSource::parse);
+            Ok(cli)
+        }
         Err(e) if e.use_stderr() => Err(usage::explain(&command, &e)),
         Err(help) => {
             help.print().map_err(|e| Exit::new(FAILED, e))?;

@@ -192,6 +192,10 @@ impl Committer {
             // guard: work_is_told
             () = lease.lost() => {}
             () = self.queue.order() => self.force_release().await?,
+            () = self.queue.sleeps_end() => {
+                answer(batch, |_| Err(AppendError::Draining));
+                return Ok(Err(Leave::Release));
+            }
         }
         answer(batch, |_| Err(AppendError::LockLost));
         Ok(Err(Leave::Release))

@@ -206,10 +206,11 @@ impl Watcher {
         loop {
             let watched =
                 self.shared.is_watched_here() || self.watched_until.is_some_and(|until| Instant::now() < until);
-            self.changes().watch(watched);
             let began = self.shared.pause(if watched { TICK } else { SECOND });
             let second = began || self.told.elapsed() >= SECOND;
             let here = self.shared.is_watched_here();
+            // Before anybody is told that it is so.
+            self.changes().watch(watched || here);
             if second {
                 self.told = Instant::now();
             }

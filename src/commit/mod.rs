@@ -195,6 +195,13 @@ impl Appender {
         &self.meter
     }
 
+    /// How long what waits will take at the speed of the last second; none if nothing moved in it.
+    pub fn time_to_drain(&self) -> Option<Duration> {
+        let (rows, _, _) = self.queue.load();
+        let speed = self.meter.rows_per_s();
+        (speed > 0.0).then(|| Duration::from_secs_f64((rows as f64 / speed).min(3600.0)))
+    }
+
     /// Which lock serves, and whether it is in reach as far as the last append knows.
     pub fn lock_state(&self) -> (&'static str, bool) {
         (self.lock.kind(), !self.lock.is_out_of_reach())
@@ -284,9 +291,10 @@ impl Appender {
         self.queue.close();
     }
 
-    /// Refuses what still waits, since time is up.
+    /// Refuses what still waits or sleeps, since time is up.
     pub fn refuse_waiting(&self) {
         self.queue.close();
+        self.queue.end_sleeps();
         self.queue.refuse_all(&AppendError::Draining);
     }
 }

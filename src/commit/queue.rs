@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, oneshot},
+    sync::{Notify, oneshot, watch},
     time::{Instant, timeout_at},
 };
 
@@ -76,6 +76,8 @@ pub(super) struct Queue {
     /// Forced releases that were asked for, and not done yet.
     orders: Mutex<Vec<Order>>,
     ordered: Notify,
+    /// The grace time is over: nobody sleeps any longer.
+    time_is_up: watch::Sender<bool>,
     bounds: Bounds,
 }
 
@@ -89,6 +91,7 @@ impl Queue {
             changed: Notify::new(),
             orders: Mutex::default(),
             ordered: Notify::new(),
+            time_is_up: watch::Sender::new(false),
             bounds,
         }
     }
@@ -212,6 +215,17 @@ impl Queue {
 
     pub(super) fn is_closed(&self) -> bool {
         self.state().closed
+    }
+
+    /// From now on nobody sleeps before a write.
+    pub(super) fn end_sleeps(&self) {
+        self.time_is_up.send_replace(true);
+    }
+
+    /// Returns when sleeps are to end.
+    pub(super) async fn sleeps_end(&self) {
+        // An error would mean that the queue is gone, and with it who asks.
+        let _ = self.time_is_up.subscribe().wait_for(|up| *up).await;
     }
 
     /// Refuses all that still wait.

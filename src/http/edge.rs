@@ -1,6 +1,6 @@
 //! The outermost layer: gives each request its ids, writes problems, logs one line.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::{
     body::Body,
@@ -11,12 +11,18 @@ use axum::{
 };
 use uuid::Uuid;
 
-use super::{App, error::Problem};
+use super::{
+    App,
+    error::{Code, Problem},
+    rate::whole_seconds,
+};
 use crate::record::Ack;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 const REQUEST_ID_BYTES_MAX: usize = 128;
+/// The longest that a client is told to stay away.
+const COME_BACK_MAX: Duration = Duration::from_secs(60);
 
 /// Takes over or makes `X-Request-Id` and `traceparent`, and returns both.
 pub(super) async fn edge(State(app): State<App>, request: Request, next: Next) -> Response {
@@ -34,6 +40,17 @@ pub(super) async fn edge(State(app): State<App>, request: Request, next: Next) -
         problem.request_id.clone_from(&id);
         write_problem(&mut response, problem);
         app.appender.meter().refused(&problem.code.to_string());
+        if matches!(problem.code, Code::QueueFull | Code::WaitTimeout)
+            && let Some(wait) = app.appender.time_to_drain()
+        {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(wait.min(COME_BACK_MAX))));
+        }
+    }
+    if app.draining.has_begun() {
+        // Whoever keeps connections open makes the next one elsewhere.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     log(&response, &id, &method, &path, problem.as_ref(), began);
     response.headers_mut().insert(REQUEST_ID, request_id);

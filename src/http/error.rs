@@ -9,6 +9,7 @@ use axum::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::rate::whole_seconds;
 use crate::{
     commit::{AppendError, Outcome, reading::ReadError},
     schema::InvalidField,
@@ -35,6 +36,12 @@ pub(super) enum ApiError {
     UnsupportedBatchType,
     #[error("the body is larger than {0} bytes once decoded (ROWLOCK_BATCH_LIMIT)")]
     BatchTooLarge(usize),
+    #[error("{}", if *.unknown_token { "the token is not known" } else { "Authorization: accepted: Bearer and a token" })]
+    Unauthorized { unknown_token: bool },
+    #[error("the token's role does not reach this; needed: {0}")]
+    Forbidden(&'static str),
+    #[error("more than one client may ask for (ROWLOCK_RATE_LIMIT); the next request may come in {0:?}")]
+    RateLimited(Duration),
     #[error("sleep and skip_release are switched off here (ROWLOCK_SIMULATION)")]
     SimulationOff,
     #[error("there is nothing at this path; see the README for what there is")]
@@ -71,6 +78,8 @@ impl From<ReadError> for ApiError {
 pub(super) enum Code {
     BrokenBody,
     BadKey,
+    Unauthorized,
+    Forbidden,
     SimulationOff,
     NotFound,
     MethodNotAllowed,
@@ -83,6 +92,7 @@ pub(super) enum Code {
     InvalidField,
     KeyReused,
     NotARowStart,
+    RateLimited,
     SyncFailed,
     Internal,
     QueueFull,
@@ -125,6 +135,8 @@ impl Code {
         match self {
             Self::BrokenBody => Facts::refused(S::BAD_REQUEST, "The body cannot be read"),
             Self::BadKey => Facts::refused(S::BAD_REQUEST, "Idempotency-Key cannot be taken"),
+            Self::Unauthorized => Facts::refused(S::UNAUTHORIZED, "A token is needed"),
+            Self::Forbidden => Facts::refused(S::FORBIDDEN, "The token's role does not reach this"),
             Self::SimulationOff => Facts::refused(S::FORBIDDEN, "Simulation is switched off"),
             Self::NotFound => Facts::refused(S::NOT_FOUND, "No such path"),
             Self::MethodNotAllowed => Facts::refused(S::METHOD_NOT_ALLOWED, "No such method here"),
@@ -137,6 +149,7 @@ impl Code {
             Self::InvalidField => Facts::refused(S::UNPROCESSABLE_ENTITY, "A field is wrong"),
             Self::KeyReused => Facts::refused(S::UNPROCESSABLE_ENTITY, "The key came with other data before"),
             Self::NotARowStart => Facts::refused(S::UNPROCESSABLE_ENTITY, "No row begins there"),
+            Self::RateLimited => Facts::try_again(S::TOO_MANY_REQUESTS, "Too many requests of one client", 1),
             Self::SyncFailed => Facts::refused(S::INTERNAL_SERVER_ERROR, "The rows could not be made durable"),
             Self::Internal => Facts::refused(S::INTERNAL_SERVER_ERROR, "Something went wrong here"),
             Self::QueueFull => Facts::try_again(S::SERVICE_UNAVAILABLE, "Too much waits already", 1),
@@ -159,6 +172,9 @@ impl ApiError {
             Self::BodyTooLarge(_) => Code::BodyTooLarge,
             Self::BodyTimeout(_) => Code::BodyTimeout,
             Self::UnsupportedMediaType | Self::UnsupportedBatchType => Code::UnsupportedMediaType,
+            Self::Unauthorized { .. } => Code::Unauthorized,
+            Self::Forbidden(_) => Code::Forbidden,
+            Self::RateLimited(_) => Code::RateLimited,
             Self::SimulationOff => Code::SimulationOff,
             Self::NotARowStart { .. } => Code::NotARowStart,
             Self::RangeNotSatisfiable(_) => Code::RangeNotSatisfiable,
@@ -190,6 +206,9 @@ impl ApiError {
             | Self::UnsupportedMediaType
             | Self::UnsupportedBatchType
             | Self::BatchTooLarge(_)
+            | Self::Unauthorized { .. }
+            | Self::Forbidden(_)
+            | Self::RateLimited(_)
             | Self::SimulationOff
             | Self::NotARowStart { .. }
             | Self::RangeNotSatisfiable(_)
@@ -197,6 +216,16 @@ impl ApiError {
             | Self::ReadFailed
             | Self::NotFound
             | Self::MethodNotAllowed => Outcome::NotWritten,
+        }
+    }
+
+    /// What a client is to show, after RFC 6750.
+    fn challenge(&self) -> Option<&'static str> {
+        match self {
+            Self::Unauthorized { unknown_token: false } => Some("Bearer realm=\"rowlock\""),
+            Self::Unauthorized { unknown_token: true } => Some("Bearer realm=\"rowlock\", error=\"invalid_token\""),
+            Self::Forbidden(_) => Some("Bearer realm=\"rowlock\", error=\"insufficient_scope\""),
+            _ => None,
         }
     }
 
@@ -263,8 +292,12 @@ impl IntoResponse for ApiError {
             request_id: String::new(),
         };
         let mut response = status.into_response();
-        if let Some(secs) = retry_after_secs {
+        let wait = if let Self::RateLimited(wait) = self { Some(whole_seconds(wait)) } else { retry_after_secs };
+        if let Some(secs) = wait {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(secs));
+        }
+        if let Some(challenge) = self.challenge() {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         if matches!(self, Self::BodyTooLarge(_) | Self::BatchTooLarge(_)) {
             // The rest of the body may still be on its way: nothing more can be said on this connection.

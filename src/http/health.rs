@@ -1,6 +1,7 @@
 //! `/livez` and `/readyz`: for load balancers and people.
 
 use axum::{
+    Extension,
     extract::{RawQuery, State},
     http::StatusCode,
     response::{IntoResponse, Response},
@@ -8,6 +9,7 @@ use axum::{
 
 use super::{
     App,
+    door::MayRead,
     openapi::{NeverRefused, Verbose},
 };
 
@@ -29,7 +31,7 @@ pub(super) async fn livez(RawQuery(query): RawQuery) -> Response {
 /// Rows are taken here
 ///
 /// A Redis that is away leaves a replica ready: it is shared, and taking every replica out of the load balancer would only
-/// turn clear answers into broken connections. `verbose` shows it.
+/// turn clear answers into broken connections. `verbose` shows it, to who may read.
 #[utoipa::path(
     get,
     path = "/readyz",
@@ -41,12 +43,18 @@ pub(super) async fn livez(RawQuery(query): RawQuery) -> Response {
         NeverRefused,
     ),
 )]
-pub(super) async fn readyz(State(app): State<App>, RawQuery(query): RawQuery) -> Response {
+pub(super) async fn readyz(
+    State(app): State<App>,
+    Extension(MayRead(may_read)): Extension<MayRead>,
+    RawQuery(query): RawQuery,
+) -> Response {
     // A sync has failed: the process is about to end.
     // guard: ready_takes_rows
     let ready = !app.draining.has_begun() && app.appender.takes_rows();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    answer(status, is_verbose(query.as_deref()).then(|| checks(&app, ready)))
+    // A probe is never refused: who may not see the checks gets the plain answer.
+    let verbose = may_read && is_verbose(query.as_deref());
+    answer(status, verbose.then(|| checks(&app, ready)))
 }
 
 fn checks(app: &App, ready: bool) -> String {

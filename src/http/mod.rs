@@ -1,11 +1,13 @@
 //! Router and layers: what a client sees. Knows no Redis and no path.
 
+mod access;
 mod append;
 mod append_batch;
 mod append_request;
 mod batch_request;
 mod body;
 mod cors;
+mod door;
 mod edge;
 mod error;
 mod events;
@@ -13,6 +15,7 @@ mod health;
 mod lock;
 mod openapi;
 mod query;
+mod rate;
 mod rows;
 mod rows_csv;
 mod tagged;
@@ -22,6 +25,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+pub use access::{Access, AccessError};
 use axum::{
     Router,
     body::Body,
@@ -30,6 +34,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use error::ApiError;
+use rate::Shares;
 use tokio::sync::{Semaphore, watch};
 use tower_http::{
     catch_panic::CatchPanicLayer, compression::CompressionLayer, decompression::RequestDecompressionLayer,
@@ -52,11 +57,29 @@ pub struct App {
     events: Events,
     /// Places for readers of events.
     watchers: Arc<Semaphore>,
+    access: Arc<Access>,
+    shares: Option<Shares>,
     limits: Limits,
     cors_origins: Option<Origins>,
     draining: Draining,
     /// True once nothing more is taken: streams end then.
     stopped: watch::Receiver<bool>,
+}
+
+/// What there is to serve.
+pub struct Parts {
+    /// Takes rows.
+    pub appender: Appender,
+    /// Reads them back.
+    pub reading: Reading,
+    /// Tells of them.
+    pub events: Events,
+    /// Who may.
+    pub access: Arc<Access>,
+    /// Not ready any more.
+    pub draining: Draining,
+    /// True once nothing more is taken: streams end then.
+    pub stopped: watch::Receiver<bool>,
 }
 
 /// What a request may ask for.
@@ -84,22 +107,18 @@ impl Draining {
 }
 
 impl App {
-    /// Serves `appender`, `reading` and `events` within the limits that `config` sets; streams end when `stopped` is true.
-    pub fn new(
-        (appender, reading, events): (Appender, Reading, Events),
-        config: &Config,
-        draining: Draining,
-        stopped: watch::Receiver<bool>,
-    ) -> Self {
+    /// Serves `parts` within the limits that `config` sets. To be called where tasks can be started.
+    pub fn new(parts: Parts, config: &Config) -> Self {
+        let Parts { appender, reading, events, access, draining, stopped } = parts;
         let limits = Limits {
             body_bytes_max: config.body_limit,
             batch_bytes_max: config.batch_limit,
             sleep_max: config.max_sleep,
             simulation: config.simulation == Switch::On,
         };
-        let watchers = Arc::new(Semaphore::new(events::READERS_MAX));
+        let (watchers, shares) = (Arc::new(Semaphore::new(events::READERS_MAX)), config.rate_limit.map(Shares::new));
         let cors_origins = config.cors_origins.clone();
-        Self { appender, reading, events, watchers, limits, cors_origins, draining, stopped }
+        Self { appender, reading, events, watchers, access, shares, limits, cors_origins, draining, stopped }
     }
 
     /// All routes, and the layers around them.
@@ -109,7 +128,8 @@ impl App {
             .method_not_allowed_fallback(other_method)
             .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
                 IntoResponse::into_response(ApiError::Append(AppendError::Internal(Outcome::Unknown)))
-            }));
+            }))
+            .layer(from_fn_with_state(self.clone(), door::door));
         let router = match &self.cors_origins {
             Some(origins) => router.layer(cors::layer(origins)),
             None => router,

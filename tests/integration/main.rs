@@ -1,5 +1,6 @@
 //! The service as its users meet it: real processes, a real Redis, real files, free ports.
 
+mod access;
 mod bad_requests;
 mod batches;
 mod checking;
@@ -9,6 +10,8 @@ mod contract;
 mod files;
 mod journal;
 mod keys;
+mod leaving;
+mod limits;
 mod locking;
 mod manners;
 mod reading;

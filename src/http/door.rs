@@ -1,0 +1,58 @@
+//! At the door: who comes, whether its share is used up, and whether it may do what it asks for.
+
+use std::net::SocketAddr;
+
+use axum::{
+    extract::{ConnectInfo, Request, State},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+
+use super::{App, access::Role, body, error::ApiError};
+
+/// Lets a request in, or refuses it before any of it is parsed.
+pub(super) async fn door(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let needed = Role::needed(request.method(), request.uri().path());
+    let caller = app.access.caller(request.headers());
+    let token = caller.as_ref().ok().and_then(|caller| caller.token);
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|&ConnectInfo(peer)| peer);
+    let is_probe = matches!(request.uri().path(), "/livez" | "/readyz");
+    let share = match app.shares.as_ref().filter(|_| !is_probe).map(|shares| shares.take(token, peer)) {
+        None => None,
+        Some(Ok(share)) => Some(share),
+        Some(Err((share, wait))) => {
+            let mut response = refuse(request, ApiError::RateLimited(wait)).await;
+            share.tell(response.headers_mut());
+            return response;
+        }
+    };
+    let may = match (needed, caller) {
+        (None, caller) => {
+            let may_read = caller.is_ok_and(|caller| caller.may(Role::Read));
+            request.extensions_mut().insert(MayRead(may_read));
+            Ok(())
+        }
+        (Some(_), Err(e)) => Err(e),
+        // guard: role_reaches
+        (Some(role), Ok(caller)) if caller.may(role) => Ok(()),
+        (Some(_), Ok(caller)) if caller.token.is_none() => Err(ApiError::Unauthorized { unknown_token: false }),
+        (Some(role), Ok(_)) => Err(ApiError::Forbidden(role.name())),
+    };
+    let mut response = match may {
+        Ok(()) => next.run(request).await,
+        Err(e) => refuse(request, e).await,
+    };
+    if let Some(share) = share {
+        share.tell(response.headers_mut());
+    }
+    response
+}
+
+/// Whether who asks for something open may read what is not.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct MayRead(pub(super) bool);
+
+async fn refuse(request: Request, with: ApiError) -> Response {
+    let (head, body) = request.into_parts();
+    body::refuse(&head.headers, body, with).await.into_response()
+}

@@ -1,0 +1,190 @@
+//! Bounds: on connections, heads, requests of one client, and what happens when more comes than can be taken.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::{Bench, On, PATIENCE, Replica, answer, until};
+
+fn connect(replica: &Replica) -> TcpStream {
+    let stream = TcpStream::connect(replica.url.trim_start_matches("http://")).expect("connects");
+    stream.set_read_timeout(Some(2 * PATIENCE)).expect("settable");
+    stream
+}
+
+/// All that comes until the other side closes.
+fn rest(mut stream: TcpStream) -> String {
+    let mut all = Vec::new();
+    // A reset ends it as well.
+    let _ = stream.read_to_end(&mut all);
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_end_and_a_connection_without_requests_are_closed_in_time() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[]);
+    let began = Instant::now();
+    let waiting =
+        ["", "GET /livez HTTP/1.1\r\nhost: x\r\nx-slow: ", "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"].map(|sent| {
+            let mut stream = connect(&replica);
+            stream.write_all(sent.as_bytes()).expect("sent");
+            tokio::task::spawn_blocking(move || rest(stream))
+        });
+    for (number, closed) in waiting.into_iter().enumerate() {
+        let text = closed.await.expect("no panic");
+        assert_eq!(text.contains("200 OK"), number == 2, "{text}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(45), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_refused() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[]);
+    let many: String = (0..200).map(|n| format!("x-{n}: y\r\n")).collect();
+    for head in [format!("x-long: {}\r\n", "y".repeat(1 << 20)), many] {
+        let mut stream = connect(&replica);
+        // It may be refused before all of it is sent.
+        let _ = stream.write_all(format!("GET /livez HTTP/1.1\r\nhost: x\r\n{head}\r\n").as_bytes());
+        let text = tokio::task::spawn_blocking(move || rest(stream)).await.expect("no panic");
+        assert!(text.is_empty() || text.starts_with("HTTP/1.1 431"), "{text}");
+    }
+    assert_eq!(answer(replica.request(Method::GET, "/livez")).await.0, 200);
+}
+
+#[tokio::test]
+async fn connections_beyond_the_bound_are_told_so_and_let_in_when_there_is_room() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[("ROWLOCK_MAX_CONNECTIONS", "3")]);
+    let mut kept: Vec<TcpStream> = (0..3).map(|_| connect(&replica)).collect();
+    for stream in &mut kept {
+        stream.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").expect("sent");
+        let mut first = [0; 12];
+        stream.read_exact(&mut first).expect("an answer");
+        assert_eq!(&first, b"HTTP/1.1 200");
+    }
+    let mut one_more = connect(&replica);
+    one_more.write_all(b"POST /append HTTP/1.1\r\nhost: x\r\ncontent-length: 6\r\n\r\ndata=x").expect("sent");
+    let text = rest(one_more);
+    let (head, body) = text.split_once("\r\n\r\n").expect("an answer");
+    assert!(head.starts_with("HTTP/1.1 503") && head.contains("retry-after: 1"), "{head}");
+    let problem: Value = serde_json::from_str(body).expect("JSON");
+    assert_eq!((&problem["code"], &problem["outcome"]), (&json!("queue_full"), &json!("not_written")));
+    kept.pop();
+    until("there is room again", async || {
+        let sent = replica.request(Method::GET, "/livez").send().await;
+        sent.is_ok_and(|response| response.status() == 200)
+    })
+    .await;
+    assert_eq!(bench.rows().len(), 0);
+}
+
+#[tokio::test]
+async fn a_client_over_its_share_is_told_when_to_come_back_and_others_are_not_kept_waiting() {
+    let bench = Bench::new(On::Embedded);
+    let settings = [("ROWLOCK_RATE_LIMIT", "1:3"), ("ROWLOCK_API_TOKENS", "append:one,append:two,read:three")];
+    let replica = bench.replica(&settings);
+    let post = async |token: &str| {
+        let request = replica.post(&json!({"data": "x"})).header("authorization", format!("Bearer {token}"));
+        request.send().await.expect("an answer")
+    };
+    for left in [2, 1, 0] {
+        let response = post("one").await;
+        assert_eq!(response.status(), 201);
+        assert_eq!(response.headers()["ratelimit-policy"], "\"client\";q=3;w=3");
+        let told = response.headers()["ratelimit"].to_str().expect("text").to_owned();
+        assert!(told.starts_with(&format!("\"client\";r={left};t=")), "{told}");
+    }
+    let response = post("one").await;
+    assert_eq!(response.status(), 429);
+    assert_eq!(
+        (&response.headers()["retry-after"], &response.headers()["ratelimit"]),
+        (&"1".parse().expect("a header"), &"\"client\";r=0;t=1".parse().expect("a header"))
+    );
+    let problem: Value = response.json().await.expect("JSON");
+    assert_eq!(
+        (&problem["code"], &problem["outcome"], &problem["retryable"]),
+        (&json!("rate_limited"), &json!("not_written"), &json!(true))
+    );
+    assert_eq!(post("two").await.status(), 201, "another token has a share of its own");
+    let statuses = [post("wrong").await, post("wrong").await, post("wrong").await, post("wrong").await];
+    assert_eq!(
+        statuses.map(|response| response.status().as_u16()),
+        [401, 401, 401, 429],
+        "guesses are limited by address"
+    );
+    assert_eq!(answer(replica.request(Method::GET, "/readyz")).await.0, 200, "a probe is never refused");
+    until("there is one more", async || post("one").await.status() == 201).await;
+}
+
+fn resident_kib(replica: &Replica) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", replica.pid())).expect("a running process");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// What clients that never wait get: how often each status, and how long the service took with each row, in milliseconds.
+async fn load(replica: &Arc<Replica>, clients: usize, requests: usize) -> (BTreeMap<u16, usize>, Vec<u64>) {
+    let mut tasks = Vec::new();
+    for client in 0..clients {
+        let replica = Arc::clone(replica);
+        tasks.push(tokio::spawn(async move {
+            let (mut statuses, mut took) = (BTreeMap::new(), Vec::new());
+            for n in 0..requests {
+                let response = replica.post(&json!({"data": format!("{client}-{n}")})).send().await.expect("an answer");
+                let status = response.status().as_u16();
+                *statuses.entry(status).or_default() += 1;
+                let retry_after = response.headers().get("retry-after").cloned();
+                let body: Value = response.json().await.expect("JSON");
+                if status == 201 {
+                    took.push(body["waited_ms"].as_u64().expect("ms") + body["held_ms"].as_u64().expect("ms"));
+                } else {
+                    assert_eq!(
+                        (&body["code"], &body["outcome"]),
+                        (&json!("queue_full"), &json!("not_written")),
+                        "{body}"
+                    );
+                    let seconds: u64 = retry_after.expect("a header").to_str().expect("text").parse().expect("seconds");
+                    assert!((1..=60).contains(&seconds), "{seconds}");
+                }
+            }
+            (statuses, took)
+        }));
+    }
+    let (mut statuses, mut took) = (BTreeMap::new(), Vec::new());
+    for task in tasks {
+        let (some, more) = task.await.expect("no panic");
+        some.into_iter().for_each(|(status, count): (u16, usize)| *statuses.entry(status).or_default() += count);
+        took.extend(more);
+    }
+    took.sort_unstable();
+    (statuses, took)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_much_is_refused_at_the_door_and_what_was_taken_is_quick_and_not_lost() {
+    let bench = Bench::new(On::Embedded);
+    let settings = [("ROWLOCK_QUEUE_ROWS", "40"), ("RUST_LOG", "warn,rowlock::server=info")];
+    let replica = Arc::new(bench.replica(&settings));
+    let p99 = |took: &[u64]| took[took.len() * 99 / 100];
+    let (statuses, took) = load(&replica, 40, 100).await;
+    assert_eq!(statuses, BTreeMap::from([(201, 4000)]), "that is what it can take");
+    let (at_capacity, before) = (p99(&took), resident_kib(&replica));
+    let (statuses, took) = load(&replica, 200, 60).await;
+    let taken = statuses[&201];
+    assert!(statuses.keys().all(|status| [201, 503].contains(status)), "{statuses:?}");
+    assert!(statuses.get(&503).is_some_and(|&refused| refused > 1000), "{statuses:?}");
+    assert!(p99(&took) <= 3 * at_capacity.max(3), "{} ms, and {at_capacity} ms at capacity", p99(&took));
+    let grown = resident_kib(&replica).saturating_sub(before);
+    assert!(grown < 32 << 10, "{grown} KiB");
+    assert_eq!(bench.rows().len(), 4000 + taken);
+}
