@@ -25,6 +25,7 @@ use crate::record::{Ack, KEY_BYTES_MAX, Key};
 #[utoipa::path(
     post,
     path = "/append",
+    tag = "rows",
     operation_id = "append",
     params(IdempotencyKey),
     request_body(

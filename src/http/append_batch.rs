@@ -43,6 +43,7 @@ struct BatchAck<'a> {
 #[utoipa::path(
     post,
     path = "/append/batch",
+    tag = "rows",
     operation_id = "appendBatch",
     params(IdempotencyKey, BodyEncoding),
     request_body(

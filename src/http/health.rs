@@ -17,6 +17,7 @@ use super::{
 #[utoipa::path(
     get,
     path = "/livez",
+    tag = "health",
     operation_id = "livez",
     params(Verbose),
     responses(
@@ -35,6 +36,7 @@ pub(super) async fn livez(RawQuery(query): RawQuery) -> Response {
 #[utoipa::path(
     get,
     path = "/readyz",
+    tag = "health",
     operation_id = "readyz",
     params(Verbose),
     responses(

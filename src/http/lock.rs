@@ -17,6 +17,7 @@ use crate::commit::{Forced, LockStatus};
 #[utoipa::path(
     get,
     path = "/lock",
+    tag = "lock",
     operation_id = "lockStatus",
     responses((status = OK, description = "As of now.", body = LockStatus), LockRefused),
 )]
@@ -31,6 +32,7 @@ pub(super) async fn status(State(app): State<App>) -> Result<Response, ApiError>
 #[utoipa::path(
     delete,
     path = "/lock",
+    tag = "lock",
     operation_id = "forceRelease",
     responses((status = OK, description = "Done.", body = Forced), ReleaseRefused),
 )]

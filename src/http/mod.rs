@@ -7,6 +7,7 @@ mod append_request;
 mod batch_request;
 mod body;
 mod cors;
+mod docs;
 mod door;
 mod edge;
 mod error;
@@ -29,7 +30,7 @@ pub use access::{Access, AccessError};
 use axum::{
     Router,
     body::Body,
-    http::{HeaderMap, Method, StatusCode},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header::CACHE_CONTROL},
     middleware::{from_fn_with_state, map_response},
     response::{IntoResponse, Response},
 };
@@ -38,9 +39,10 @@ use rate::Shares;
 use tokio::sync::{Semaphore, watch};
 use tower_http::{
     catch_panic::CatchPanicLayer, compression::CompressionLayer, decompression::RequestDecompressionLayer,
+    set_header::SetResponseHeaderLayer,
 };
 use utoipa_axum::{
-    router::{OpenApiRouter, UtoipaMethodRouterExt},
+    router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterExt},
     routes,
 };
 
@@ -129,7 +131,9 @@ impl App {
             .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
                 IntoResponse::into_response(ApiError::Append(AppendError::Internal(Outcome::Unknown)))
             }))
-            .layer(from_fn_with_state(self.clone(), door::door));
+            .layer(from_fn_with_state(self.clone(), door::door))
+            // Who may keep what is said by who knows that it stays the same.
+            .layer(SetResponseHeaderLayer::if_not_present(CACHE_CONTROL, HeaderValue::from_static("no-store")));
         let router = match &self.cors_origins {
             Some(origins) => router.layer(cors::layer(origins)),
             None => router,
@@ -150,16 +154,23 @@ async fn other_method(method: Method, headers: HeaderMap, body: Body) -> Respons
 fn routes() -> OpenApiRouter<App> {
     // What cannot be decoded is passed on, and refused like every other type that is not accepted.
     let decode = RequestDecompressionLayer::new().pass_through_unaccepted(true);
+    let page = || map_response(docs::guard);
     OpenApiRouter::with_openapi(openapi::head())
         .routes(routes!(append::append))
         .routes(routes!(append_batch::append_batch).layer(decode))
-        .routes(routes!(rows::rows).layer(CompressionLayer::new()))
-        .routes(routes!(rows_csv::rows_csv).layer(CompressionLayer::new()).layer(map_response(tagged::weaken_etag)))
+        .routes(compressed(routes!(rows::rows)))
+        .routes(compressed(routes!(rows_csv::rows_csv)))
         .routes(routes!(events::events))
         .routes(routes!(lock::status, lock::release))
         .routes(routes!(health::livez))
         .routes(routes!(health::readyz))
-        .routes(routes!(openapi::openapi).layer(CompressionLayer::new()).layer(map_response(tagged::weaken_etag)))
+        .routes(compressed(routes!(openapi::openapi)))
+        .routes(compressed(routes!(docs::docs)).layer(page()))
+        .routes(compressed(routes!(docs::asset)).layer(page()))
+}
+
+fn compressed(route: UtoipaMethodRouter<App>) -> UtoipaMethodRouter<App> {
+    route.layer(CompressionLayer::new()).layer(map_response(tagged::weaken_etag))
 }
 
 /// The contract, as YAML.

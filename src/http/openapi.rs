@@ -20,7 +20,7 @@ use utoipa::{
 };
 
 use super::{
-    append_request, batch_request,
+    append_request, batch_request, docs,
     error::{Code, Problem},
     events,
     tagged::Fixed,
@@ -36,10 +36,11 @@ to be kept.";
 #[utoipa::path(
     get,
     path = "/openapi.yaml",
+    tag = "contract",
     operation_id = "openapi",
     params(IfNoneMatch),
     responses(
-        (status = OK, description = "OpenAPI 3.1.", content_type = "application/yaml", body = String,
+        (status = OK, description = "OpenAPI 3.1.", content_type = "application/yaml", body = Object,
             headers(("ETag" = String, description = "Changes with the contract."))),
         (status = NOT_MODIFIED, description = "It is what the tag names.",
             headers(("ETag" = String, description = "Changes with the contract."))),
@@ -67,7 +68,7 @@ pub(super) fn head() -> OpenApi {
     components.headers = headers().into_iter().map(|(name, header)| (name.to_owned(), RefOr::T(header))).collect();
     components.parameters = read(json!({
         "RequestId": {
-            "name": "X-Request-Id", "in": "header", "required": false, "schema": {"type": "string", "maxLength": 128},
+            "name": "X-Request-Id", "in": "header", "required": false, "schema": {"type": "string"},
             "description": "Taken over if it is 1 to 128 printable ASCII characters without spaces, else made; returned with every answer.",
             "example": "order-17-try-2",
         },
@@ -157,6 +158,7 @@ refusals! {
     EventsRefused: InvalidField Internal QueueFull;
     LockRefused: RedisUnavailable Internal;
     ReleaseRefused: SyncFailed Internal RedisUnavailable LockLost FileBusy Draining DiskFull;
+    AssetRefused: NotFound Internal;
     NeverRefused: Internal;
 }
 
@@ -184,8 +186,8 @@ fn refusals(codes: &[Code]) -> BTreeMap<String, RefOr<Answer>> {
     by_status.into_iter().map(response).collect()
 }
 
-/// Headers that more than one operation takes.
-macro_rules! header_params {
+/// What several operations take, or what no type says.
+macro_rules! parameters {
     ($($operation:ident: $written:tt;)+) => {$(
         pub(super) struct $operation;
 
@@ -197,7 +199,7 @@ macro_rules! header_params {
     )+};
 }
 
-header_params! {
+parameters! {
     IdempotencyKey: {
         "name": "Idempotency-Key", "in": "header", "required": false, "schema": {"type": "string", "pattern": r#"^([!#-~]([ -~]{0,253}[!-~])?|"([ !#-\[\]-~]|\\["\\]){1,255}")$"#},
         "description": "A name for this request, 1 to 255 printable ASCII characters, bare or in double quotes. Repeating the request with it writes the row once, as long as the key is among the newest ROWLOCK_IDEMPOTENCY_KEYS. Refusals are not remembered.",
@@ -210,6 +212,9 @@ header_params! {
     BodyEncoding: {
         "name": "Content-Encoding", "in": "header", "required": false, "schema": {"type": "string", "enum": ["gzip", "zstd"]},
         "description": "How the body is compressed, if it is.",
+    };
+    AssetName: {
+        "name": "file", "in": "path", "required": true, "schema": {"type": "string", "enum": docs::ASSETS},
     };
     Verbose: {
         "name": "verbose", "in": "query", "required": false, "schema": {"type": "string"},

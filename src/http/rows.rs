@@ -3,7 +3,6 @@
 use axum::{
     Json,
     extract::{RawQuery, State},
-    http::header,
     response::{IntoResponse, Response},
 };
 use serde::{Serialize, Serializer, ser::SerializeMap};
@@ -43,6 +42,7 @@ enum Which {
 #[utoipa::path(
     get,
     path = "/rows",
+    tag = "rows",
     operation_id = "rows",
     params(
         ("last" = Option<u64>, Query, minimum = 1, maximum = 10_000, description = "How many; 50 unless `from` is given."),
@@ -57,8 +57,7 @@ pub(super) async fn rows(State(app): State<App>, RawQuery(query): RawQuery) -> R
         Which::Last(rows) => app.reading.last(rows).await?,
         Which::From { offset, limit } => app.reading.from(offset, limit).await?,
     };
-    let body = Json(PageBody::new(&page, app.appender.schema())).into_response();
-    Ok(([(header::CACHE_CONTROL, "no-store")], body).into_response())
+    Ok(Json(PageBody::new(&page, app.appender.schema())).into_response())
 }
 
 fn parse(query: Option<&str>) -> Result<Which, ApiError> {

@@ -37,10 +37,11 @@ enum Part {
 #[utoipa::path(
     get,
     path = "/rows.csv",
+    tag = "rows",
     operation_id = "rowsCsv",
     params(
-        ("Range" = Option<String>, Header, description = "One range of bytes; several are answered by the whole."),
-        ("If-Range" = Option<String>, Header, description = "An `ETag`: if it is not the file's, the whole is sent."),
+        ("Range" = Option<String>, Header, nullable = false, description = "One range of bytes; several are answered by the whole."),
+        ("If-Range" = Option<String>, Header, nullable = false, description = "An `ETag`: if it is not the file's, the whole is sent."),
         IfNoneMatch,
     ),
     responses(

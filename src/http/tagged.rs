@@ -15,11 +15,11 @@ pub(super) struct Fixed {
 }
 
 impl Fixed {
-    pub(super) fn new(content_type: &'static str, content: impl Into<Bytes>) -> Self {
+    pub(super) fn new(content_type: &str, content: impl Into<Bytes>) -> Self {
         let content = content.into();
         let hash = Sha256::digest(&content);
         let etag = format!("\"{:032x}\"", u128::from_be_bytes(hash[..16].try_into().expect("16 bytes")));
-        Self { content_type: HeaderValue::from_static(content_type), content, etag }
+        Self { content_type: HeaderValue::try_from(content_type).expect("a media type"), content, etag }
     }
 
     pub(super) fn answer(&self, headers: &HeaderMap) -> Response {

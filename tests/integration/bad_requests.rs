@@ -138,6 +138,7 @@ async fn refused(replica: &Replica, case: Bad) {
     assert_eq!(response.status().as_u16(), status, "{context}");
     assert_eq!(response.headers()["content-type"], "application/problem+json", "{context}");
     assert_eq!(response.headers()["x-request-id"], "seen", "{context}");
+    assert_eq!(response.headers()["cache-control"], "no-store", "{context}");
     if status == 405 {
         assert_eq!(response.headers()["allow"], "POST", "{context}");
     }

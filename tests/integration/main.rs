@@ -7,6 +7,7 @@ mod checking;
 mod command_line;
 mod configuration;
 mod contract;
+mod docs;
 mod files;
 mod journal;
 mod keys;
