@@ -17,7 +17,7 @@ check:
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
-# What the tests run beside the service: a real Redis, time-zone tables, and a CSV reader that none of us wrote.
+# What the tests run beside the service: a real Redis, time-zone tables, CSV readers that none of us wrote, and schemathesis.
 deps:
 	@tests/install-deps
 

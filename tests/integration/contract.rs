@@ -1,8 +1,8 @@
-//! What is written down is what there is: variables and paths.
+//! What is written down is what there is: variables, paths, and every answer.
 
 use std::{collections::BTreeSet, fs};
 
-use crate::support::{Bench, On};
+use crate::support::{Bench, On, python_tool};
 
 fn file(name: &str) -> String {
     fs::read_to_string(format!("{}/{name}", env!("CARGO_MANIFEST_DIR"))).expect("a file of the repository")
@@ -40,4 +40,32 @@ fn no_route_stands_outside_the_contract() {
     let router = file("src/http/mod.rs");
     assert!(router.contains(".routes(routes!("), "routes carry their documentation with them");
     assert!(![".route(", ".route_service(", ".nest_service(", ".merge("].iter().any(|way| router.contains(way)));
+}
+
+#[test]
+fn schemathesis_finds_no_answer_outside_the_contract_in_two_thousand_cases() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[
+        // Room for arrays; and what is held or left to expire is so for a moment only.
+        ("ROWLOCK_CSV_HEADER", "timestamp,replica,token,key,a,b,c"),
+        ("ROWLOCK_LOCK_TTL", "100ms"),
+        ("ROWLOCK_MAX_SLEEP", "50ms"),
+    ]);
+    let root = env!("CARGO_MANIFEST_DIR");
+    let output = python_tool("st")
+        .args(["--no-color", "--config-file", &format!("{root}/schemathesis.toml")])
+        .args(["run", &format!("{root}/openapi.yaml"), "--url", &replica.url])
+        .args(["-c", "all", "-n", "180", "--seed", "1", "--request-timeout", "5", "--workers", "2"])
+        .env("SCHEMATHESIS_HOOKS", format!("{root}/tests/schemathesis_hooks.py"))
+        .current_dir(bench.folder())
+        .output()
+        .expect("schemathesis runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let cases = said.split(" generated,").next().and_then(|before| before.rsplit(' ').next());
+    let cases: u32 =
+        cases.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no number of cases: {said}"));
+    assert!(cases >= 2000, "only {cases} cases: {said}");
+    let checked = bench.run(&["check"], &[]);
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
 }

@@ -1,11 +1,11 @@
 //! Reading back: rows by place and the file itself, never half a row, from any replica.
 
-use std::{fs, process::Command};
+use std::{fs, io::BufRead, process::Command};
 
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{Bench, On, Replica, answer};
+use crate::support::{Bench, On, Replica, answer, python_tool};
 
 const SETTINGS: [(&str, &str); 1] = [("ROWLOCK_CSV_HEADER", "token,data,more")];
 
@@ -280,4 +280,26 @@ async fn rows_that_a_rebuild_moved_are_found_where_they_are() {
     let (_, page) = rows(&replica, &format!("?from={}", ack["offset"])).await;
     assert_eq!(found(&page)[0].0, "after");
     assert_eq!(found(&rows(&replica, "?last=100").await.1).len(), 21);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pandas_reads_the_file_by_its_address_as_it_was_written() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&SETTINGS);
+    let cells = ["plain", "say \"hi\", twice", "two\nlines", "\"\"", " Tromsø 🚣 , ", "1.10", "=1+1", "x\"\n\",\"y"];
+    for cell in cells {
+        assert_eq!(replica.append(json!({"data": [cell, "more"]})).await.0, 201);
+    }
+    let script = "import json, pandas, sys
+for headers in ({}, {'Accept-Encoding': 'gzip'}):
+    table = pandas.read_csv(sys.argv[1], storage_options=headers, dtype={'data': str})
+    print(json.dumps([list(table.columns), table['token'].tolist(), table['data'].tolist(), table['more'].tolist()]))";
+    let output =
+        python_tool("python").args(["-c", script, &format!("{}/rows.csv", replica.url)]).output().expect("python runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let tokens: Vec<_> = (1..=cells.len()).collect();
+    let expected = json!([["token", "data", "more"], tokens, cells, vec!["more"; cells.len()]]);
+    let tables: Vec<Value> =
+        output.stdout.lines().map(|line| serde_json::from_str(&line.expect("UTF-8")).expect("JSON")).collect();
+    assert_eq!(tables, [expected.clone(), expected]);
 }

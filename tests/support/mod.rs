@@ -121,6 +121,13 @@ impl Bench {
     }
 }
 
+/// A program of the tests' own Python.
+pub(crate) fn python_tool(name: &str) -> Command {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-venv/bin").join(name);
+    assert!(path.exists(), "{} is missing: tests/install-deps installs it, as make test does", path.display());
+    Command::new(path)
+}
+
 pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
