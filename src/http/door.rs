@@ -16,8 +16,8 @@ pub(super) async fn door(State(app): State<App>, mut request: Request, next: Nex
     let caller = app.access.caller(request.headers());
     let token = caller.as_ref().ok().and_then(|caller| caller.token);
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|&ConnectInfo(peer)| peer);
-    let is_probe = matches!(request.uri().path(), "/livez" | "/readyz");
-    let share = match app.shares.as_ref().filter(|_| !is_probe).map(|shares| shares.take(token, peer)) {
+    let counts = !is_probe(request.uri().path());
+    let share = match app.shares.as_ref().filter(|_| counts).map(|shares| shares.take(token, peer)) {
         None => None,
         Some(Ok(share)) => Some(share),
         Some(Err((share, wait))) => {
@@ -46,6 +46,11 @@ pub(super) async fn door(State(app): State<App>, mut request: Request, next: Nex
         share.tell(response.headers_mut());
     }
     response
+}
+
+/// A probe is never one too many.
+pub(super) fn is_probe(path: &str) -> bool {
+    matches!(path, "/livez" | "/readyz")
 }
 
 /// Whether who asks for something open may read what is not.

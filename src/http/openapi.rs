@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::LazyLock};
 
 use axum::{
-    http::{HeaderMap, StatusCode},
+    http::{HeaderMap, Method, StatusCode},
     response::Response,
 };
 use serde_json::{Value, json};
@@ -16,16 +16,20 @@ use utoipa::{
         extensions::ExtensionsBuilder,
         header::HeaderBuilder,
         path::{Operation, Parameter, PathItem},
+        security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
 
 use super::{
-    append_request, batch_request, docs,
+    access::Role,
+    append_request, batch_request, docs, door,
     error::{Code, Problem},
     events,
     tagged::Fixed,
 };
 
+/// The security scheme.
+const TOKEN: &str = "token";
 const DESCRIPTION: &str = "Many replicas, one CSV, every acknowledged row exactly once.
 
 `HEAD` works wherever `GET` does. What is refused is answered with a `Problem`, also unknown paths (404 `not_found`) and \
@@ -78,11 +82,15 @@ pub(super) fn head() -> OpenApi {
             "example": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
         },
     }));
+    let token = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some("One of ROWLOCK_API_TOKENS. A replica without tokens asks nobody for one."));
+    components.add_security_scheme(TOKEN, SecurityScheme::Http(token.build()));
     OpenApiBuilder::new().info(info).servers(Some([Server::new("/")])).components(Some(components)).build()
 }
 
 /// Headers that more than one operation answers with.
-fn headers() -> [(&'static str, Header); 4] {
+fn headers() -> [(&'static str, Header); 6] {
     let header = |description: &str, schema: Value| {
         HeaderBuilder::new().description(Some(description)).schema(Some(read::<RefOr<Schema>>(schema))).build()
     };
@@ -90,6 +98,11 @@ fn headers() -> [(&'static str, Header); 4] {
         (
             "CacheControl",
             header("`no-store`; `no-cache` where an `ETag` lets a copy be checked.", json!({"type": "string"})),
+        ),
+        ("Challenge", header("`Bearer`, and what is wrong with the token that was sent.", json!({"type": "string"}))),
+        (
+            "RateLimit",
+            header("Requests left to this client, and seconds until there are more.", json!({"type": "string"})),
         ),
         (
             "RequestId",
@@ -102,7 +115,8 @@ fn headers() -> [(&'static str, Header); 4] {
 
 /// Adds what the layers around all operations do.
 pub(super) fn finish(api: &mut OpenApi) {
-    for operation in api.paths.paths.values_mut().flat_map(operations) {
+    for (path, method, operation) in api.paths.paths.iter_mut().flat_map(|(path, item)| operations(path, item)) {
+        add_door(path, &method, operation);
         if let Some(RefOr::T(body)) = &mut operation.request_body {
             body.required = Some(Required::True);
         }
@@ -120,8 +134,46 @@ pub(super) fn finish(api: &mut OpenApi) {
     }
 }
 
-fn operations(path: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
-    [&mut path.get, &mut path.post, &mut path.delete].into_iter().flatten()
+fn operations<'a>(path: &'a str, item: &'a mut PathItem) -> impl Iterator<Item = (&'a str, Method, &'a mut Operation)> {
+    let all = [(Method::GET, &mut item.get), (Method::POST, &mut item.post), (Method::DELETE, &mut item.delete)];
+    all.into_iter().filter_map(move |(method, operation)| Some((path, method, operation.as_mut()?)))
+}
+
+/// What is asked before anything of a request is read: its token's role, and its client's share.
+fn add_door(path: &str, method: &Method, operation: &mut Operation) {
+    let mut codes = Vec::new();
+    if let Some(role) = Role::needed(method, path) {
+        operation.security = Some(vec![SecurityRequirement::new(TOKEN, [] as [&str; 0])]);
+        let description = operation.description.get_or_insert_default();
+        let gap = if description.is_empty() { "" } else { "\n\n" };
+        description.push_str(&format!("{gap}Role, where there are tokens: `{}`.", role.name()));
+        codes.extend([Code::Unauthorized, Code::Forbidden]);
+    }
+    if !door::is_probe(path) {
+        codes.push(Code::RateLimited);
+    }
+    for code in codes {
+        let responses = &mut operation.responses.responses;
+        let status = code.facts().status.as_str().to_owned();
+        let mut all: Vec<Code> = responses.get(&status).map(codes_of).unwrap_or_default();
+        all.insert(0, code);
+        let mut response = refusals(&all).remove(&status).expect("all have this status");
+        if let RefOr::T(response) = &mut response {
+            let header = match code {
+                Code::RateLimited => ("RateLimit", "RateLimit"),
+                _ => ("WWW-Authenticate", "Challenge"),
+            };
+            response.headers.insert(header.0.to_owned(), reference("headers", header.1));
+        }
+        responses.insert(status, response);
+    }
+}
+
+/// What a response lists already.
+fn codes_of(response: &RefOr<Answer>) -> Vec<Code> {
+    let RefOr::T(response) = response else { return Vec::new() };
+    let listed = response.extensions.as_ref().and_then(|extensions| extensions.get("x-codes"));
+    listed.map(|codes| read(codes.clone())).unwrap_or_default()
 }
 
 fn reference<T>(kind: &str, name: &str) -> RefOr<T> {
