@@ -11,7 +11,7 @@ use std::{
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rowlock::{
-    record::Record,
+    record::Rows,
     schema::Data,
     storage::{Entry, Options, Placed, Storage, Turn},
 };
@@ -44,15 +44,16 @@ fn open(folder: &Path) -> Storage {
 /// One storage, and the turns it is given.
 struct Writer {
     storage: Storage,
-    rows: Vec<Record>,
+    rows: Vec<Rows>,
     token: u64,
 }
 
 impl Writer {
     fn new(folder: &Path, rows: usize) -> Self {
         let storage = open(folder);
-        let record = storage.schema().record(&Data::Text(DATA.into())).expect("fits");
-        Self { storage, rows: vec![record; rows], token: 0 }
+        let mut row = storage.schema().rows();
+        storage.schema().push(&Data::Text(DATA.into()), &mut row).expect("fits");
+        Self { storage, rows: vec![row; rows], token: 0 }
     }
 
     /// As the committer does it: the batch, then what is left of a checkpoint.
@@ -69,7 +70,7 @@ impl Writer {
         };
         let entries: Vec<_> = self
             .rows
-            .chunks(1)
+            .iter()
             .map(|rows| Entry { rows, key: None, keys_seen: 0, waited_ms: 0, released: true })
             .collect();
         let placed = self.storage.append(&entries, &turn).expect("written");

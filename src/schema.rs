@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, ops::Range};
 
-use crate::record::{FencingToken, Record};
+use crate::record::{FencingToken, Row, Rows};
 
 /// The columns of one CSV, in the file's order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,25 +152,43 @@ impl Schema {
 
     /// The header as one CSV record, without a line ending.
     pub fn header(&self) -> Option<Vec<u8>> {
-        self.names.as_ref().map(|names| encode_cells(names))
+        self.names.as_ref().map(|names| {
+            let mut header = Vec::new();
+            encode_cells(names.iter().map(String::as_str), false, &mut header);
+            header
+        })
     }
 
-    /// Lays `data` out over the data columns and quotes it.
+    /// No rows yet, of these columns.
+    pub fn rows(&self) -> Rows {
+        let runs = self.segments.iter().filter(|segment| matches!(segment, Segment::Data(_))).count();
+        Rows::new(if self.names.is_some() { runs } else { 1 })
+    }
+
+    /// Lays `data` out over the data columns, quotes it, and adds it to `rows`.
     ///
     /// # Errors
-    /// Names the first field that doesn't fit the columns.
-    pub fn record(&self, data: &Data<'_>) -> Result<Record, InvalidField> {
+    /// Names the first field that doesn't fit the columns; nothing is added then.
+    pub fn push(&self, data: &Data<'_>, rows: &mut Rows) -> Result<(), InvalidField> {
         let cells = self.lay_out(data)?;
+        self.push_cells(cells.len(), |at| cells[at], rows);
+        Ok(())
+    }
+
+    fn push_cells<'a>(&self, cells: usize, cell: impl Fn(usize) -> &'a str, rows: &mut Rows) {
+        rows.reserve((0..cells).map(|at| cell(at).len() + 3).sum());
+        let alone = self.width().unwrap_or(cells) == 1;
+        let mut push_run = |run: Range<usize>| rows.push_run(|text| encode_cells(run.map(&cell), alone, text));
         if self.names.is_none() {
-            let cells = if cells.is_empty() { vec![""] } else { cells };
-            return Ok(Record { runs: vec![encode_cells(&cells).into()], cells: cells.len() });
+            push_run(0..cells);
         }
-        let alone = self.width() == Some(1);
-        let runs = self.segments.iter().filter_map(|segment| match segment {
-            Segment::Data(run) => Some(encode_run(&cells[run.clone()], alone)),
-            Segment::Timestamp | Segment::Replica | Segment::Token | Segment::Key | Segment::Action => None,
-        });
-        Ok(Record { runs: runs.collect(), cells: cells.len() })
+        for segment in &self.segments {
+            match segment {
+                Segment::Data(run) => push_run(run.clone()),
+                Segment::Timestamp | Segment::Replica | Segment::Token | Segment::Key | Segment::Action => {}
+            }
+        }
+        rows.end_row(cells);
     }
 
     /// One cell for each data column, in order; for a headerless file, those that were given.
@@ -195,7 +213,8 @@ impl Schema {
             }
             Data::Object(object) => self.lay_out_object(object)?,
         };
-        cells.resize(cells.len().max(self.data_names.len()), "");
+        // A row without any cells is one empty cell.
+        cells.resize(cells.len().max(self.data_names.len()).max(1), "");
         Ok(cells)
     }
 
@@ -211,15 +230,15 @@ impl Schema {
         }
         let mut cells: Vec<Option<&str>> = vec![None; self.data_names.len()];
         for (name, value) in object {
-            let field = format!("data.{name}");
+            let field = format_args!("data.{name}");
             let Some(at) = self.data_names.iter().position(|known| known == name) else {
                 let is_service = self.names.iter().flatten().any(|known| known == name);
                 let detail =
                     if is_service { "the service fills this column itself".to_owned() } else { self.unknown_column() };
-                return Err(InvalidField::new(field, detail));
+                return Err(InvalidField::new(field.to_string(), detail));
             };
             if cells[at].is_some() {
-                return Err(InvalidField::new(field, "named twice"));
+                return Err(InvalidField::new(field.to_string(), "named twice"));
             }
             cells[at] = Some(checked(field, value.as_deref().unwrap_or_default())?);
         }
@@ -252,37 +271,44 @@ impl Schema {
         std::str::from_utf8(record.get(at)?).ok()?.parse().ok()
     }
 
-    /// Appends one line, `line_end` included. A headerless row is filled up to `headerless_width`.
-    pub fn write_row(
+    /// Appends one line for each row, `line_end` included. A headerless row is filled up to `headerless_width`.
+    pub fn write_rows(
         &self,
         out: &mut Vec<u8>,
-        record: &Record,
+        rows: &Rows,
         service: &ServiceCells<'_>,
         headerless_width: usize,
         line_end: &[u8],
     ) {
-        if self.names.is_none() {
-            debug_assert!(record.cells <= headerless_width, "storage refuses rows that are too wide");
-            out.extend_from_slice(&record.runs[0]);
-            out.extend(std::iter::repeat_n(b',', headerless_width.saturating_sub(record.cells)));
+        let token = service.token.to_string();
+        for row in rows.iter() {
+            match self.names {
+                Some(_) => self.write_segments(out, &row, service, &token),
+                None => {
+                    debug_assert!(row.cells <= headerless_width, "storage refuses rows that are too wide");
+                    row.runs().for_each(|run| out.extend_from_slice(run));
+                    out.extend(std::iter::repeat_n(b',', headerless_width.saturating_sub(row.cells)));
+                }
+            }
+            out.extend_from_slice(line_end);
         }
-        let mut runs = record.runs.iter();
+    }
+
+    fn write_segments(&self, out: &mut Vec<u8>, row: &Row<'_>, service: &ServiceCells<'_>, token: &str) {
+        let mut runs = row.runs();
         for (at, segment) in self.segments.iter().enumerate() {
             if at > 0 {
                 out.push(b',');
             }
-            match segment {
-                Segment::Timestamp => out.extend_from_slice(service.timestamp.as_bytes()),
-                Segment::Replica => out.extend_from_slice(service.replica),
-                Segment::Token => out.extend_from_slice(service.token.to_string().as_bytes()),
-                Segment::Key => out.extend_from_slice(service.key),
-                Segment::Action => out.extend_from_slice(b"append"),
-                Segment::Data(_) => {
-                    out.extend_from_slice(runs.next().expect("a record has a run for each data segment"))
-                }
-            }
+            out.extend_from_slice(match segment {
+                Segment::Timestamp => service.timestamp.as_bytes(),
+                Segment::Replica => service.replica,
+                Segment::Token => token.as_bytes(),
+                Segment::Key => service.key,
+                Segment::Action => b"append",
+                Segment::Data(_) => runs.next().expect("a row has a run for each data segment"),
+            });
         }
-        out.extend_from_slice(line_end);
     }
 }
 
@@ -291,25 +317,40 @@ fn checked(field: impl ToString, cell: &str) -> Result<&str, InvalidField> {
     if cell.contains('\0') { Err(InvalidField::new(field.to_string(), "holds a NUL byte")) } else { Ok(cell) }
 }
 
-/// Cells as RFC 4180 text with commas between them and no line ending.
-fn encode_cells(cells: &[impl AsRef<str>]) -> Vec<u8> {
-    let room = cells.iter().map(|cell| cell.as_ref().len() + 3).sum();
-    let mut writer =
-        csv::WriterBuilder::new().flexible(true).buffer_capacity(room).from_writer(Vec::with_capacity(room));
-    writer.write_record(cells.iter().map(AsRef::as_ref)).expect("a Vec takes every write");
-    let mut text = writer.into_inner().expect("a Vec takes every write");
-    assert_eq!(text.pop(), Some(b'\n'), "the writer ends each record");
-    text
+/// Cells as RFC 4180 text with commas between them and no line ending. A lone empty cell needs no quotes inside a wider row,
+/// while a row of its own would be a blank line.
+fn encode_cells<'a>(cells: impl Iterator<Item = &'a str>, alone: bool, out: &mut Vec<u8>) {
+    let start = out.len();
+    for (nth, cell) in cells.enumerate() {
+        if nth > 0 {
+            out.push(b',');
+        }
+        encode_cell(cell.as_bytes(), out);
+    }
+    if alone && out.len() == start {
+        out.extend_from_slice(b"\"\"");
+    }
+}
+
+fn encode_cell(cell: &[u8], out: &mut Vec<u8>) {
+    if memchr::memchr3(b',', b'"', b'\n', cell).or_else(|| memchr::memchr(b'\r', cell)).is_none() {
+        return out.extend_from_slice(cell);
+    }
+    out.push(b'"');
+    for (nth, part) in cell.split(|&byte| byte == b'"').enumerate() {
+        if nth > 0 {
+            out.extend_from_slice(b"\"\"");
+        }
+        out.extend_from_slice(part);
+    }
+    out.push(b'"');
 }
 
 /// One cell as it stands inside a row.
 pub fn quote(cell: &str) -> Box<[u8]> {
-    encode_run(&[cell], false)
-}
-
-/// A run inside a wider row: a lone empty cell needs no quotes there, while a row of its own would be a blank line.
-fn encode_run(cells: &[&str], alone: bool) -> Box<[u8]> {
-    if cells == [""] && !alone { Box::default() } else { encode_cells(cells).into() }
+    let mut quoted = Vec::new();
+    encode_cell(cell.as_bytes(), &mut quoted);
+    quoted.into()
 }
 
 #[cfg(test)]
@@ -324,8 +365,9 @@ mod tests {
         } else {
             Schema::from_header(header.as_bytes()).expect("a header")
         };
-        let mut out = Vec::new();
-        schema.write_row(&mut out, &schema.record(&data)?, &SERVICE, 3, b"\n");
+        let (mut rows, mut out) = (schema.rows(), Vec::new());
+        schema.push(&data, &mut rows)?;
+        schema.write_rows(&mut out, &rows, &SERVICE, 3, b"\n");
         Ok(String::from_utf8(out).expect("UTF-8"))
     }
 
@@ -354,6 +396,20 @@ mod tests {
         assert_eq!(row("token,a", Data::Text("".into())).as_deref(), Ok("7,\n"));
         assert_eq!(row("none", list(&["a", "b"])).as_deref(), Ok("a,b,\n"));
         assert_eq!(row("none", list(&[])).as_deref(), Ok("\"\",,\n"));
+    }
+
+    #[test]
+    fn cells_are_quoted_as_a_csv_writer_that_is_none_of_ours_does_it() {
+        let samples = ["", "a", "5\" pipe", "\"", "a,b", "two\r\nlines", "\r", "\n", " å ", "\"\",\"\""];
+        for (first, second) in samples.iter().flat_map(|first| samples.iter().map(move |second| (*first, *second))) {
+            for cells in [vec![first], vec![first, second], vec![first, second, first]] {
+                let mut writer = csv::Writer::from_writer(Vec::new());
+                writer.write_record(&cells).expect("written");
+                let written = String::from_utf8(writer.into_inner().expect("written")).expect("UTF-8");
+                let header = ["a", "b", "c"][..cells.len()].join(",");
+                assert_eq!(row(&header, list(&cells)).as_deref(), Ok(&*written));
+            }
+        }
     }
 
     #[test]

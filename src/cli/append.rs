@@ -8,7 +8,7 @@ use super::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, WRONG_USAGE, serve::open_faile
 use crate::{
     commit::{self, AppendError, Appender},
     config::{Config, Switch},
-    record::{Ack, KEY_BYTES_MAX, Key, Record, Simulation},
+    record::{Ack, KEY_BYTES_MAX, Key, Rows, Simulation},
     schema::Data,
 };
 
@@ -52,7 +52,7 @@ pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
     // One batch may be as large as all that may wait: nothing else does.
     let config = Config { queue_rows: config.queue_rows.max(lines.len()), queue_bytes: usize::MAX, ..config };
     let (appender, ended) = commit::open(&config).await.map_err(|e| Exit::new(open_failed(&e), e))?;
-    let rows = records(&appender, lines)?;
+    let rows = rows(&appender, lines)?;
     if rows.is_empty() {
         return Err(Exit::new(FAILED, "standard input is empty: nothing appended"));
     }
@@ -86,15 +86,14 @@ fn read_lines(bytes_max: usize) -> Result<Vec<String>, Exit> {
     Ok(text.lines().map(str::to_owned).collect())
 }
 
-fn records(appender: &Appender, lines: Vec<String>) -> Result<Vec<Record>, Exit> {
-    let record = |(at, line)| {
-        let data = Data::Text(Cow::Owned(line));
-        appender
-            .schema()
-            .record(&data)
-            .map_err(|e| Exit::new(FAILED, format_args!("line {}: {e}; nothing appended", at + 1)))
-    };
-    lines.into_iter().enumerate().map(record).collect()
+fn rows(appender: &Appender, lines: Vec<String>) -> Result<Rows, Exit> {
+    let schema = appender.schema();
+    let mut rows = schema.rows();
+    for (at, line) in lines.into_iter().enumerate() {
+        let pushed = schema.push(&Data::Text(Cow::Owned(line)), &mut rows);
+        pushed.map_err(|e| Exit::new(FAILED, format_args!("line {}: {e}; nothing appended", at + 1)))?;
+    }
+    Ok(rows)
 }
 
 fn exit_code(e: &AppendError) -> u8 {

@@ -39,7 +39,7 @@ use crate::{
     config::{Config, UnlockedVolume},
     lock::{self, Lock},
     metrics::Meter,
-    record::{Ack, FencingToken, Key, Record, Simulation},
+    record::{Ack, FencingToken, Key, Rows, Simulation},
     schema::Schema,
     storage::{self, Storage},
 };
@@ -212,15 +212,9 @@ impl Appender {
     ///
     /// # Errors
     /// `AppendError::outcome` says whether the rows may stand in the file.
-    pub async fn append(
-        &self,
-        rows: Vec<Record>,
-        simulation: Simulation,
-        key: Option<Key>,
-    ) -> Result<Ack, AppendError> {
+    pub async fn append(&self, rows: Rows, simulation: Simulation, key: Option<Key>) -> Result<Ack, AppendError> {
         let arrived = Instant::now();
-        let bytes: usize = rows.iter().map(Record::cell_bytes).sum();
-        if bytes as u64 > self.batch_bytes_max {
+        if rows.cell_bytes() as u64 > self.batch_bytes_max {
             return Err(AppendError::BatchTooLarge(self.batch_bytes_max));
         }
         // Who comes after all that time need not wait as long once more: there is no pile-up, and it is told at once.
@@ -231,7 +225,7 @@ impl Appender {
         let _entered = key.as_ref().map(|key| self.in_flight.enter(key.hash)).transpose()?;
         let keys_seen = self.keys_recorded.load(Ordering::Relaxed);
         let deadline = arrived + self.wait_timeout;
-        let weight_bytes = size_of::<Waiting>() + rows.iter().map(Record::weight_bytes).sum::<usize>();
+        let weight_bytes = size_of::<Waiting>() + rows.weight_bytes();
         let (answer, mut answered) = oneshot::channel();
         let ticket = self.queue.admit(Waiting {
             place: 0,

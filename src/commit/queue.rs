@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{AppendError, Forced};
-use crate::record::{Ack, Key, Record, Simulation};
+use crate::record::{Ack, Key, Rows, Simulation};
 
 /// What may wait in one replica.
 #[derive(Debug, Clone, Copy)]
@@ -29,7 +29,7 @@ pub(super) struct Waiting {
     pub(super) key: Option<Key>,
     /// How many keys had been recorded by then, as far as this replica knew.
     pub(super) keys_seen: u64,
-    pub(super) rows: Vec<Record>,
+    pub(super) rows: Rows,
     pub(super) weight_bytes: usize,
     pub(super) simulation: Simulation,
     pub(super) arrived: Instant,
@@ -270,7 +270,9 @@ mod tests {
     type Answer = oneshot::Receiver<Result<Ack, AppendError>>;
 
     fn admit(queue: &Arc<Queue>, sleep_secs: u64) -> Result<(Ticket, Answer), AppendError> {
-        let record = Schema::headerless().record(&Data::Text(Cow::Borrowed("x"))).expect("fits");
+        let schema = Schema::headerless();
+        let mut rows = schema.rows();
+        schema.push(&Data::Text(Cow::Borrowed("x")), &mut rows).expect("fits");
         let (answer, receiver) = oneshot::channel();
         let simulation = Simulation { sleep: Duration::from_secs(sleep_secs), skip_release: false };
         let now = Instant::now();
@@ -279,7 +281,7 @@ mod tests {
             key: None,
             keys_seen: 0,
             weight_bytes: 100,
-            rows: vec![record],
+            rows,
             simulation,
             arrived: now,
             deadline: now + Duration::from_secs(60),

@@ -59,8 +59,9 @@ pub(super) async fn append(State(app): State<App>, headers: HeaderMap, body: Bod
     if request.simulation.wants_own_turn() && !app.limits.simulation {
         return Err(ApiError::SimulationOff);
     }
-    let record = app.appender.schema().record(&request.data)?;
-    let (rows, simulation) = (vec![record], request.simulation);
+    let (schema, simulation) = (app.appender.schema(), request.simulation);
+    let mut rows = schema.rows();
+    schema.push(&request.data, &mut rows)?;
     let key = key.map(|text| Key::new(&text, &rows).ok_or(ApiError::BadKey)).transpose()?;
     drop(body);
     let ack = app.appender.append(rows, simulation, key).await?;

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     quoting::{QuoteFault, check_quotes},
-    record::Record,
+    record::Rows,
     schema::{Data, InvalidField, Schema},
 };
 
@@ -64,7 +64,7 @@ pub(super) fn schemas() -> Value {
 }
 
 /// Lays all rows out over the file's columns, or names the first line that doesn't fit them.
-pub(super) fn parse(batch_type: BatchType, body: &[u8], schema: &Schema) -> Result<Vec<Record>, ApiError> {
+pub(super) fn parse(batch_type: BatchType, body: &[u8], schema: &Schema) -> Result<Rows, ApiError> {
     let text = std::str::from_utf8(body).map_err(|e| {
         let line = body[..e.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count() + 1;
         ApiError::BrokenBody(format!("line {line}: not UTF-8"))
@@ -86,7 +86,7 @@ fn in_line(line: u64, e: InvalidField) -> ApiError {
     InvalidField::new(e.field, format!("line {line}: {}", e.detail)).into()
 }
 
-fn from_csv(text: &str, has_header: bool, schema: &Schema) -> Result<Vec<Record>, ApiError> {
+fn from_csv(text: &str, has_header: bool, schema: &Schema) -> Result<Rows, ApiError> {
     check_quotes(text.as_bytes()).map_err(|fault| {
         ApiError::BrokenBody(match fault {
             QuoteFault::TextBehindQuote(line) => format!("line {line}: text behind a closing quote"),
@@ -94,7 +94,7 @@ fn from_csv(text: &str, has_header: bool, schema: &Schema) -> Result<Vec<Record>
         })
     })?;
     let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(text.as_bytes());
-    let (mut record, mut rows) = (csv::StringRecord::new(), Vec::new());
+    let (mut record, mut rows) = (csv::StringRecord::new(), schema.rows());
     let mut names: Option<Vec<String>> = None;
     let mut width = None;
     while reader.read_record(&mut record).map_err(|e| ApiError::BrokenBody(format!("not CSV: {e}")))? {
@@ -114,7 +114,7 @@ fn from_csv(text: &str, has_header: bool, schema: &Schema) -> Result<Vec<Record>
             Some(names) => Data::Object(names.iter().map(|name| Cow::Borrowed(&**name)).zip(cells).collect()),
             None => Data::List(cells.collect()),
         };
-        rows.push(schema.record(&data).map_err(|e| in_line(line, e))?);
+        schema.push(&data, &mut rows).map_err(|e| in_line(line, e))?;
     }
     Ok(rows)
 }
@@ -129,25 +129,31 @@ fn line_of(text: &str, start: &csv::Position) -> u64 {
 /// A batch without rows still says if its header is wrong.
 fn check_names(names: &csv::StringRecord, schema: &Schema) -> Result<(), InvalidField> {
     let nulls = names.iter().map(|name| (Cow::Borrowed(name), None)).collect();
-    schema.record(&Data::Object(nulls)).map(|_| ())
+    schema.push(&Data::Object(nulls), &mut schema.rows())
 }
 
-fn from_json_lines(text: &str, schema: &Schema) -> Result<Vec<Record>, ApiError> {
-    let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
-    lines.map(|(number, line)| json_row(line, schema, |detail| format!("line {number}: {detail}"))).collect()
+fn from_json_lines(text: &str, schema: &Schema) -> Result<Rows, ApiError> {
+    let mut rows = schema.rows();
+    for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
+        json_row(line, schema, &mut rows, |detail| format!("line {number}: {detail}"))?;
+    }
+    Ok(rows)
 }
 
-fn from_json_array(text: &str, schema: &Schema) -> Result<Vec<Record>, ApiError> {
+fn from_json_array(text: &str, schema: &Schema) -> Result<Rows, ApiError> {
     let items: Vec<&RawValue> = parse_json(text, "body", "an array of what data may be")?;
-    let rows = (1..).zip(items);
-    rows.map(|(number, item)| json_row(item.get(), schema, |detail| format!("row {number}: {detail}"))).collect()
+    let mut rows = schema.rows();
+    for (number, item) in (1..).zip(items) {
+        json_row(item.get(), schema, &mut rows, |detail| format!("row {number}: {detail}"))?;
+    }
+    Ok(rows)
 }
 
 /// A row as `data` gives it, its errors told by its place.
-fn json_row(text: &str, schema: &Schema, placed: impl Fn(&str) -> String) -> Result<Record, ApiError> {
-    let row = || -> Result<Record, ApiError> {
+fn json_row(text: &str, schema: &Schema, rows: &mut Rows, placed: impl Fn(&str) -> String) -> Result<(), ApiError> {
+    let mut row = || -> Result<(), ApiError> {
         let raw: &RawValue = parse_json(text, "body", "a string, an array or an object")?;
-        Ok(schema.record(&json_data(raw)?)?)
+        Ok(schema.push(&json_data(raw)?, rows)?)
     };
     row().map_err(|e| match e {
         ApiError::InvalidField(e) => InvalidField::new(e.field, placed(&e.detail)).into(),

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     points,
-    record::{Ack, Key, Record, ms},
+    record::{Ack, Key, Rows, ms},
     schema::{InvalidField, ServiceCells, quote},
 };
 
@@ -142,8 +142,8 @@ impl<D: Disk> Ledger<D> {
 
     fn encode(&mut self, entries: &[Entry<'_>], turn: &Turn<'_>, lead: &[u8]) -> Batch {
         let bytes_max = self.layout.record_bytes_max(self.head.bytes) as usize;
-        let weight: usize = entries.iter().flat_map(|entry| entry.rows).map(Record::weight_bytes).sum();
-        let mut payload = Vec::with_capacity(lead.len() + weight + weight / 4);
+        let room: usize = entries.iter().map(|entry| self.room_for(entry, turn)).sum();
+        let mut payload = Vec::with_capacity(lead.len() + room);
         payload.extend_from_slice(lead);
         let (mut keys, mut placed) = (Vec::new(), Vec::with_capacity(entries.len()));
         let mut in_batch = HashSet::new();
@@ -168,6 +168,14 @@ impl<D: Disk> Ledger<D> {
             placed.push(answer);
         }
         Batch { payload, lead: lead.len(), keys, placed }
+    }
+
+    /// The most that a request's rows come to, whichever columns the file has: a large payload is not moved while it grows.
+    fn room_for(&self, entry: &Entry<'_>, turn: &Turn<'_>) -> usize {
+        let key = entry.key.map_or(0, |key| 2 * key.text.len() + 2);
+        let service = turn.timestamp.len() + self.replica_cell.len() + "18446744073709551615append".len() + key;
+        let commas = self.format.width().unwrap_or_default();
+        entry.rows.cell_bytes() + entry.rows.len() * (service + commas + self.format.line_end.len())
     }
 
     fn encode_entry(
@@ -217,18 +225,16 @@ impl<D: Disk> Ledger<D> {
         let key = entry.key.map(|key| quote(&key.text)).unwrap_or_default();
         let cells =
             ServiceCells { timestamp: turn.timestamp, replica: &self.replica_cell, token: turn.token, key: &key };
-        for record in entry.rows {
-            self.format.schema.write_row(payload, record, &cells, width, self.format.line_end);
-        }
+        self.format.schema.write_rows(payload, entry.rows, &cells, width, self.format.line_end);
         Ok(())
     }
 
     /// The width that a headerless file's rows are filled up to: that of the first row ever.
-    fn headerless_width_for(&mut self, rows: &[Record]) -> Result<usize, InvalidField> {
+    fn headerless_width_for(&mut self, rows: &Rows) -> Result<usize, InvalidField> {
         if self.format.schema.width().is_some() {
             return Ok(0);
         }
-        let Some(first) = rows.first() else { return Ok(0) };
+        let Some(first) = rows.iter().next() else { return Ok(0) };
         // Another replica may have written the first row since this one started.
         if self.format.headerless_width.is_none() && self.whole > self.format.start {
             let read = super::format::Format::read(&self.disk, &self.path, &self.format.schema);

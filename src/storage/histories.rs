@@ -19,7 +19,7 @@ use super::{
     ledger::{Ledger, LedgerOptions, Repair, Seen},
 };
 use crate::{
-    record::{FencingToken, Key, LeaseId, Record},
+    record::{FencingToken, Key, LeaseId, Rows},
     schema::{Data, Schema},
 };
 
@@ -472,7 +472,7 @@ impl World {
     fn attempt(
         &mut self,
         replica: usize,
-        rows: &[Record],
+        rows: &Rows,
         key: Option<&Key>,
         lease: (FencingToken, LeaseId),
     ) -> Option<Result<Placed, Option<FencingToken>>> {
@@ -502,6 +502,14 @@ impl World {
         }
     }
 
+    fn rows(&self, data: &[String]) -> Rows {
+        let mut rows = self.schema.rows();
+        for data in data {
+            self.schema.push(&Data::Text(data.into()), &mut rows).expect("fits");
+        }
+        rows
+    }
+
     fn append(&mut self, number: u64) {
         let key_number = self.random(|random| if random.chance(50) { Some(random.below(4)) } else { None });
         let row = match key_number {
@@ -512,8 +520,7 @@ impl World {
         let lines = self.random(|random| 1 + random.below(2));
         let lines = if key_number.is_some() { 1 } else { lines };
         let data: Vec<_> = (0..lines).map(|line| if line == 0 { row.clone() } else { format!("{row}\n+") }).collect();
-        let rows: Vec<Record> =
-            data.iter().map(|data| self.schema.record(&Data::Text(data.into())).expect("fits")).collect();
+        let rows = self.rows(&data);
         let key = key_number.map(|key| Key::new(&format!("k{key}"), &rows).expect("a key"));
         let mut outcome = None;
         for _ in 0..6 {
@@ -638,7 +645,7 @@ impl World {
             self.replicas.iter_mut().for_each(|replica| *replica = Replica { ledger: None, checkpoint: None });
         }
         self.replicas[0] = Replica { ledger: None, checkpoint: None };
-        let end = [self.schema.record(&Data::Text("end".into())).expect("fits")];
+        let end = self.rows(&["end".to_owned()]);
         let last = self.attempt(0, &end, None, (1_000_000, LeaseId::MAX));
         assert!(matches!(last, Some(Ok(Placed::Written { .. }))), "the last append was refused: {last:?}");
         self.check();

@@ -55,7 +55,7 @@ use self::{
     ledger::{Ledger, LedgerOptions, Repair, Seen},
 };
 use crate::{
-    record::{Ack, FencingToken, Key, LeaseId, Record},
+    record::{Ack, FencingToken, Key, LeaseId, Rows},
     schema::Schema,
 };
 
@@ -100,7 +100,7 @@ pub struct Turn<'a> {
 /// The rows of one request.
 pub struct Entry<'a> {
     /// All of them are written, or none.
-    pub rows: &'a [Record],
+    pub rows: &'a Rows,
     /// The client's name for the request.
     pub key: Option<&'a Key>,
     /// How many keys had been recorded when the request arrived.
@@ -476,12 +476,12 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("rows.csv");
         let mut storage = open(&path);
-        let record = storage.schema().record(&Data::Text("x".into())).expect("fits");
+        let mut rows = storage.schema().rows();
+        storage.schema().push(&Data::Text("x".into()), &mut rows).expect("fits");
         let mut append = |held: bool| {
             let now = Instant::now();
             let turn = Turn { token: 1, lease: 1, granted: now, timestamp: "", deadline: now, still_held: &|| held };
-            let rows = std::slice::from_ref(&record);
-            storage.append(&[Entry { rows, key: None, keys_seen: 0, waited_ms: 0, released: true }], &turn)
+            storage.append(&[Entry { rows: &rows, key: None, keys_seen: 0, waited_ms: 0, released: true }], &turn)
         };
         assert!(matches!(append(false), Err(AppendError::LeaseLost)));
         let stopped = std::fs::File::open(beside(&path, ".journal")).expect("opens");
@@ -498,12 +498,12 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("rows.csv");
         let mut storage = open(&path);
-        let record = storage.schema().record(&Data::Text("x".into())).expect("fits");
-        let rows = std::slice::from_ref(&record);
+        let mut rows = storage.schema().rows();
+        storage.schema().push(&Data::Text("x".into()), &mut rows).expect("fits");
         let mut append = |name: String, keys_seen| {
-            let (now, key) = (Instant::now(), Key::new(&name, rows).expect("a key"));
+            let (now, key) = (Instant::now(), Key::new(&name, &rows).expect("a key"));
             let turn = Turn { token: 1, lease: 1, granted: now, timestamp: "", deadline: now, still_held: &|| true };
-            let entry = Entry { rows, key: Some(&key), keys_seen, waited_ms: 0, released: true };
+            let entry = Entry { rows: &rows, key: Some(&key), keys_seen, waited_ms: 0, released: true };
             storage.append(&[entry], &turn).expect("written").remove(0)
         };
         for n in 0..100 {
