@@ -24,6 +24,9 @@ use crate::{
 /// A torn line longer than this is not cut away: more likely a stray quote swallows good rows.
 pub(super) const TORN_BYTES_MAX: u64 = 1 << 20;
 
+/// What fills a record's last page up.
+static ZEROS: [u8; Layout::REAL.page as usize] = [0; Layout::REAL.page as usize];
+
 /// Rows laid out and quoted, and what is to be remembered of them.
 struct Batch {
     /// `lead` bytes that close a line, then the rows.
@@ -275,20 +278,22 @@ impl<D: Disk> Ledger<D> {
             keys,
             payload,
         };
-        let mut text = record.encode(self.head.journal);
+        let head = record.encode_head(self.head.journal);
         // Whole pages are written without reading them first.
-        text.resize(self.layout.whole_pages(text.len() as u64) as usize, 0);
-        let at = self.make_room(text.len() as u64)?;
+        let bytes = head.len() + record.payload.len();
+        let whole = self.layout.whole_pages(bytes as u64);
+        let parts = [&head, &record.payload, &ZEROS[..whole as usize - bytes]];
+        let at = self.make_room(whole)?;
         // guard: header_before_recycling
         self.settle_header()?;
-        self.disk.write_at(Place::Journal, at, &text).map_err(|e| self.not_recorded(&record, at, e))?;
+        self.disk.write_parts_at(Place::Journal, at, &parts).map_err(|e| self.not_recorded(&record, at, e))?;
         points::reach("record_written");
         let began = Instant::now();
         // guard: journal_sync
         self.sync(Place::Journal)?;
         self.last_sync = began.elapsed();
         points::reach("record_synced");
-        let cursor = Cursor { sequence: record.sequence, next: at + text.len() as u64 };
+        let cursor = Cursor { sequence: record.sequence, next: at + whole };
         Ok(Committed { record, at, cursor })
     }
 

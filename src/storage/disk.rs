@@ -31,8 +31,8 @@ pub(super) trait Disk {
     fn len(&self, place: Place) -> io::Result<u64>;
     /// Reads until `buffer` is full or the file ends, and says how far that was.
     fn read_at(&self, place: Place, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
-    /// Overwrites. Not for the CSV, where others append meanwhile.
-    fn write_at(&self, place: Place, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Overwrites, with one part behind another. Not for the CSV, where others append meanwhile.
+    fn write_parts_at(&self, place: Place, offset: u64, parts: &[&[u8]]) -> io::Result<()>;
     /// Writes at the end, wherever that is by then.
     fn append(&self, place: Place, bytes: &[u8]) -> io::Result<Landed>;
     /// Makes the file this long.
@@ -40,6 +40,11 @@ pub(super) trait Disk {
     /// Makes sure of room for `bytes` from `offset` on, without changing the file's length.
     fn reserve(&self, place: Place, offset: u64, bytes: u64) -> io::Result<()>;
     fn sync(&self, place: Place) -> io::Result<()>;
+
+    /// Overwrites with a single part.
+    fn write_at(&self, place: Place, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.write_parts_at(place, offset, &[bytes])
+    }
 
     /// Reads this many bytes from `offset`, or fewer where the file ends.
     fn read(&self, place: Place, offset: u64, bytes: u64) -> io::Result<Vec<u8>> {

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io::{self, ErrorKind, Seek, Write},
+    io::{self, ErrorKind, IoSlice, Seek, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::{AtFlags, CWD, FallocateFlags, Statx, StatxFlags, fallocate, fstatvfs, statx};
+use rustix::{
+    fs::{AtFlags, CWD, FallocateFlags, Statx, StatxFlags, fallocate, fstatvfs, statx},
+    io::{Errno, pwritev},
+};
 
 use super::{
     AppendError, create,
@@ -61,6 +64,25 @@ fn inode_at(path: &Path) -> io::Result<(u32, u32, u64)> {
 fn inode_of(file: &File) -> io::Result<(u32, u32, u64)> {
     let found = ask(file, StatxFlags::INO)?;
     Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
+}
+
+/// One call for all parts, which are not copied together for it.
+fn write_all_parts_at(file: &File, mut offset: u64, parts: &[&[u8]]) -> io::Result<()> {
+    let mut slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
+    let mut left = &mut *slices;
+    IoSlice::advance_slices(&mut left, 0);
+    while !left.is_empty() {
+        match pwritev(file, left, offset) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                offset += written as u64;
+                IoSlice::advance_slices(&mut left, written);
+            }
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
 }
 
 fn open_to_write(path: &Path) -> io::Result<File> {
@@ -215,19 +237,24 @@ impl Disk for Arc<Files> {
         })
     }
 
-    fn write_at(&self, place: Place, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    fn write_parts_at(&self, place: Place, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
         assert!(matches!(place, Place::Journal | Place::Keys | Place::Tail(_)), "the CSV is only ever appended to");
         match place {
             // A file that is open for appending appends, wherever it is told to write.
-            Place::Tail(_) => open_to_write(&self.side(place))?.write_all_at(bytes, offset),
+            Place::Tail(_) => write_all_parts_at(&open_to_write(&self.side(place))?, offset, parts),
             Place::Journal => {
                 let point = if offset < Layout::REAL.mark() { "header_half_written" } else { "record_half_written" };
-                let (first, rest) = bytes.split_at(points::half(point, bytes.len()));
-                self.journal.write_all_at(first, offset)?;
+                let bytes = parts.iter().map(|part| part.len()).sum();
+                let half = points::half(point, bytes);
+                if half == bytes {
+                    return write_all_parts_at(&self.journal, offset, parts);
+                }
+                let text = parts.concat();
+                self.journal.write_all_at(&text[..half], offset)?;
                 points::reach(point);
-                self.journal.write_all_at(rest, offset + first.len() as u64)
+                self.journal.write_all_at(&text[half..], offset + half as u64)
             }
-            _ => self.with(place, |file| file.write_all_at(bytes, offset)),
+            _ => self.with(place, |file| write_all_parts_at(file, offset, parts)),
         }
     }
 

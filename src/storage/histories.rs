@@ -226,8 +226,9 @@ impl Disk for SimDisk {
         Ok(read)
     }
 
-    fn write_at(&self, place: Place, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    fn write_parts_at(&self, place: Place, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
         assert!(place != Place::Csv, "the CSV is only ever appended to");
+        let bytes = &*parts.concat();
         if (place, offset, bytes) == (Place::Journal, LAYOUT.mark(), &[1]) {
             // One byte, microseconds after the failed sync: a kill in between is the limit of what is promised.
             let mut host = self.0.borrow_mut();

@@ -219,8 +219,9 @@ impl JournalRecord {
         RECORD_PREFIX_BYTES + 8 + 16 + 8 + 1 + 1 + u8::MAX as usize + 8 + 4 + keys * Remembered::BYTES
     }
 
-    pub(super) fn encode(&self, journal: u128) -> Vec<u8> {
-        let mut text = Vec::with_capacity(Self::overhead_bytes(self.keys.len()) + self.payload.len() + 4096);
+    /// All that stands before the payload: a large one is written from where it is.
+    pub(super) fn encode_head(&self, journal: u128) -> Vec<u8> {
+        let mut text = Vec::with_capacity(Self::overhead_bytes(self.keys.len()));
         text.put_bytes(0, 8);
         text.put_u64_le(self.sequence);
         text.put_u64_le(self.token);
@@ -234,23 +235,26 @@ impl JournalRecord {
         for key in &self.keys {
             key.encode(&mut text);
         }
-        text.extend_from_slice(&self.payload);
-        let body = u32::try_from(text.len() - RECORD_PREFIX_BYTES).expect("a batch is bounded");
-        text[4..8].copy_from_slice(&body.to_le_bytes());
-        let crc = checksum(journal, &text[4..]);
+        let body = text.len() - RECORD_PREFIX_BYTES + self.payload.len();
+        text[4..8].copy_from_slice(&u32::try_from(body).expect("a batch is bounded").to_le_bytes());
+        let crc = crc32c::crc32c_append(checksum(journal, &text[4..]), &self.payload);
         text[..4].copy_from_slice(&crc.to_le_bytes());
         text
     }
 
-    fn decode(sequence: u64, mut body: &[u8]) -> Result<Self, bytes::TryGetError> {
-        let body = &mut body;
+    /// From what stands in `text` behind the first `skip` bytes. A payload is kept where it was read to.
+    fn decode(sequence: u64, mut text: Vec<u8>, skip: usize) -> Result<Self, bytes::TryGetError> {
+        let body = &mut &text[skip..];
         let (token, lease, offset) = (body.try_get_u64_le()?, body.try_get_u128_le()?, body.try_get_u64_le()?);
         let (lead, name) = (body.try_get_u8()?, body.try_get_u8()? as usize);
         let replica = String::from_utf8_lossy(body.get(..name).unwrap_or_default()).into();
         body.advance(name.min(body.len()));
         let (first_key, count) = (body.try_get_u64_le()?, body.try_get_u32_le()?);
         let keys = (0..count).map(|_| Remembered::decode(body, token)).collect::<Result<_, _>>()?;
-        Ok(Self { sequence, token, lease, offset, lead, replica, first_key, keys, payload: body.to_vec() })
+        let head = text.len() - body.len();
+        text.drain(..head);
+        text.shrink_to_fit();
+        Ok(Self { sequence, token, lease, offset, lead, replica, first_key, keys, payload: text })
     }
 }
 
@@ -306,15 +310,17 @@ fn read_at(
     if found != sequence || at + bytes > head.bytes {
         return Ok(None);
     }
-    if bytes > text.len() as u64 {
-        text.extend(disk.read(Place::Journal, at + text.len() as u64, bytes - text.len() as u64)?);
-    }
-    let Some(whole) = text.get(..bytes as usize) else { return Ok(None) };
-    // guard: crc
-    if checksum(head.journal, &whole[4..]) != crc {
+    let present = text.len().min(bytes as usize);
+    text.resize(bytes as usize, 0);
+    let rest = &mut text[present..];
+    if disk.read_at(Place::Journal, at + present as u64, rest)? < rest.len() {
         return Ok(None);
     }
-    let record = JournalRecord::decode(sequence, &whole[RECORD_PREFIX_BYTES..]);
+    // guard: crc
+    if checksum(head.journal, &text[4..]) != crc {
+        return Ok(None);
+    }
+    let record = JournalRecord::decode(sequence, text, RECORD_PREFIX_BYTES);
     Ok(record.ok().map(|record| (record, bytes)))
 }
 
@@ -330,10 +336,45 @@ pub(super) fn plausible_payloads(disk: &impl Disk, layout: Layout) -> io::Result
         at += RECORD_PREFIX_BYTES as u64;
         if body > 0 && at + body <= bytes {
             let body = disk.read(Place::Journal, at, body)?;
-            let record = JournalRecord::decode(0, &body).ok();
+            let record = JournalRecord::decode(0, body, 0).ok();
             found.extend(record.filter(|record| record.payload.ends_with(b"\n")).map(|it| (it.offset, it.payload)));
         }
         at = layout.whole_pages(at);
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Ack;
+
+    #[test]
+    fn a_record_is_written_byte_for_byte_as_every_version_of_this_format_did() {
+        let ack = Ack {
+            rows: 2,
+            offset: 7,
+            bytes: 8,
+            token: 9,
+            replica: String::new(),
+            waited_ms: 1,
+            held_ms: 2,
+            released: true,
+            replayed: false,
+        };
+        let record = JournalRecord {
+            sequence: 3,
+            token: 9,
+            lease: 11,
+            offset: 40,
+            lead: 1,
+            replica: "r-1".into(),
+            first_key: 5,
+            keys: vec![Remembered::new(1 << 100, 77, &ack)],
+            payload: b"\na,b\nc,d\n".to_vec(),
+        };
+        let text = [record.encode_head(1 << 90), record.payload.clone()].concat();
+        assert_eq!((text.len(), crc32c::crc32c(&text)), (122, 0xd56d_aa8c));
+        assert_eq!(JournalRecord::decode(3, text, RECORD_PREFIX_BYTES), Ok(record));
+    }
 }
