@@ -51,6 +51,10 @@ pub enum Data<'a> {
     Object(Vec<(Cow<'a, str>, Option<Cow<'a, str>>)>),
 }
 
+/// For each data column, which of a line's cells it gets; the others stay empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Columns(Vec<Option<usize>>);
+
 /// A field that is well-formed but wrong.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {detail}")]
@@ -191,21 +195,44 @@ impl Schema {
         rows.end_row(cells);
     }
 
+    /// Where the data columns find their cells in lines that give them by these names.
+    ///
+    /// # Errors
+    /// Names the first that is no data column.
+    pub fn columns(&self, names: &[String]) -> Result<Columns, InvalidField> {
+        self.refuse_without_data_columns()?;
+        self.refuse_names_without_header()?;
+        let mut columns = vec![None; self.data_names.len()];
+        for (at, name) in names.iter().enumerate() {
+            *self.column(name, &mut columns)? = Some(at);
+        }
+        Ok(Columns(columns))
+    }
+
+    /// The same for lines that fill them from the left with this many cells.
+    ///
+    /// # Errors
+    /// If these are more than the file has data columns.
+    pub fn columns_from_left(&self, cells: usize) -> Result<Columns, InvalidField> {
+        self.refuse_without_data_columns()?;
+        self.refuse_too_many(cells)?;
+        let columns = if self.names.is_some() { self.data_names.len() } else { cells };
+        Ok(Columns((0..columns).map(|at| (at < cells).then_some(at)).collect()))
+    }
+
+    /// Adds a row of cells that hold no NUL byte.
+    pub(crate) fn push_columns<'a>(&self, columns: &Columns, cell: impl Fn(usize) -> &'a str, rows: &mut Rows) {
+        let Columns(columns) = columns;
+        self.push_cells(columns.len(), |at| columns[at].map_or("", &cell), rows);
+    }
+
     /// One cell for each data column, in order; for a headerless file, those that were given.
     fn lay_out<'a>(&self, data: &'a Data<'_>) -> Result<Vec<&'a str>, InvalidField> {
-        if self.names.is_some() && self.data_names.is_empty() {
-            return Err(InvalidField::new("data", "the file's header has no data column"));
-        }
+        self.refuse_without_data_columns()?;
         let mut cells = match data {
             Data::Text(text) => vec![checked("data", text)?],
             Data::List(list) => {
-                if self.names.is_some() && list.len() > self.data_names.len() {
-                    let most = self.data_names.len();
-                    return Err(InvalidField::new(
-                        "data",
-                        format!("{} cells, but the file has {most} data columns", list.len()),
-                    ));
-                }
+                self.refuse_too_many(list.len())?;
                 let cell = |(at, cell): (usize, &'a Option<Cow<'_, str>>)| {
                     checked(format_args!("data[{at}]"), cell.as_deref().unwrap_or_default())
                 };
@@ -222,27 +249,42 @@ impl Schema {
         &self,
         object: &'a [(Cow<'_, str>, Option<Cow<'_, str>>)],
     ) -> Result<Vec<&'a str>, InvalidField> {
-        if self.names.is_none() {
-            return Err(InvalidField::new(
-                "data",
-                "an object needs a header, and this file has none: send a string or an array",
-            ));
-        }
-        let mut cells: Vec<Option<&str>> = vec![None; self.data_names.len()];
+        self.refuse_names_without_header()?;
+        let mut cells = vec![None; self.data_names.len()];
         for (name, value) in object {
-            let field = format_args!("data.{name}");
-            let Some(at) = self.data_names.iter().position(|known| known == name) else {
-                let is_service = self.names.iter().flatten().any(|known| known == name);
-                let detail =
-                    if is_service { "the service fills this column itself".to_owned() } else { self.unknown_column() };
-                return Err(InvalidField::new(field.to_string(), detail));
-            };
-            if cells[at].is_some() {
-                return Err(InvalidField::new(field.to_string(), "named twice"));
-            }
-            cells[at] = Some(checked(field, value.as_deref().unwrap_or_default())?);
+            let cell = self.column(name, &mut cells)?;
+            *cell = Some(checked(format_args!("data.{name}"), value.as_deref().unwrap_or_default())?);
         }
         Ok(cells.into_iter().map(Option::unwrap_or_default).collect())
+    }
+
+    /// The place of the data column of this name, if nothing stands there yet.
+    fn column<'a, T>(&self, name: &str, columns: &'a mut [Option<T>]) -> Result<&'a mut Option<T>, InvalidField> {
+        let refused = |detail: String| InvalidField::new(format!("data.{name}"), detail);
+        let Some(at) = self.data_names.iter().position(|known| known == name) else {
+            let is_service = self.names.iter().flatten().any(|known| known == name);
+            let service = || "the service fills this column itself".to_owned();
+            return Err(refused(if is_service { service() } else { self.unknown_column() }));
+        };
+        if columns[at].is_some() { Err(refused("named twice".to_owned())) } else { Ok(&mut columns[at]) }
+    }
+
+    fn refuse_without_data_columns(&self) -> Result<(), InvalidField> {
+        let has_none = self.names.is_some() && self.data_names.is_empty();
+        if has_none { Err(InvalidField::new("data", "the file's header has no data column")) } else { Ok(()) }
+    }
+
+    fn refuse_names_without_header(&self) -> Result<(), InvalidField> {
+        let detail = "an object needs a header, and this file has none: send a string or an array";
+        if self.names.is_none() { Err(InvalidField::new("data", detail)) } else { Ok(()) }
+    }
+
+    fn refuse_too_many(&self, cells: usize) -> Result<(), InvalidField> {
+        let most = self.data_names.len();
+        if self.names.is_none() || cells <= most {
+            return Ok(());
+        }
+        Err(InvalidField::new("data", format!("{cells} cells, but the file has {most} data columns")))
     }
 
     fn unknown_column(&self) -> String {
@@ -313,7 +355,7 @@ impl Schema {
 }
 
 /// A CSV cannot hold a NUL byte that its readers agree on, and a hole in a file reads as NULs.
-fn checked(field: impl ToString, cell: &str) -> Result<&str, InvalidField> {
+pub(crate) fn checked(field: impl ToString, cell: &str) -> Result<&str, InvalidField> {
     if cell.contains('\0') { Err(InvalidField::new(field.to_string(), "holds a NUL byte")) } else { Ok(cell) }
 }
 

@@ -13,15 +13,13 @@ use utoipa::ToSchema;
 use super::{
     App,
     append::{idempotency_key, written},
-    batch_request::{BatchType, batch_type, parse},
+    batch_parser::BatchParser,
+    batch_request::{BatchType, batch_type},
     body,
     error::ApiError,
     openapi::{BatchRefused, BodyEncoding, IdempotencyKey},
 };
 use crate::record::{Ack, Key, Simulation};
-
-/// Larger bodies are parsed on a thread of their own, so that nobody else's answer waits for it.
-const PARSE_HERE_BYTES_MAX: usize = 256 << 10;
 
 /// Proof that all rows of a batch are durable, and where.
 #[derive(Serialize, ToSchema)]
@@ -38,8 +36,8 @@ struct BatchAck<'a> {
 
 /// Append many rows, all or none
 ///
-/// All rows stand together in the file, under one token and one sync. A line that does not fit the file refuses the whole; the
-/// 422 names the line (for a JSON array, the row) and the field.
+/// All rows stand together in the file, under one token and one sync. The first line that does not fit the file refuses the
+/// whole, without waiting for the rest; the 422 names the line (for a JSON array, the row) and the field.
 #[utoipa::path(
     post,
     path = "/append/batch",
@@ -75,18 +73,13 @@ pub(super) async fn append_batch(State(app): State<App>, headers: HeaderMap, bod
         Err(e) => return Err(body::refuse(&headers, body, e).await),
     };
     let bytes_max = app.limits.batch_bytes_max;
-    let body = body::read(&headers, body, bytes_max).await.map_err(|e| match e {
+    let mut parser = BatchParser::new(batch_type, app.appender.schema());
+    let read = body::read_in_pieces(&headers, body, bytes_max, |piece| parser.push(piece)).await;
+    read.map_err(|e| match e {
         ApiError::BodyTooLarge(_) => ApiError::BatchTooLarge(bytes_max),
         other => other,
     })?;
-    let (bytes, appender) = (body.len(), app.appender.clone());
-    let parse = move || parse(batch_type, &body, appender.schema());
-    let rows = if bytes <= PARSE_HERE_BYTES_MAX {
-        parse()?
-    } else {
-        let parsed = tokio::task::spawn_blocking(parse).await;
-        parsed.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))?
-    };
+    let rows = parser.finish()?;
     let key = key.map(|text| Key::new(&text, &rows).ok_or(ApiError::BadKey)).transpose()?;
     let ack = app.appender.append(rows, Simulation::default(), key).await?;
     let response = (StatusCode::CREATED, Json(BatchAck { rows: ack.rows, ack: &ack })).into_response();

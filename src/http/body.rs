@@ -47,33 +47,85 @@ const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 /// Refuses a request `with` an error, once its body has arrived, within bounds. A sender that waits for a go-ahead does
 /// not get one.
 pub(super) async fn refuse(headers: &HeaderMap, mut body: Body, with: ApiError) -> ApiError {
-    if headers.contains_key(header::EXPECT) {
-        return with;
+    if !headers.contains_key(header::EXPECT) {
+        discard(&mut body, DISCARD_BYTES_MAX).await;
     }
+    with
+}
+
+async fn discard(body: &mut Body, bytes_max: usize) {
     let rest = async {
         let mut bytes = 0;
         while let Some(Ok(frame)) = body.frame().await {
             bytes += frame.data_ref().map_or(0, Bytes::len);
-            if bytes > DISCARD_BYTES_MAX {
+            if bytes > bytes_max {
                 return;
             }
         }
     };
     // Past the bounds, the connection is closed with the answer.
     let _ = tokio::time::timeout(DISCARD_TIMEOUT, rest).await;
-    with
+}
+
+fn declares_more_than(headers: &HeaderMap, bytes_max: usize) -> bool {
+    let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    declared.is_some_and(|declared: u64| declared > bytes_max as u64)
+}
+
+fn ended_early() -> ApiError {
+    ApiError::BrokenBody("the body ended early, or is not encoded as it says".to_owned())
 }
 
 /// The whole body, if it is not larger than `bytes_max` and arrives in time.
 pub(super) async fn read(headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
-    let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if declared.is_some_and(|declared: u64| declared > bytes_max as u64) {
+    if declares_more_than(headers, bytes_max) {
         return Err(refuse(headers, body, ApiError::BodyTooLarge(bytes_max)).await);
     }
     let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(&mut body, bytes_max).collect()).await;
     match collected.map_err(|_| ApiError::BodyTimeout(BODY_TIMEOUT))? {
         Ok(body) => Ok(body.to_bytes()),
         Err(e) if e.is::<LengthLimitError>() => Err(refuse(headers, body, ApiError::BodyTooLarge(bytes_max)).await),
-        Err(_) => Err(ApiError::BrokenBody("the body ended early, or is not encoded as it says".to_owned())),
+        Err(_) => Err(ended_early()),
     }
+}
+
+/// What `take` gets at once. After as much, other tasks have their turn.
+const PIECE_BYTES_MAX: usize = 256 << 10;
+
+/// Gives a body to `take` as it arrives, if it is not larger than `bytes_max` and arrives in time. What `take` refuses is
+/// refused at once, the rest of the body as `refuse` does it.
+pub(super) async fn read_in_pieces(
+    headers: &HeaderMap,
+    mut body: Body,
+    bytes_max: usize,
+    mut take: impl FnMut(&[u8]) -> Result<(), ApiError>,
+) -> Result<(), ApiError> {
+    if declares_more_than(headers, bytes_max) {
+        return Err(refuse(headers, body, ApiError::BodyTooLarge(bytes_max)).await);
+    }
+    let (mut left, mut taken) = (bytes_max, 0);
+    let read = async {
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| ended_early())?;
+            let Some(data) = frame.data_ref() else { continue };
+            let Some(rest) = left.checked_sub(data.len()) else { return Ok(Some(ApiError::BodyTooLarge(bytes_max))) };
+            left = rest;
+            for piece in data.chunks(PIECE_BYTES_MAX) {
+                if let Err(e) = take(piece) {
+                    return Ok(Some(e));
+                }
+                taken += piece.len();
+                if taken >= PIECE_BYTES_MAX {
+                    taken = 0;
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+        Ok::<_, ApiError>(None)
+    };
+    let read = tokio::time::timeout(BODY_TIMEOUT, read).await;
+    let Some(refusal) = read.map_err(|_| ApiError::BodyTimeout(BODY_TIMEOUT))?? else { return Ok(()) };
+    // Its sender has begun, and would not hear the answer before it is through: what a sound body may have is waited for.
+    discard(&mut body, left.max(DISCARD_BYTES_MAX)).await;
+    Err(refusal)
 }

@@ -1,14 +1,16 @@
 //! `POST /append/batch`: many rows of each kind, all or none.
 
 use std::{
-    io::Write,
+    io::{Read, Write},
+    net::TcpStream,
     process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Bench, On, Replica, answer};
+use crate::support::{Bench, On, PATIENCE, Replica, answer};
 
 const SETTINGS: [(&str, &str); 1] = [("ROWLOCK_CSV_HEADER", "token,city,people")];
 /// Content type, body; then status, code, field, and a part of the detail.
@@ -20,6 +22,35 @@ const JSON: &str = "application/json";
 
 async fn post(replica: &Replica, content_type: &str, body: impl Into<reqwest::Body>) -> (u16, Value) {
     answer(replica.request(Method::POST, "/append/batch").header("content-type", content_type).body(body)).await
+}
+
+/// Begins a request whose body comes in chunks.
+fn begin(replica: &Replica, content_type: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(replica.url.trim_start_matches("http://")).expect("connects");
+    let head = "POST /append/batch HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked";
+    stream.write_all(format!("{head}\r\nContent-Type: {content_type}\r\n\r\n").as_bytes()).expect("written");
+    stream
+}
+
+fn chunk(bytes: &[u8]) -> Vec<u8> {
+    [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat()
+}
+
+fn read_answer(mut stream: TcpStream) -> (u16, Value) {
+    let mut text = String::new();
+    stream.set_read_timeout(Some(PATIENCE)).expect("set");
+    stream.read_to_string(&mut text).expect("an answer");
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text}"));
+    (head[9..12].parse().expect("a status"), serde_json::from_str(body).expect("JSON"))
+}
+
+/// Each chunk reaches the parser by itself, wherever the kernel cuts what is sent.
+fn post_in_chunks(replica: &Replica, content_type: &str, body: &[u8], chunk_bytes: usize) -> (u16, Value) {
+    let mut stream = begin(replica, content_type);
+    let mut text: Vec<u8> = body.chunks(chunk_bytes).flat_map(chunk).collect();
+    text.extend_from_slice(b"0\r\n\r\n");
+    stream.write_all(&text).expect("written");
+    read_answer(stream)
 }
 
 /// By a program that none of us wrote.
@@ -63,6 +94,79 @@ async fn each_kind_of_body_writes_its_rows_as_they_are_and_says_where() {
     }
     let expected = "token,city,people\n1,Oslo,709037\n1,\"Bergen, \"\"the\"\" rainy\",\n2,Oslo,\n2,Bergen,\n3,Oslo,709037\n3,\"two\nlines\",1\n4,Oslo,\n4,Bergen,\n5,Oslo,\n5,Bergen,1.10\n5,ås,\n6,Oslo,\n6,Bergen,true\n6,,12345678901234567890\n";
     assert_eq!(bench.content(), expected);
+}
+
+#[tokio::test]
+async fn a_body_that_comes_in_pieces_cut_anywhere_writes_the_same_rows() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[("ROWLOCK_CSV_HEADER", "city,people")]);
+    let bodies = [
+        (CSV, "\u{feff}people,city\r\n709037,\"Tromsø\r\n\"\"north\"\"\"\r\n\r\n,\u{1f600}"),
+        ("text/csv; header=absent", "Oslo,709037\n\"two\r\nlines, \",\"\"\r\n"),
+        (LINES, "\"Troms\\u00f8\\n\\ud83d\\ude00\"\r\n\n[\"ø,\\\"\",1.10]\n{\"people\":\"\\\\\"}"),
+        (JSON, " [\"]\\\"[\\\\\" , [\"ø\", true],\n{\"people\": \"},{\\u00e5\"}\r\n] "),
+    ];
+    for (content_type, body) in bodies {
+        let start = bench.content().len();
+        assert_eq!(post(&replica, content_type, body).await.0, 201);
+        let whole = bench.content()[start..].to_owned();
+        for chunk_bytes in 1..12 {
+            let start = bench.content().len();
+            let (status, ack) = post_in_chunks(&replica, content_type, body.as_bytes(), chunk_bytes);
+            assert_eq!(status, 201, "{body:?} in chunks of {chunk_bytes}: {ack}");
+            assert_eq!(&bench.content()[start..], whole);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_bad_line_is_answered_before_the_rest_has_come() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&SETTINGS);
+    let sound = |line: &str| line.repeat((1 << 20) / line.len());
+    let bodies = [
+        (CSV, format!("city\n{}a,b\n", sound("Oslo\n")), "line 209717: 2 cells"),
+        (LINES, format!("{}7\n", sound("\"Oslo\"\n")), "line 149797: accepted"),
+        (JSON, format!("[{}7,", sound("\"Oslo\",")), "row 149797: accepted"),
+    ];
+    for (content_type, body, detail) in bodies {
+        let mut stream = begin(&replica, content_type);
+        let began = Instant::now();
+        stream.write_all(&chunk(body.as_bytes())).expect("written");
+        let (status, problem) = read_answer(stream);
+        assert!(status == 422 && problem["detail"].as_str().is_some_and(|said| said.contains(detail)), "{problem}");
+        assert!(began.elapsed() < Duration::from_secs(10), "it waited for the end");
+    }
+    // Who sends on is heard out, and hears the answer.
+    let body = "town\n".to_owned() + &sound("Oslo\n").repeat(40);
+    let (status, problem) = post(&replica, CSV, body).await;
+    assert_eq!((status, &problem["field"]), (422, &json!("data.town")));
+    assert_eq!(bench.content(), "token,city,people\n");
+}
+
+/// How much more memory a fresh replica comes to need for a batch, in bodies.
+async fn growth(content_type: &str, body: String) -> f64 {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[("ROWLOCK_JOURNAL_BYTES", "96MiB"), ("ROWLOCK_REPLICA", "one")]);
+    let kib = |name: &str| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", replica.pid())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line of that name");
+        line.trim_end_matches("kB").trim().parse::<f64>().expect("a number")
+    };
+    let (before, bytes) = (kib("VmRSS:"), body.len() as f64);
+    let (status, ack) = post(&replica, content_type, body).await;
+    assert_eq!((status, &ack["rows"]), (201, &json!(200_000)), "{ack}");
+    (kib("VmHWM:") - before) * 1024.0 / bytes
+}
+
+#[tokio::test]
+async fn a_large_batch_needs_less_than_three_times_its_memory_and_no_place_for_its_body() {
+    let table: String = (0..200_000).map(|n| format!("{n:099}\n")).collect();
+    let rows = growth(CSV, format!("data\n{table}")).await;
+    assert!(rows < 3.0, "{rows:.2} times the body");
+    // Rows that need little of their own show whether the body is kept.
+    let rows = growth(LINES, (0..200_000).map(|n| format!("{{\"data\":{n}}}{:85}\n", "")).collect()).await;
+    assert!(rows < 1.0, "{rows:.2} times the body");
 }
 
 #[tokio::test]
@@ -204,6 +308,12 @@ async fn what_does_not_fit_is_refused_with_its_line_and_nothing_is_written() {
     assert!(cases.len() >= 40);
     for (content_type, body, status, code, field, detail) in cases {
         let shown = String::from_utf8_lossy(&body[..body.len().min(60)]).into_owned();
+        for chunk_bytes in [1, 3, 7] {
+            let (found, problem) = post_in_chunks(&replica, content_type, &body, chunk_bytes);
+            assert_eq!((found, &problem["code"]), (status, &json!(code)), "{shown} in chunks: {problem}");
+            assert_eq!(problem["field"].as_str().unwrap_or_default(), field, "{shown} in chunks: {problem}");
+            assert!(problem["detail"].as_str().is_some_and(|said| said.contains(detail)), "{shown}: {problem}");
+        }
         let (found, problem) = post(&replica, content_type, body).await;
         assert_eq!(
             (found, &problem["code"], &problem["outcome"]),

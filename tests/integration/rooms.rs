@@ -26,7 +26,7 @@ const KEPT_IN: [(&str, &[&str]); 8] = [
     ("utoipa_swagger_ui", &["http"]),
     ("deadpool", &["lock"]),
     ("redis", &["lock"]),
-    ("csv_core", &["storage"]),
+    ("csv_core", &["http", "storage"]),
     ("clap", &["cli", "config"]),
 ];
 
