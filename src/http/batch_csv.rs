@@ -12,6 +12,9 @@ use crate::{
     schema::{Columns, InvalidField, Schema, checked},
 };
 
+/// More cells than any table has: what is kept of each must not outgrow the body.
+const CELLS_MAX: usize = 1 << 20;
+
 pub(super) struct CsvParser {
     reader: Reader,
     quotes: QuoteCheck,
@@ -83,6 +86,10 @@ impl CsvParser {
         match result {
             ReadRecordResult::InputEmpty => {}
             ReadRecordResult::OutputFull => text.resize(2 * text.len(), 0),
+            ReadRecordResult::OutputEndsFull if ends.len() >= CELLS_MAX => {
+                let line = self.line.unwrap_or_default();
+                return Err(InvalidField::new("body", format!("line {line}: more than {CELLS_MAX} cells")).into());
+            }
             ReadRecordResult::OutputEndsFull => ends.resize(2 * ends.len(), 0),
             ReadRecordResult::Record | ReadRecordResult::End => {
                 if let Some(line) = self.line.take() {

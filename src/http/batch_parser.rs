@@ -161,5 +161,6 @@ mod tests {
         broken(b"city,people\na\xc3,\xa5b\n", "line 2: not UTF-8");
         broken(b"city,people\n,x\0\n", "data.people");
         broken(b"\xef\xbb", "line 1: not UTF-8");
+        broken(&[b"city\n", &*vec![b','; 2 << 20]].concat(), "line 2: more than 1048576 cells");
     }
 }
