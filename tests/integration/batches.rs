@@ -147,7 +147,7 @@ async fn a_bad_line_is_answered_before_the_rest_has_come() {
 /// How much more memory a fresh replica comes to need for a batch, in bodies.
 async fn growth(content_type: &str, body: String) -> f64 {
     let bench = Bench::new(On::Embedded);
-    let replica = bench.replica(&[("ROWLOCK_JOURNAL_BYTES", "96MiB"), ("ROWLOCK_REPLICA", "one")]);
+    let replica = bench.replica(&[("ROWLOCK_JOURNAL_BYTES", "64MiB"), ("ROWLOCK_REPLICA", "one")]);
     let kib = |name: &str| {
         let status = std::fs::read_to_string(format!("/proc/{}/status", replica.pid())).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line of that name");
