@@ -361,6 +361,7 @@ mod tests {
             held_ms: 2,
             released: true,
             replayed: false,
+            sync: std::time::Duration::ZERO,
         };
         let record = JournalRecord {
             sequence: 3,
