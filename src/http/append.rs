@@ -54,7 +54,7 @@ pub(super) async fn append(State(app): State<App>, headers: HeaderMap, body: Bod
         Ok(checked) => checked,
         Err(e) => return Err(body::refuse(&headers, body, e).await),
     };
-    let body = body::read(&headers, body, app.limits.body_bytes_max).await?;
+    let body = body::read(&headers, body, app.limits.body_bytes_max, &app.room).await?;
     let request = AppendRequest::parse(media_type, &body, app.limits.sleep_max)?;
     if request.simulation.wants_own_turn() && !app.limits.simulation {
         return Err(ApiError::SimulationOff);

@@ -74,7 +74,7 @@ pub(super) async fn append_batch(State(app): State<App>, headers: HeaderMap, bod
     };
     let bytes_max = app.limits.batch_bytes_max;
     let mut parser = BatchParser::new(batch_type, app.appender.schema());
-    let read = body::read_in_pieces(&headers, body, bytes_max, |piece| parser.push(piece)).await;
+    let read = body::read_in_pieces(&headers, body, bytes_max, &app.room, |piece| parser.push(piece)).await;
     read.map_err(|e| match e {
         ApiError::BodyTooLarge(_) => ApiError::BatchTooLarge(bytes_max),
         other => other,

@@ -1,13 +1,19 @@
 //! Reading a body: its type first, then its bytes, bounded in size and time.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{
     body::Body,
     http::{HeaderMap, header},
 };
 use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 
 use super::error::ApiError;
 
@@ -76,56 +82,136 @@ fn ended_early() -> ApiError {
     ApiError::BrokenBody("the body ended early, or is not encoded as it says".to_owned())
 }
 
-/// The whole body, if it is not larger than `bytes_max` and arrives in time.
-pub(super) async fn read(headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
-    if declares_more_than(headers, bytes_max) {
-        return Err(refuse(headers, body, ApiError::BodyTooLarge(bytes_max)).await);
+/// Room in memory for bodies that are under way, all together: a sender takes as much of it as has arrived.
+#[derive(Debug, Clone)]
+pub(super) struct Room {
+    used: Arc<AtomicUsize>,
+    bytes_max: usize,
+}
+
+impl Room {
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Self { used: Arc::default(), bytes_max }
     }
-    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(&mut body, bytes_max).collect()).await;
-    match collected.map_err(|_| ApiError::BodyTimeout(BODY_TIMEOUT))? {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(e) if e.is::<LengthLimitError>() => Err(refuse(headers, body, ApiError::BodyTooLarge(bytes_max)).await),
-        Err(_) => Err(ended_early()),
+
+    fn enter(&self) -> Taken<'_> {
+        Taken { room: self, bytes: 0 }
     }
+}
+
+/// What one body takes of the room, given back when this is dropped.
+struct Taken<'a> {
+    room: &'a Room,
+    bytes: usize,
+}
+
+impl Taken<'_> {
+    fn more(&mut self, bytes: usize) -> Result<(), ApiError> {
+        self.bytes += bytes;
+        let all = self.room.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        // One body alone may be larger: its own bounds hold it.
+        // guard: bodies_bounded
+        if all > self.room.bytes_max && all > self.bytes { Err(ApiError::TooMuchUnderWay) } else { Ok(()) }
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.room.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// The whole body, if it is not larger than `bytes_max`, arrives in time, and finds room.
+pub(super) async fn read(
+    headers: &HeaderMap,
+    mut body: Body,
+    bytes_max: usize,
+    room: &Room,
+) -> Result<Bytes, ApiError> {
+    let mut pieces = Vec::new();
+    let mut taken = room.enter();
+    let keep = |piece| {
+        pieces.push(piece);
+        Ok(())
+    };
+    let read = each_piece(headers, &mut body, bytes_max, &mut taken, keep).await;
+    refuse_rest(read, &mut body).await?;
+    // Small bodies come in one piece, which need not be copied.
+    Ok(if pieces.len() == 1 { pieces.remove(0) } else { pieces.concat().into() })
 }
 
 /// What `take` gets at once. After as much, other tasks have their turn.
 const PIECE_BYTES_MAX: usize = 256 << 10;
 
-/// Gives a body to `take` as it arrives, if it is not larger than `bytes_max` and arrives in time. What `take` refuses is
-/// refused at once, the rest of the body as `refuse` does it.
+/// Gives a body to `take` as it arrives, if it is not larger than `bytes_max`, arrives in time, and finds room. What `take`
+/// refuses is refused at once, the rest of the body as `refuse` does it.
 pub(super) async fn read_in_pieces(
     headers: &HeaderMap,
     mut body: Body,
     bytes_max: usize,
+    room: &Room,
     mut take: impl FnMut(&[u8]) -> Result<(), ApiError>,
 ) -> Result<(), ApiError> {
-    if declares_more_than(headers, bytes_max) {
-        return Err(refuse(headers, body, ApiError::BodyTooLarge(bytes_max)).await);
+    let mut taken = room.enter();
+    let read = each_piece(headers, &mut body, bytes_max, &mut taken, |piece| take(&piece)).await;
+    refuse_rest(read, &mut body).await
+}
+
+/// Why a body is not read on, and how much of it may be thrown away then so that its sender hears the answer.
+struct Refused {
+    with: ApiError,
+    discard_bytes: usize,
+}
+
+async fn refuse_rest(read: Result<(), Refused>, body: &mut Body) -> Result<(), ApiError> {
+    let Err(Refused { with, discard_bytes }) = read else { return Ok(()) };
+    if discard_bytes > 0 {
+        discard(body, discard_bytes).await;
     }
-    let (mut left, mut taken) = (bytes_max, 0);
+    Err(with)
+}
+
+/// Hands a body on as it arrives, within all bounds.
+async fn each_piece(
+    headers: &HeaderMap,
+    body: &mut Body,
+    bytes_max: usize,
+    taken: &mut Taken<'_>,
+    mut take: impl FnMut(Bytes) -> Result<(), ApiError>,
+) -> Result<(), Refused> {
+    let refused = |with, discard_bytes| Refused { with, discard_bytes };
+    if declares_more_than(headers, bytes_max) {
+        // A sender that waits for a go-ahead does not get one.
+        let discard_bytes = if headers.contains_key(header::EXPECT) { 0 } else { DISCARD_BYTES_MAX };
+        return Err(refused(ApiError::BodyTooLarge(bytes_max), discard_bytes));
+    }
+    let (mut left, mut since_turn) = (bytes_max, 0);
     let read = async {
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| ended_early())?;
-            let Some(data) = frame.data_ref() else { continue };
-            let Some(rest) = left.checked_sub(data.len()) else { return Ok(Some(ApiError::BodyTooLarge(bytes_max))) };
+            let frame = frame.map_err(|_| refused(ended_early(), 0))?;
+            let Ok(mut data) = frame.into_data() else { continue };
+            let len = data.len();
+            let Some(rest) = left.checked_sub(len) else {
+                return Err(refused(ApiError::BodyTooLarge(bytes_max), DISCARD_BYTES_MAX));
+            };
             left = rest;
-            for piece in data.chunks(PIECE_BYTES_MAX) {
-                if let Err(e) = take(piece) {
-                    return Ok(Some(e));
-                }
-                taken += piece.len();
-                if taken >= PIECE_BYTES_MAX {
-                    taken = 0;
+            // Its sender has begun, and would not hear the answer before it is through: what a sound body may have is waited for.
+            let refuse = |e| refused(e, left.max(DISCARD_BYTES_MAX));
+            taken.more(len).map_err(refuse)?;
+            while !data.is_empty() {
+                let piece = data.split_to(data.len().min(PIECE_BYTES_MAX));
+                since_turn += piece.len();
+                take(piece).map_err(refuse)?;
+                if since_turn >= PIECE_BYTES_MAX {
+                    since_turn = 0;
                     tokio::task::yield_now().await;
                 }
             }
         }
-        Ok::<_, ApiError>(None)
+        Ok(())
     };
-    let read = tokio::time::timeout(BODY_TIMEOUT, read).await;
-    let Some(refusal) = read.map_err(|_| ApiError::BodyTimeout(BODY_TIMEOUT))?? else { return Ok(()) };
-    // Its sender has begun, and would not hear the answer before it is through: what a sound body may have is waited for.
-    discard(&mut body, left.max(DISCARD_BYTES_MAX)).await;
-    Err(refusal)
+    match tokio::time::timeout(BODY_TIMEOUT, read).await {
+        Ok(read) => read,
+        Err(_) => Err(refused(ApiError::BodyTimeout(BODY_TIMEOUT), 0)),
+    }
 }

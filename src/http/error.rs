@@ -54,6 +54,8 @@ pub(super) enum ApiError {
     RangeNotSatisfiable(u64),
     #[error("{0} readers of events are here already, the most at once")]
     TooManyWatchers(usize),
+    #[error("too many bytes of bodies are under way (ROWLOCK_QUEUE_BYTES)")]
+    TooMuchUnderWay,
     #[error("the rows could not be read")]
     ReadFailed,
     #[error(transparent)]
@@ -183,7 +185,7 @@ impl ApiError {
             Self::Append(AppendError::KeyReused) => Code::KeyReused,
             Self::Append(AppendError::KeyInFlight) => Code::KeyInFlight,
             Self::BatchTooLarge(_) | Self::Append(AppendError::BatchTooLarge(_)) => Code::BatchTooLarge,
-            Self::TooManyWatchers(_) | Self::Append(AppendError::QueueFull) => Code::QueueFull,
+            Self::TooManyWatchers(_) | Self::TooMuchUnderWay | Self::Append(AppendError::QueueFull) => Code::QueueFull,
             Self::Append(AppendError::WaitTimeout(_) | AppendError::KeyOutrun) => Code::WaitTimeout,
             Self::Append(AppendError::LockUnavailable(_)) => Code::RedisUnavailable,
             Self::Append(AppendError::LockLost) => Code::LockLost,
@@ -213,6 +215,7 @@ impl ApiError {
             | Self::NotARowStart { .. }
             | Self::RangeNotSatisfiable(_)
             | Self::TooManyWatchers(_)
+            | Self::TooMuchUnderWay
             | Self::ReadFailed
             | Self::NotFound
             | Self::MethodNotAllowed => Outcome::NotWritten,

@@ -37,6 +37,7 @@ use axum::{
     middleware::{from_fn_with_state, map_response},
     response::{IntoResponse, Response},
 };
+use body::Room;
 use error::ApiError;
 use rate::Shares;
 use tokio::sync::{Semaphore, watch};
@@ -64,6 +65,8 @@ pub struct App {
     watchers: Arc<Semaphore>,
     access: Arc<Access>,
     shares: Option<Shares>,
+    /// For bodies that are under way.
+    room: Room,
     limits: Limits,
     cors_origins: Option<Origins>,
     draining: Draining,
@@ -123,7 +126,8 @@ impl App {
         };
         let (watchers, shares) = (Arc::new(Semaphore::new(events::READERS_MAX)), config.rate_limit.map(Shares::new));
         let cors_origins = config.cors_origins.clone();
-        Self { appender, reading, events, watchers, access, shares, limits, cors_origins, draining, stopped }
+        let room = Room::new(config.queue_bytes);
+        Self { appender, reading, events, watchers, access, shares, room, limits, cors_origins, draining, stopped }
     }
 
     /// All routes, and the layers around them.

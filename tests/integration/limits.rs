@@ -89,6 +89,34 @@ async fn connections_beyond_the_bound_are_told_so_and_let_in_when_there_is_room(
 }
 
 #[tokio::test]
+async fn bodies_that_are_under_way_share_the_room_that_the_queue_has() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[("ROWLOCK_QUEUE_BYTES", "64KiB"), ("ROWLOCK_CSV_HEADER", "data")]);
+    let body = format!("data\n{}", "x\n".repeat(20_000));
+    let begin = || {
+        let mut stream = connect(&replica);
+        let head = "POST /append/batch HTTP/1.0\r\nhost: x\r\ncontent-type: text/csv\r\n";
+        stream.write_all(format!("{head}content-length: {}\r\n\r\n", body.len()).as_bytes()).expect("sent");
+        stream.write_all(&body.as_bytes()[..39_000]).expect("sent");
+        stream
+    };
+    let mut first = begin();
+    // As long as the first one has not arrived, there is room for any other.
+    let refused = loop {
+        let mut second = begin();
+        second.write_all(&body.as_bytes()[39_000..]).expect("sent");
+        let answer = tokio::task::spawn_blocking(move || rest(second)).await.expect("no panic");
+        if !answer.starts_with("HTTP/1.0 201") {
+            break answer;
+        }
+    };
+    assert!(refused.starts_with("HTTP/1.0 503") && refused.contains("queue_full"), "{refused}");
+    first.write_all(&body.as_bytes()[39_000..]).expect("sent");
+    let answer = tokio::task::spawn_blocking(move || rest(first)).await.expect("no panic");
+    assert!(answer.starts_with("HTTP/1.0 201"), "{answer}");
+}
+
+#[tokio::test]
 async fn a_client_over_its_share_is_told_when_to_come_back_and_others_are_not_kept_waiting() {
     let bench = Bench::new(On::Embedded);
     let settings = [("ROWLOCK_RATE_LIMIT", "1:3"), ("ROWLOCK_API_TOKENS", "append:one,append:two,read:three")];
