@@ -37,6 +37,7 @@ fn open(folder: &Path) -> Storage {
         journal_bytes: 128 << 20,
         keys: 1000,
         accept_unlocked: false,
+        meter: Default::default(),
     })
     .expect("opens")
 }

@@ -51,7 +51,8 @@ pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
     let lines = if args.data == "-" { read_lines(config.queue_bytes)? } else { vec![args.data] };
     // One batch may be as large as all that may wait: nothing else does.
     let config = Config { queue_rows: config.queue_rows.max(lines.len()), queue_bytes: usize::MAX, ..config };
-    let (appender, ended) = commit::open(&config).await.map_err(|e| Exit::new(open_failed(&e), e))?;
+    let (appender, ended) =
+        commit::open(&config, Default::default()).await.map_err(|e| Exit::new(open_failed(&e), e))?;
     let rows = rows(&appender, lines)?;
     if rows.is_empty() {
         return Err(Exit::new(FAILED, "standard input is empty: nothing appended"));

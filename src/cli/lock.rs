@@ -35,7 +35,7 @@ pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
             status.map(|status| say(&status, args.json, describe))
         }
         Action::Release => {
-            let (appender, ended) = commit::open(&config).await.map_err(open_failed)?;
+            let (appender, ended) = commit::open(&config, Default::default()).await.map_err(open_failed)?;
             let forced = appender.force_release().await;
             appender.close();
             let _ = ended.await;

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     lock::{Lease, Lock, Released},
-    metrics::Meter,
+    metrics::{Count, Meter},
     points,
     record::{Ack, Simulation, ms},
     storage::{self, Entry, Idle, Placed, Refusal, Storage, Turn},
@@ -182,6 +182,7 @@ impl Committer {
         match fenced {
             Ok(None) => {}
             Ok(Some(known)) => {
+                self.watch.meter.add(Count::Replays, known.is_ok().into());
                 answer(batch, |_| known.clone().map_err(AppendError::from));
                 return Ok(Err(Leave::Release));
             }
@@ -208,6 +209,7 @@ impl Committer {
         match &forced {
             Ok(Forced { holder, token, .. }) => {
                 tracing::warn!(?holder, token, "the lock was released by force");
+                self.watch.meter.count(Count::Forced);
                 self.note(Change::Forced, *token, |told| told.other.clone_from(holder));
             }
             Err(e) => tracing::error!(error = %e, "the lock was not released"),
@@ -292,7 +294,10 @@ impl Committer {
                 answer(batch, |_| Err(refusal.clone()));
                 return Err(sync_failed(e));
             }
-            storage::AppendError::Fenced { mark } => (Leave::Raise(*mark), true),
+            storage::AppendError::Fenced { mark } => {
+                self.watch.meter.count(Count::Fenced);
+                (Leave::Raise(*mark), true)
+            }
             storage::AppendError::LeaseLost | storage::AppendError::Busy => (Leave::Release, true),
             storage::AppendError::DiskFull(_)
             | storage::AppendError::Replaced
@@ -302,6 +307,7 @@ impl Committer {
         // guard: tried_again
         if again && !slept {
             tracing::info!(reason = %e, requests = batch.len(), "a batch was not written; trying again");
+            self.watch.meter.count(Count::TriedAgain);
             self.queue.put_back(batch, &refusal);
         } else {
             tracing::error!(error = %e, requests = batch.len(), "a batch was not written");
@@ -333,11 +339,22 @@ impl Committer {
     }
 
     fn count(&mut self, batch: &[Waiting], placed: &[Result<Placed, Refusal>], granted: Instant, sync: Duration) {
-        let written = || batch.iter().zip(placed).filter(|(_, placed)| matches!(placed, Ok(Placed::Written { .. })));
-        let rows = written().map(|(waiting, _)| waiting.rows.len()).sum();
+        let (mut rows, mut written_bytes, mut waits, mut replays) = (0, 0, Vec::with_capacity(batch.len()), 0);
+        for (waiting, placed) in batch.iter().zip(placed) {
+            match placed {
+                Ok(Placed::Written { bytes, .. }) => {
+                    rows += waiting.rows.len();
+                    written_bytes += bytes;
+                    waits.push(granted.saturating_duration_since(waiting.arrived));
+                }
+                Ok(Placed::Replayed(_)) => replays += 1,
+                Err(_) => {}
+            }
+        }
+        let meter = &self.watch.meter;
+        meter.add(Count::Replays, replays);
         if rows > 0 {
-            let waits = written().map(|(waiting, _)| granted.saturating_duration_since(waiting.arrived));
-            self.watch.meter.batch(rows, waits, sync);
+            meter.batch(rows, written_bytes, &waits, sync);
         }
         self.rows_held += rows;
     }

@@ -17,10 +17,19 @@ pub enum Outcome {
     Unknown,
 }
 
-impl std::fmt::Display for Outcome {
+impl Outcome {
     /// As JSON has it, without the quotes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NotWritten => "not_written",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        serde::Serialize::serialize(self, f)
+        f.write_str(self.name())
     }
 }
 

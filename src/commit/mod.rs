@@ -15,7 +15,7 @@ mod repair;
 use std::{
     path::Path,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -38,7 +38,7 @@ use tokio::{
 use crate::{
     config::{Config, UnlockedVolume},
     lock::{self, Lock},
-    metrics::Meter,
+    metrics::{Level, Meter},
     record::{Ack, FencingToken, Key, Rows, Simulation},
     schema::Schema,
     storage::{self, Storage},
@@ -92,26 +92,32 @@ pub struct Forced {
 /// How the committer ended: `Ok` after a drain, else what it could not go on from.
 pub type Ended = oneshot::Receiver<Result<(), Fatal>>;
 
-/// Opens lock and file, and starts the committer on a thread of its own: storage blocks, and only that thread.
+/// Opens lock and file, and starts the committer on a thread of its own: storage blocks, and only that thread. `meter` counts
+/// what it does.
 ///
 /// # Errors
 /// If the file or the lock can't be used. A Redis that is away is no error: rows wait for it.
-pub async fn open(config: &Config) -> Result<(Appender, Ended), OpenError> {
+pub async fn open(config: &Config, meter: Arc<Meter>) -> Result<(Appender, Ended), OpenError> {
     let replica = config.replica_name();
-    let options = storage_options(config, &replica);
+    let options = storage_options(config, &replica, &meter);
+    let lock_options = lock_options(config, &replica, &meter);
     // A wrong address is said before a file is made.
-    let redis = open_redis(config, &replica)?;
+    let redis = open_redis(config, lock_options.clone())?;
     let storage = Storage::open(options)?;
     let lock = match redis {
         Some(lock) => lock,
-        None => open_embedded(config, &replica, storage.path())?,
+        None => open_embedded(lock_options, storage.path())?,
     };
     tracing::info!(replica, csv = %storage.path().display(), lock = lock.kind(), "opened");
 
     let lock = Arc::new(lock);
     let queue = Arc::new(Queue::new(Bounds { rows: config.queue_rows, bytes: config.queue_bytes }));
     let file_busy = Arc::new(AtomicBool::new(false));
-    let (changes, meter) = (Changes::default(), Arc::new(Meter::default()));
+    let changes = Changes::default();
+    meter.introduce(&replica);
+    meter.set(Level::QueueRowsLimit, config.queue_rows as f64);
+    meter.set(Level::QueueBytesLimit, config.queue_bytes as f64);
+    tokio::spawn(keep_up(Arc::downgrade(&meter)));
     let appender = Appender {
         queue: Arc::clone(&queue),
         lock: Arc::clone(&lock),
@@ -137,7 +143,17 @@ pub async fn open(config: &Config) -> Result<(Appender, Ended), OpenError> {
     Ok((appender, end))
 }
 
-fn storage_options(config: &Config, replica: &str) -> storage::Options {
+/// For as long as anybody counts.
+async fn keep_up(meter: Weak<Meter>) {
+    let mut second = tokio::time::interval(Duration::from_secs(1));
+    while let Some(meter) = meter.upgrade() {
+        meter.upkeep();
+        drop(meter);
+        second.tick().await;
+    }
+}
+
+fn storage_options(config: &Config, replica: &str, meter: &Arc<Meter>) -> storage::Options {
     storage::Options {
         path: config.csv.clone(),
         header: config.csv_header.clone(),
@@ -145,30 +161,30 @@ fn storage_options(config: &Config, replica: &str) -> storage::Options {
         journal_bytes: config.journal_bytes as u64,
         keys: config.idempotency_keys,
         accept_unlocked: config.unlocked_volume == UnlockedVolume::Accept,
+        meter: Arc::clone(meter),
     }
 }
 
-fn lock_options(config: &Config, replica: &str) -> lock::Options {
+fn lock_options(config: &Config, replica: &str, meter: &Arc<Meter>) -> lock::Options {
     let tls =
         lock::TlsFiles { ca: config.redis_ca.clone(), cert: config.redis_cert.clone(), key: config.redis_key.clone() };
-    lock::Options { replica: replica.to_owned(), ttl: config.lock_ttl, tls }
+    lock::Options { replica: replica.to_owned(), ttl: config.lock_ttl, tls, meter: Arc::clone(meter) }
 }
 
 /// The lock alone, for who does not append.
 fn open_lock(config: &Config, replica: &str) -> Result<Lock, OpenError> {
-    match open_redis(config, replica)? {
+    let options = lock_options(config, replica, &Arc::default());
+    match open_redis(config, options.clone())? {
         Some(lock) => Ok(lock),
-        None => Ok(open_embedded(config, replica, &storage::resolve(&config.csv)?)?),
+        None => Ok(open_embedded(options, &storage::resolve(&config.csv)?)?),
     }
 }
 
-fn open_redis(config: &Config, replica: &str) -> Result<Option<Lock>, lock::OpenError> {
-    let options = lock_options(config, replica);
+fn open_redis(config: &Config, options: lock::Options) -> Result<Option<Lock>, lock::OpenError> {
     config.redis.as_ref().map(|url| Lock::redis(url, &config.lock_key(), options)).transpose()
 }
 
-fn open_embedded(config: &Config, replica: &str, csv: &Path) -> Result<Lock, lock::OpenError> {
-    let options = lock_options(config, replica);
+fn open_embedded(options: lock::Options, csv: &Path) -> Result<Lock, lock::OpenError> {
     let mut path = csv.as_os_str().to_owned();
     path.push(".lock");
     Lock::embedded(Path::new(&path), options)
@@ -200,6 +216,15 @@ impl Appender {
         let (rows, _, _) = self.queue.load();
         let speed = self.meter.rows_per_s();
         (speed > 0.0).then(|| Duration::from_secs_f64((rows as f64 / speed).min(3600.0)))
+    }
+
+    /// Sets what is not counted as it happens but looked up, for who is about to read the meter.
+    pub fn measure(&self) {
+        let (rows, bytes, oldest) = self.queue.load();
+        self.meter.set(Level::QueueRows, rows as f64);
+        self.meter.set(Level::QueueBytes, bytes as f64);
+        self.meter.set(Level::QueueAge, oldest.unwrap_or_default().as_secs_f64());
+        self.meter.set(Level::LockInReach, f64::from(!self.lock.is_out_of_reach()));
     }
 
     /// Which lock serves, and whether it is in reach as far as the last append knows.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
-use super::OpenError;
+use super::{Appender, OpenError};
 pub use crate::storage::{News, Page, ReadError, Row, Snapshot, Volume};
 use crate::{config::Config, storage::Reader};
 
@@ -20,8 +20,8 @@ impl Reading {
     ///
     /// # Errors
     /// What keeps the files from being read.
-    pub fn open(config: &Config) -> Result<Self, OpenError> {
-        let reader = Reader::open(&super::storage_options(config, ""))?;
+    pub fn open(config: &Config, appender: &Appender) -> Result<Self, OpenError> {
+        let reader = Reader::open(&super::storage_options(config, "", &appender.meter))?;
         Ok(Self { reader: Arc::new(Mutex::new(Some(reader))) })
     }
 
@@ -63,6 +63,18 @@ impl Reading {
     /// What keeps the files from being read.
     pub async fn is_start(&self, offset: u64) -> Result<bool, ReadError> {
         self.read(move |reader| reader.is_start(offset)).await
+    }
+
+    /// File, journal and volume, as of now.
+    ///
+    /// # Errors
+    /// What keeps the files from being read.
+    pub async fn volume(&self) -> Result<Volume, ReadError> {
+        let look = |reader: &mut Reader| {
+            reader.committed()?;
+            Ok(reader.volume()?)
+        };
+        self.read(look).await
     }
 
     /// As `news`, for a thread that may block.

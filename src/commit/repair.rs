@@ -1,6 +1,6 @@
 //! `rowlock check --repair`: storage's repairs, under the lock, so that no replica writes meanwhile.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -40,7 +40,8 @@ pub async fn repair(config: &Config, options: CheckOptions, plan: Plan) -> Resul
     let deadline = Instant::now() + config.wait_timeout;
     let held = || RepairError::Held(config.wait_timeout);
     let lease = lock.acquire(|| Instant::now() < deadline).await.ok_or_else(held)?;
-    let (storage_options, journal_bytes) = (storage_options(config, &replica), config.journal_bytes as u64);
+    let (storage_options, journal_bytes) =
+        (storage_options(config, &replica, &Arc::default()), config.journal_bytes as u64);
     let work = move || match plan {
         Plan::Nothing => Ok(None),
         Plan::ReplaceJournal => Ok(Some(storage::replace_journal(&options, journal_bytes).map_err(OpenError::from)?)),

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use axum::{
     body::Body,
-    extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, header},
+    extract::{MatchedPath, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, header},
     middleware::Next,
     response::Response,
 };
@@ -15,6 +15,7 @@ use super::{
     App,
     error::{Code, Problem},
     rate::whole_seconds,
+    scrape::answered,
 };
 use crate::record::Ack;
 
@@ -31,6 +32,7 @@ pub(super) async fn edge(State(app): State<App>, request: Request, next: Next) -
         .unwrap_or_else(|| header_value(Uuid::new_v4().to_string()));
     let trace_parent = take_over(request.headers(), &TRACE_PARENT, is_trace_parent).unwrap_or_else(new_trace_parent);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let route = request.extensions().get::<MatchedPath>().cloned();
 
     let mut response = next.run(request).await;
 
@@ -39,7 +41,6 @@ pub(super) async fn edge(State(app): State<App>, request: Request, next: Next) -
     if let Some(problem) = &mut problem {
         problem.request_id.clone_from(&id);
         write_problem(&mut response, problem);
-        app.appender.meter().refused(&problem.code.to_string());
         if matches!(problem.code, Code::QueueFull | Code::WaitTimeout)
             && let Some(wait) = app.appender.time_to_drain()
         {
@@ -52,6 +53,7 @@ pub(super) async fn edge(State(app): State<App>, request: Request, next: Next) -
         // Whoever keeps connections open makes the next one elsewhere.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
+    app.appender.meter().answered(&answered(&response, &method, route.as_ref(), problem.as_ref()), began.elapsed());
     log(&response, &id, &method, &path, problem.as_ref(), began);
     response.headers_mut().insert(REQUEST_ID, request_id);
     response.headers_mut().insert(TRACE_PARENT, trace_parent);
@@ -93,14 +95,7 @@ fn write_problem(response: &mut Response, problem: &Problem) {
     *response.body_mut() = Body::from(body);
 }
 
-fn log(
-    response: &Response,
-    request_id: &str,
-    method: &axum::http::Method,
-    path: &str,
-    problem: Option<&Problem>,
-    began: Instant,
-) {
+fn log(response: &Response, request_id: &str, method: &Method, path: &str, problem: Option<&Problem>, began: Instant) {
     let status = response.status().as_u16();
     let took_ms = began.elapsed().as_millis();
     match (response.extensions().get::<Ack>(), problem) {

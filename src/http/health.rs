@@ -50,13 +50,18 @@ pub(super) async fn readyz(
     Extension(MayRead(may_read)): Extension<MayRead>,
     RawQuery(query): RawQuery,
 ) -> Response {
-    // A sync has failed: the process is about to end.
-    // guard: ready_takes_rows
-    let ready = !app.draining.has_begun() && app.appender.takes_rows();
+    let ready = is_ready(&app);
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     // A probe is never refused: who may not see the checks gets the plain answer.
     let verbose = may_read && is_verbose(query.as_deref());
     answer(status, verbose.then(|| checks(&app, ready)))
+}
+
+/// Whether rows are taken here.
+pub(super) fn is_ready(app: &App) -> bool {
+    // A sync has failed: the process is about to end.
+    // guard: ready_takes_rows
+    !app.draining.has_begun() && app.appender.takes_rows()
 }
 
 fn checks(app: &App, ready: bool) -> String {

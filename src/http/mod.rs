@@ -22,6 +22,7 @@ mod query;
 mod rate;
 mod rows;
 mod rows_csv;
+mod scrape;
 mod tagged;
 
 use std::sync::{
@@ -132,7 +133,9 @@ impl App {
 
     /// All routes, and the layers around them.
     pub fn router(self) -> Router {
-        let router = Router::from(routes())
+        let (router, api) = routes().split_for_parts();
+        scrape::expected(&api).iter().for_each(|answered| self.appender.meter().expect(answered));
+        let router = router
             .fallback(async |headers: HeaderMap, body: Body| body::refuse(&headers, body, ApiError::NotFound).await)
             .method_not_allowed_fallback(other_method)
             .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
@@ -169,6 +172,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(compressed(routes!(rows_csv::rows_csv)))
         .routes(routes!(events::events))
         .routes(routes!(lock::status, lock::release))
+        .routes(routes!(scrape::metrics).layer(CompressionLayer::new()))
         .routes(routes!(health::livez))
         .routes(routes!(health::readyz))
         .routes(compressed(routes!(openapi::openapi)))

@@ -21,6 +21,7 @@ pub use status::{LockKind, State, Status, Waiter};
 
 use crate::{
     config::RedisUrl,
+    metrics::{Count, Level, Meter, Spread},
     record::{FencingToken, LeaseId},
 };
 
@@ -36,6 +37,8 @@ pub struct Options {
     pub ttl: Duration,
     /// Certificates for a Redis by TLS.
     pub tls: TlsFiles,
+    /// Where grants and releases are counted.
+    pub meter: Arc<Meter>,
 }
 
 /// Why a lock could not be set up.
@@ -128,6 +131,7 @@ impl Reach {
 pub struct Lock {
     backend: Backend,
     reach: Arc<Reach>,
+    meter: Arc<Meter>,
 }
 
 impl Lock {
@@ -136,8 +140,8 @@ impl Lock {
     /// # Errors
     /// If the address can't be used.
     pub fn redis(url: &RedisUrl, key: &str, options: Options) -> Result<Self, OpenError> {
-        let reach = Reach::new("redis");
-        Ok(Self { backend: Backend::Redis(RedisLock::new(url, key, options, Arc::clone(&reach))?), reach })
+        let (reach, meter) = (Reach::new("redis"), Arc::clone(&options.meter));
+        Ok(Self { backend: Backend::Redis(RedisLock::new(url, key, options, Arc::clone(&reach))?), reach, meter })
     }
 
     /// A lock in a file beside the CSV, for processes of one host.
@@ -145,9 +149,10 @@ impl Lock {
     /// # Errors
     /// If the file can't be opened or made.
     pub fn embedded(path: &Path, options: Options) -> Result<Self, OpenError> {
+        let meter = Arc::clone(&options.meter);
         let open = EmbeddedLock::open(path, options);
         let lock = open.map_err(|source| OpenError::File { path: path.display().to_string(), source })?;
-        Ok(Self { backend: Backend::Embedded(lock), reach: Reach::new("embedded") })
+        Ok(Self { backend: Backend::Embedded(lock), reach: Reach::new("embedded"), meter })
     }
 
     /// `redis` or `embedded`, for logs and checks.
@@ -261,7 +266,10 @@ impl Lock {
                 Try::Held(expires) => return Ok(Try::Held(expires)),
             },
         };
-        Ok(Try::Granted(Lease { token, id: uuid::Uuid::new_v4().as_u128(), kind }))
+        self.meter.count(Count::Acquired);
+        self.meter.set(Level::LockHeld, 1.0);
+        let (id, meter) = (uuid::Uuid::new_v4().as_u128(), Arc::clone(&self.meter));
+        Ok(Try::Granted(Lease { token, id, kind, granted: Instant::now(), meter }))
     }
 }
 
@@ -286,6 +294,8 @@ pub struct Lease {
     token: FencingToken,
     id: LeaseId,
     kind: Kind,
+    granted: Instant,
+    meter: Arc<Meter>,
 }
 
 impl Lease {
@@ -301,13 +311,14 @@ impl Lease {
 
     /// Sees to it that the next grant's token is above `mark`, and gives the lock back.
     pub async fn release_and_raise(self, mark: FencingToken) -> Released {
-        match self.kind {
+        let left = Left::of(&self);
+        left.count(match self.kind {
             Kind::Redis(lease) => lease.release_and_raise(mark).await,
             Kind::Embedded(lease) => {
                 lease.release_and_raise(mark);
                 Released::Free
             }
-        }
+        })
     }
 
     /// Whether the time to live has not run out by our own monotonic clock, counted from before it was asked for.
@@ -328,20 +339,51 @@ impl Lease {
 
     /// Gives the lock back.
     pub async fn release(self) -> Released {
-        match self.kind {
+        let left = Left::of(&self);
+        left.count(match self.kind {
             Kind::Redis(lease) => lease.release().await,
             Kind::Embedded(lease) => {
                 lease.release();
                 Released::Free
             }
-        }
+        })
     }
 
     /// Leaves the lock to expire, a whole time to live from now, as if this process had just crashed.
     pub async fn abandon(self) {
+        let left = Left::of(&self);
         match self.kind {
             Kind::Redis(lease) => lease.abandon().await,
             Kind::Embedded(lease) => lease.abandon(),
         }
+        left.meter.count(Count::Abandoned);
+        left.end();
+    }
+}
+
+/// What is counted of a lease once it has ended.
+struct Left {
+    granted: Instant,
+    meter: Arc<Meter>,
+}
+
+impl Left {
+    fn of(lease: &Lease) -> Self {
+        Self { granted: lease.granted, meter: Arc::clone(&lease.meter) }
+    }
+
+    fn count(&self, released: Released) -> Released {
+        match released {
+            Released::Free => {}
+            Released::HandedOver(_) => self.meter.count(Count::HandedOver),
+            Released::Lost => self.meter.count(Count::Lost),
+        }
+        self.end();
+        released
+    }
+
+    fn end(&self) {
+        self.meter.set(Level::LockHeld, 0.0);
+        self.meter.see(Spread::LockHold, self.granted.elapsed().as_secs_f64());
     }
 }

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     config::RedisUrl,
+    metrics::Count,
     record::{FencingToken, ms},
 };
 
@@ -59,8 +60,10 @@ impl RedisLock {
         let server = Arc::new(Server::parse(url.expose(), &options.tls)?);
         let timeouts = Timeouts { wait: Some(CALL_TIMEOUT), create: Some(CREATE_TIMEOUT), recycle: Some(CALL_TIMEOUT) };
         let config = PoolConfig { timeouts, ..PoolConfig::new(CONNECTIONS) };
-        let pool =
-            Pool::builder(Connections(Arc::clone(&server))).config(config).runtime(deadpool::Runtime::Tokio1).build();
+        let pool = Pool::builder(Connections::new(&server, &options.meter))
+            .config(config)
+            .runtime(deadpool::Runtime::Tokio1)
+            .build();
         let client = Arc::new(Client {
             pool: pool.map_err(|_| OpenError::Address("no pool of connections"))?,
             keys: [key.to_owned(), derived_key(key, "token"), derived_key(key, "queue"), derived_key(key, "seen")],
@@ -209,6 +212,7 @@ impl Client {
             // Whatever the failure: READONLY of a demoted primary, LOADING, a broken line, a cluster's node that hangs (its
             // client would go on asking that node).
             drop(Object::take(connection));
+            self.options.meter.count(Count::ConnectionsDiscarded);
         }
         Ok(answer.map_err(|_| TryError::Answer("no answer in time"))??)
     }
@@ -242,15 +246,19 @@ async fn keep_alive(client: Arc<Client>, id: String, held_until: watch::Sender<O
             Ok(Ok(true)) => {
                 until = asked + client.options.ttl;
                 held_until.send_replace(Some(until));
+                client.options.meter.count(Count::Renewals);
                 pause = third;
             }
-            Ok(Ok(false)) => break,
+            Ok(Ok(false)) | Err(_) => {
+                client.options.meter.count(Count::RenewalFailures);
+                break;
+            }
             // guard: renewal_goes_on
             Ok(Err(e)) => {
                 tracing::debug!(error = %e, "could not renew the lock; trying again");
+                client.options.meter.count(Count::RenewalFailures);
                 pause = TRY_AGAIN;
             }
-            Err(_) => break,
         }
     }
     tracing::error!(lease = id, "the lock was lost");

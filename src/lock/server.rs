@@ -15,6 +15,7 @@ use redis::{
 use tokio::sync::Mutex;
 
 use super::OpenError;
+use crate::metrics::{Count, Meter};
 
 /// The longest that one call to Redis, or a new connection, may take. The client's own defaults are shorter and unspoken.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -100,7 +101,16 @@ impl Server {
 }
 
 /// What the pool makes its connections with.
-pub(super) struct Connections(pub(super) Arc<Server>);
+pub(super) struct Connections {
+    server: Arc<Server>,
+    meter: Arc<Meter>,
+}
+
+impl Connections {
+    pub(super) fn new(server: &Arc<Server>, meter: &Arc<Meter>) -> Self {
+        Self { server: Arc::clone(server), meter: Arc::clone(meter) }
+    }
+}
 
 impl Manager for Connections {
     type Type = Connection;
@@ -108,7 +118,7 @@ impl Manager for Connections {
 
     async fn create(&self) -> Result<Connection, RedisError> {
         let config = Server::calls();
-        Ok(match &*self.0 {
+        let connection = match &*self.server {
             Server::Single(client) => {
                 Connection::Single(client.get_multiplexed_async_connection_with_config(&config).await?)
             }
@@ -116,7 +126,9 @@ impl Manager for Connections {
                 Connection::Single(sentinels.lock().await.get_async_connection_with_config(&config).await?)
             }
             Server::Cluster { cluster, .. } => Connection::Cluster(cluster.get_async_connection().await?),
-        })
+        };
+        self.meter.count(Count::ConnectionsOpened);
+        Ok(connection)
     }
 
     /// No question whether it still works, which would cost each call a second way there and back, and which a demoted or

@@ -20,6 +20,7 @@ use crate::{
     commit::{self, Appender, Ended, Fatal, events::Events, reading::Reading},
     config::{Config, Switch},
     http::{Access, AccessError, App, Draining, Parts},
+    metrics::Meter,
 };
 
 /// How long answers may take to leave once all rows are settled.
@@ -70,8 +71,8 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     let access = Arc::new(open_access(&config)?);
     let tls = Tls::load(&config)?.map(Arc::new);
     reload_on_signal(Arc::clone(&access), tls.clone())?;
-    let (appender, ended) = commit::open(&config).await?;
-    let reading = Reading::open(&config)?;
+    let (appender, ended) = commit::open(&config, Arc::new(Meter::exposed())).await?;
+    let reading = Reading::open(&config, &appender)?;
     let events = Events::start(&appender, &reading)?;
     let address = config.listen;
     let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;

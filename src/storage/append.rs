@@ -16,6 +16,7 @@ use super::{
     scan::{OpenLine, scan_rows},
 };
 use crate::{
+    metrics::Count,
     points,
     record::{Ack, Key, Rows, ms},
     schema::{InvalidField, ServiceCells, quote},
@@ -140,6 +141,7 @@ impl<D: Disk> Ledger<D> {
         tracing::warn!(csv = %self.path.display(), at = self.whole, bytes = open.bytes, "a torn last line");
         // A cut that is not durable yet must not be written upon, not even after a kill: the rebuild sees to that.
         self.rebuild(None)?;
+        self.meter.count(Count::TornLines);
         Ok(b"")
     }
 
@@ -368,6 +370,7 @@ impl<D: Disk> Ledger<D> {
             return Ok(record.offset + lead);
         }
         tracing::warn!(csv = %self.path.display(), at = record.offset, landed = landed.start, "somebody appended without any lock");
+        self.meter.count(Count::UnlockedAppends);
         let in_one_piece = landed.end - landed.start == record.payload.len() as u64;
         if !in_one_piece || lead > 0 || !self.is_whole(record.offset, landed.start)? {
             return self.rebuild(Some(landed.start));

@@ -8,7 +8,7 @@ use super::{
     journal::{Header, Layout, Rebuild},
     ledger::Ledger,
 };
-use crate::points;
+use crate::{metrics::Count, points};
 
 /// As much of the CSV's end is compared at a start.
 const PRINT_BYTES: u64 = 4096;
@@ -107,7 +107,9 @@ impl<D: Disk> Ledger<D> {
         match Header::newest(&pages, self.layout) {
             Ok((head, page)) if head.number == header.number && !self.layout.is_in_doubt(&pages) => {
                 (self.head, self.head_page) = (head, page);
-                self.write_header(header.clone())
+                self.write_header(header.clone())?;
+                self.meter.count(Count::Checkpoints);
+                Ok(())
             }
             _ => Ok(()),
         }

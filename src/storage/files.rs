@@ -142,10 +142,10 @@ impl Files {
         self.locks = false;
     }
 
-    /// Room left on the volume, for who is not root.
-    pub(super) fn free_bytes(&self) -> io::Result<u64> {
+    /// Room left on the volume, for who is not root, and the volume's size.
+    pub(super) fn volume_bytes(&self) -> io::Result<(u64, u64)> {
         let volume = fstatvfs(&self.csv)?;
-        Ok(volume.f_bavail * volume.f_frsize)
+        Ok((volume.f_bavail * volume.f_frsize, volume.f_blocks * volume.f_frsize))
     }
 
     /// Takes the OS lock, trying until `deadline`, 1 to 50 ms apart; and makes sure that path and open file are still one.

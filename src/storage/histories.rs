@@ -7,7 +7,15 @@
 //! that fails, checkpoints at any time, and recovery that crashes too. `ROWLOCK_HISTORIES` says how many, `ROWLOCK_SEED`
 //! where they begin.
 
-use std::{cell::RefCell, collections::BTreeMap, io, path::PathBuf, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    io,
+    path::PathBuf,
+    rc::Rc,
+    sync::{Arc, LazyLock},
+    time::Instant,
+};
 
 use super::{
     AppendError, Entry, Placed, Refusal, Turn,
@@ -19,6 +27,7 @@ use super::{
     ledger::{Ledger, LedgerOptions, Repair, Seen},
 };
 use crate::{
+    metrics::Meter,
     record::{FencingToken, Key, LeaseId, Rows},
     schema::{Data, Schema},
 };
@@ -28,6 +37,8 @@ const LAYOUT: Layout = Layout { page: 256 };
 const JOURNAL_BYTES: u64 = 9 * LAYOUT.page;
 const KEYS: usize = 8;
 const FAULTS_MAX: u32 = 6;
+/// One for all histories: nobody reads it.
+static METER: LazyLock<Arc<Meter>> = LazyLock::new(Arc::default);
 
 /// SplitMix64: small, seeded, and the same on every machine (Steele, Lea, Flood, 2014).
 struct Random(u64);
@@ -443,7 +454,8 @@ impl World {
             let disk = SimDisk(Rc::clone(&self.host));
             let path = PathBuf::from("rows.csv");
             let format = Format::read(&disk, &path, &self.schema).ok()?;
-            let options = LedgerOptions { path, layout: LAYOUT, format, replica: format!("r{replica}"), keys: KEYS };
+            let (replica_name, meter) = (format!("r{replica}"), Arc::clone(&METER));
+            let options = LedgerOptions { path, layout: LAYOUT, format, replica: replica_name, keys: KEYS, meter };
             let mut ledger = Ledger::open(disk, options).expect("one header is whole, always");
             ledger.look(Repair::Forbidden).ok()?;
             self.replicas[replica].ledger = Some(ledger);

@@ -2,7 +2,7 @@
 //!
 //! Everything here happens under the OS lock on the journal. `append`, `checkpoint` and `rebuild` are the other parts.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use super::{
     AppendError, OpenError,
@@ -15,6 +15,7 @@ use super::{
     scan::{OpenLine, scan_rows},
 };
 use crate::{
+    metrics::{Count, Meter},
     record::{FencingToken, LeaseId},
     schema::quote,
 };
@@ -43,6 +44,7 @@ pub(super) struct LedgerOptions {
     pub(super) replica: String,
     /// How many keys to remember.
     pub(super) keys: usize,
+    pub(super) meter: Arc<Meter>,
 }
 
 /// One process's view of one CSV.
@@ -77,12 +79,13 @@ pub(super) struct Ledger<D> {
     pub(super) failed: bool,
     /// How long the last sync of a record took.
     pub(super) last_sync: Duration,
+    pub(super) meter: Arc<Meter>,
 }
 
 impl<D: Disk> Ledger<D> {
     /// Reads the headers. The first look is the caller's to take.
     pub(super) fn open(disk: D, options: LedgerOptions) -> Result<Self, OpenError> {
-        let LedgerOptions { path, layout, format, replica, keys } = options;
+        let LedgerOptions { path, layout, format, replica, keys, meter } = options;
         let pages =
             disk.read(Place::Journal, 0, layout.space()).map_err(|e| OpenError::io(&path, "read the journal of", e))?;
         let (head, head_page) = Header::newest(&pages, layout).map_err(|fault| OpenError::header(&path, fault))?;
@@ -107,6 +110,7 @@ impl<D: Disk> Ledger<D> {
             head,
             head_page,
             path,
+            meter,
         })
     }
 
@@ -122,6 +126,7 @@ impl<D: Disk> Ledger<D> {
         }
         if in_doubt {
             self.write_all_anew(&pages)?;
+            self.meter.count(Count::FailedSyncs);
         }
         self.catch_up(&pages)?;
         self.len = self.disk.len(Place::Csv).map_err(AppendError::before("stat"))?;
@@ -136,6 +141,7 @@ impl<D: Disk> Ledger<D> {
             (None, Repair::Forbidden) => return Ok(Seen::NeedsRepair),
             (None, Repair::Allowed) => {
                 self.rebuild(None)?;
+                self.meter.count(Count::Rebuilds);
                 None
             }
         };
@@ -274,6 +280,7 @@ impl<D: Disk> Ledger<D> {
                 return Ok(Damage::Some);
             }
             self.len = landed.end;
+            self.meter.count(Count::BatchesCompleted);
         }
         self.whole = record.end();
         Ok(Damage::None)
@@ -318,6 +325,7 @@ impl<D: Disk> Ledger<D> {
     /// After a failed sync the page cache may hold what the disk does not: a mark tells whoever comes next.
     pub(super) fn fail(&mut self, e: io::Error) -> AppendError {
         self.failed = true;
+        self.meter.count(Count::SyncFailures);
         leave_mark(&self.disk, self.layout);
         AppendError::Sync(e)
     }

@@ -55,6 +55,7 @@ use self::{
     ledger::{Ledger, LedgerOptions, Repair, Seen},
 };
 use crate::{
+    metrics::Meter,
     record::{Ack, FencingToken, Key, LeaseId, Rows},
     schema::Schema,
 };
@@ -79,6 +80,8 @@ pub struct Options {
     pub keys: usize,
     /// Whether a volume without file locks will do.
     pub accept_unlocked: bool,
+    /// Where checkpoints and recoveries are counted.
+    pub meter: Arc<Meter>,
 }
 
 /// One turn at the file, as the lock grants it.
@@ -180,8 +183,8 @@ impl Storage {
         if *format.schema != *new_schema {
             tracing::info!(csv = %path.display(), "the file has a header of its own, and keeps it");
         }
-        let (layout, replica, keys) = (Layout::REAL, options.replica, options.keys);
-        let ledger = Ledger::open(Arc::clone(&files), LedgerOptions { path, layout, format, replica, keys })?;
+        let (layout, replica, keys, meter) = (Layout::REAL, options.replica, options.keys, options.meter);
+        let ledger = Ledger::open(Arc::clone(&files), LedgerOptions { path, layout, format, replica, keys, meter })?;
         let mut storage = Self {
             files,
             ledger,
@@ -522,6 +525,7 @@ mod tests {
             journal_bytes: 1 << 20,
             keys: 100,
             accept_unlocked: false,
+            meter: Arc::default(),
         })
         .expect("opens")
     }

@@ -72,6 +72,8 @@ pub struct Volume {
     pub csv_bytes: u64,
     /// Room left on the volume for who is not root.
     pub free_bytes: u64,
+    /// The volume's size.
+    pub volume_bytes: u64,
     /// The journal's file.
     pub journal_bytes: u64,
     /// What of it waits for a checkpoint.
@@ -148,8 +150,8 @@ impl Reader {
         let files = Arc::new(files);
         let format = Format::read(&files, &path, &schema)?;
         let index = Index::new(&format);
-        let (layout, replica) = (Layout::REAL, options.replica.clone());
-        let ledger = Ledger::open(Arc::clone(&files), LedgerOptions { path, layout, format, replica, keys: 1 })?;
+        let (layout, replica, meter) = (Layout::REAL, options.replica.clone(), Arc::clone(&options.meter));
+        let ledger = Ledger::open(Arc::clone(&files), LedgerOptions { path, layout, format, replica, keys: 1, meter })?;
         Ok(Self { files, ledger, index })
     }
 
@@ -248,9 +250,11 @@ impl Reader {
     /// # Errors
     /// The system's answer.
     pub fn volume(&self) -> io::Result<Volume> {
+        let (free_bytes, volume_bytes) = self.files.volume_bytes()?;
         Ok(Volume {
             csv_bytes: self.ledger.whole,
-            free_bytes: self.files.free_bytes()?,
+            free_bytes,
+            volume_bytes,
             journal_bytes: self.ledger.head.bytes,
             journal_used_bytes: self.ledger.live_bytes(),
         })

@@ -15,7 +15,7 @@ use super::{
     scan::{is_closable, split_rows},
     splitter::bare,
 };
-use crate::{points, record::FencingToken};
+use crate::{metrics::Count, points, record::FencingToken};
 
 /// How often a rebuild begins again because somebody appended in its very moment.
 const REBUILD_TRIES_MAX: u32 = 10;
@@ -110,6 +110,7 @@ impl<D: Disk> Ledger<D> {
         let text = if bytes.is_empty() || bytes.ends_with(b"\n") { bytes.to_vec() } else { [bytes, b"\n"].concat() };
         let landed = self.disk.append(Place::Torn, &text).map_err(fail)?;
         self.sync(Place::Torn)?;
+        self.meter.add(Count::SetAsideBytes, bytes.len() as u64);
         Ok(landed.start)
     }
 

@@ -15,6 +15,7 @@ mod leaving;
 mod limits;
 mod locking;
 mod manners;
+mod metering;
 mod reading;
 mod rooms;
 mod scripts;

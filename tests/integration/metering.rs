@@ -1,0 +1,339 @@
+//! Metrics: what a replica counts is what has happened, and Prometheus can read it.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write,
+    process::{Command, Stdio},
+};
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::{
+    journal::{damage_journal, killed_after},
+    support::{Bench, LOCK_KEY, On, QUEUE_KEY, Replica, answer, until, until_checkpointed, until_free, until_held},
+};
+
+/// What one scrape told: each series as it is written, and its value.
+struct Scrape {
+    text: String,
+    values: BTreeMap<String, f64>,
+}
+
+impl Scrape {
+    async fn of(replica: &Replica) -> Self {
+        let response = replica.request(Method::GET, "/metrics").send().await.expect("an answer");
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "text/plain; version=0.0.4");
+        let text = response.text().await.expect("text");
+        let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let values = lines.map(|line| {
+            let (series, value) = line.rsplit_once(' ').expect("a series and its value");
+            (series.to_owned(), value.parse().expect("a number"))
+        });
+        Self { values: values.collect(), text }
+    }
+
+    /// Of one series, without `rowlock_`.
+    fn get(&self, series: &str) -> f64 {
+        *self.values.get(&format!("rowlock_{series}")).unwrap_or_else(|| panic!("no {series} in {}", self.text))
+    }
+
+    /// Of all series of a metric that have these labels.
+    fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let labels: Vec<_> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
+        let wanted = |series: &str| {
+            series.starts_with(&format!("rowlock_{name}{{")) && labels.iter().all(|label| series.contains(label))
+        };
+        self.values.iter().filter(|(series, _)| wanted(series)).map(|(_, value)| value).sum()
+    }
+
+    /// Metrics whose help says so.
+    fn shared(&self) -> Vec<&str> {
+        let helps = self.text.lines().filter_map(|line| line.strip_prefix("# HELP "));
+        helps.filter(|help| help.contains("Shared")).filter_map(|help| help.split(' ').next()).collect()
+    }
+}
+
+fn named(bench: &Bench, name: &str) -> Replica {
+    bench.replica(&[("ROWLOCK_REPLICA", name), ("ROWLOCK_CSV_HEADER", "token,data"), ("ROWLOCK_LOCK_TTL", "60s")])
+}
+
+/// Waits until a series has a value.
+async fn until_is(replica: &Replica, series: &str, value: f64) {
+    until(&format!("{series} is {value}"), async || Scrape::of(replica).await.get(series) == value).await;
+}
+
+#[tokio::test]
+async fn every_metric_is_there_from_the_start_and_promtool_finds_nothing() {
+    for on in [On::Redis, On::Embedded] {
+        let bench = Bench::new(on);
+        let replica = named(&bench, "one");
+        let scrape = Scrape::of(&replica).await;
+        for name in rowlock::metrics::names() {
+            let told = |end: &str| scrape.values.keys().any(|series| series.starts_with(&format!("{name}{end}")));
+            assert!(told("{") || told("_bucket{") || scrape.values.contains_key(name), "{name} is not told");
+            let help = format!("# HELP {name} ");
+            let help = scrape.text.lines().find(|line| line.starts_with(&help)).expect("help");
+            assert!(help.contains("This replica's own.") != help.contains("Shared"), "{help}");
+        }
+        assert_eq!(scrape.get(r#"build_info{version="0.1.0",replica="one"}"#), 1.0);
+        assert!(scrape.values.values().all(|value| value.is_finite()), "{}", scrape.text);
+        replica.append_text("x").await;
+        let mut promtool = Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("promtool is installed: make test does it");
+        let text = Scrape::of(&replica).await.text;
+        promtool.stdin.take().expect("piped").write_all(text.as_bytes()).expect("written");
+        let output = promtool.wait_with_output().expect("ends");
+        assert!(output.status.success() && output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
+    }
+}
+
+#[tokio::test]
+async fn rows_batches_repeats_and_refusals_are_counted_as_they_were_answered() {
+    for on in [On::Redis, On::Embedded] {
+        let bench = Bench::new(on);
+        let replica = named(&bench, "one");
+        for _ in 0..5 {
+            replica.append_text("row").await;
+        }
+        let batch = replica.request(Method::POST, "/append/batch").header("content-type", "application/x-ndjson");
+        assert_eq!(answer(batch.body("\"a\"\n\"b\"\n\"c\"\n")).await.0, 201);
+        for _ in 0..3 {
+            let keyed = replica.post(&json!({"data": "once"})).header("idempotency-key", "k");
+            assert_eq!(answer(keyed).await.0, 201);
+        }
+        for (body, status) in [("{\"data\": 1", 400), ("{}", 422), ("{\"data\": [1, 2, 3]}", 422)] {
+            let post = replica.request(Method::POST, "/append").header("content-type", "application/json");
+            assert_eq!(answer(post.body(body)).await.0, status, "{body}");
+        }
+        assert_eq!(answer(replica.request(Method::POST, "/append").body("x")).await.0, 415);
+        assert_eq!(answer(replica.request(Method::GET, "/append")).await.0, 405);
+        until_free(&bench).await;
+        until_is(&replica, "lock_held", 0.0).await;
+
+        let scrape = Scrape::of(&replica).await;
+        let requests = |labels: &[(&str, &str)]| scrape.sum("http_requests_total", labels);
+        assert_eq!((scrape.get("appended_rows_total"), scrape.get("replays_total")), (9.0, 2.0));
+        let csv = fs::metadata(&bench.csv).expect("a CSV").len() as f64;
+        assert_eq!(scrape.get("appended_bytes_total"), csv - "token,data\n".len() as f64);
+        assert_eq!(scrape.get("file_bytes"), csv);
+        assert_eq!((scrape.get("batch_rows_sum"), scrape.get("batch_rows_count")), (9.0, 7.0));
+        assert_eq!(
+            (scrape.get(r#"batch_rows_bucket{le="1"}"#), scrape.get(r#"batch_rows_bucket{le="4"}"#)),
+            (6.0, 7.0)
+        );
+        assert_eq!((scrape.get("lock_wait_seconds_count"), scrape.get("sync_seconds_count")), (7.0, 7.0));
+        assert!((50e-9..1.0).contains(&scrape.get("sync_seconds_sum")), "seconds: {}", scrape.get("sync_seconds_sum"));
+        assert_eq!((scrape.get("lock_acquired_total"), scrape.get("lock_hold_seconds_count")), (9.0, 9.0));
+        assert_eq!((scrape.get("queue_rows"), scrape.get("queue_rows_limit")), (0.0, 65536.0));
+        assert_eq!((scrape.get("lock_in_reach"), scrape.get("ready"), scrape.get("file_readable")), (1.0, 1.0, 1.0));
+        let written = [("method", "POST"), ("route", "/append"), ("status", "201"), ("outcome", "written")];
+        assert_eq!(requests(&written), 6.0);
+        assert_eq!(requests(&[("outcome", "replayed")]), 2.0);
+        assert_eq!(requests(&[("route", "/append/batch"), ("outcome", "written")]), 1.0);
+        for (code, count) in
+            [("broken_body", 1.0), ("invalid_field", 2.0), ("unsupported_media_type", 1.0), ("method_not_allowed", 1.0)]
+        {
+            assert_eq!(requests(&[("code", code), ("outcome", "not_written")]), count, "{code}");
+        }
+        assert_eq!(requests(&[("outcome", "unknown")]), 0.0);
+        let seconds = r#"http_request_duration_seconds_count{method="POST",route="/append"}"#;
+        assert_eq!(scrape.get(seconds), 12.0);
+    }
+}
+
+#[tokio::test]
+async fn hand_overs_abandoned_locks_and_forced_releases_are_counted_by_who_did_them() {
+    let bench = Bench::new(On::Redis);
+    let (one, two) = (named(&bench, "one"), named(&bench, "two"));
+    let waiting = async {
+        until_held(&bench).await;
+        let scrape = Scrape::of(&one).await;
+        assert_eq!((scrape.get("lock_held"), Scrape::of(&two).await.get("lock_held")), (1.0, 0.0));
+        let waiting = two.append_text("waits");
+        let seen = async {
+            until("it waits", async || bench.redis().cli(&["llen", QUEUE_KEY]) == "1").await;
+            let scrape = Scrape::of(&two).await;
+            assert_eq!(scrape.get("queue_rows"), 1.0);
+            assert!(scrape.get("queue_bytes") > 0.0 && scrape.get("queue_oldest_age_seconds") > 0.0);
+        };
+        tokio::join!(waiting, seen)
+    };
+    let ((status, _), _) = tokio::join!(one.append(json!({"data": "slow", "sleep": 1})), waiting);
+    assert_eq!(status, 201);
+    until_is(&one, "lock_handed_over_total", 1.0).await;
+    until_free(&bench).await;
+    assert_eq!(Scrape::of(&two).await.get("lock_handed_over_total"), 0.0);
+
+    assert_eq!(one.append(json!({"data": "x", "skip_release": true})).await.0, 201);
+    until_is(&one, "lock_abandoned_total", 1.0).await;
+    assert_eq!(answer(two.request(Method::DELETE, "/lock")).await.0, 200);
+    assert_eq!(bench.redis().cli(&["exists", LOCK_KEY]), "0");
+    let (one, two) = (Scrape::of(&one).await, Scrape::of(&two).await);
+    assert_eq!((one.get("lock_forced_releases_total"), two.get("lock_forced_releases_total")), (0.0, 1.0));
+    assert_eq!((one.get("lock_held"), one.get("lock_lost_total")), (0.0, 0.0));
+    assert_eq!(two.get("lock_abandoned_total"), 0.0);
+}
+
+#[tokio::test]
+async fn renewals_and_a_lease_that_was_lost_are_counted() {
+    let bench = Bench::new(On::Redis);
+    let settings = [("ROWLOCK_CSV_HEADER", "token,data"), ("ROWLOCK_LOCK_TTL", "300ms")];
+    let replica = bench.replica(&settings);
+    let stolen = async {
+        until("it is renewed", async || Scrape::of(&replica).await.get("lock_renewals_total") >= 2.0).await;
+        bench.redis().cli(&["set", LOCK_KEY, "a foreign client"]);
+    };
+    let ((status, _), ()) = tokio::join!(replica.append(json!({"data": "x", "sleep": 30})), stolen);
+    assert_eq!(status, 503);
+    until_is(&replica, "lock_lost_total", 1.0).await;
+    let scrape = Scrape::of(&replica).await;
+    assert_eq!((scrape.get("lock_renewal_failures_total"), scrape.get("lock_held")), (1.0, 0.0));
+    assert_eq!(scrape.sum("http_requests_total", &[("code", "lock_lost")]), 1.0);
+    assert_eq!(scrape.get("appended_rows_total"), 0.0);
+}
+
+#[tokio::test]
+async fn a_write_that_was_fenced_off_and_tried_again_is_counted_once() {
+    let bench = Bench::new(On::Redis);
+    let replica = named(&bench, "one");
+    bench.redis().cli(&["set", "{rowlock:rows.csv}:token", "41"]);
+    assert_eq!(answer(replica.request(Method::DELETE, "/lock")).await.0, 200);
+    // Another lock on the same file: its first token is 1, and that is older.
+    let stale = bench.replica(&[("ROWLOCK_LOCK_KEY", "another"), ("ROWLOCK_CSV_HEADER", "token,data")]);
+    stale.append_text("x").await;
+    let (stale, replica) = (Scrape::of(&stale).await, Scrape::of(&replica).await);
+    let counted = |scrape: &Scrape| {
+        ["fenced_writes_total", "batches_tried_again_total", "appended_rows_total"].map(|name| scrape.get(name))
+    };
+    assert_eq!((counted(&stale), counted(&replica)), ([1.0, 1.0, 1.0], [0.0; 3]));
+}
+
+#[tokio::test]
+async fn recoveries_are_counted_by_what_they_repaired() {
+    let bench = Bench::with_file(On::Embedded, b"token,data\n1,one\n2,\"torn");
+    let replica = named(&bench, "one");
+    replica.append_text("two").await;
+    let scrape = Scrape::of(&replica).await;
+    assert_eq!((scrape.get("recovered_torn_lines_total"), scrape.get("set_aside_bytes_total")), (1.0, 7.0));
+    assert_eq!((scrape.get("recovered_ends_total"), scrape.get("recovered_batches_total")), (0.0, 0.0));
+    until_checkpointed(&bench).await;
+    until("a checkpoint is counted", async || Scrape::of(&replica).await.get("checkpoints_total") >= 1.0).await;
+
+    for (left, ends, batches) in [("token,data\n1,one\n2,t", 0.0, 1.0), ("token,data\n1,\0\0\0\0\0\0\0\0\n", 1.0, 0.0)]
+    {
+        let bench = Bench::new(On::Embedded);
+        killed_after(&bench, &["one", "two"]).await;
+        fs::write(&bench.csv, left).expect("writable");
+        let replica = named(&bench, "one");
+        until("the rows are back", async || bench.content() == "token,data\n1,one\n2,two\n").await;
+        until_is(&replica, "recovered_ends_total", ends).await;
+        until_is(&replica, "recovered_batches_total", batches).await;
+        assert_eq!(Scrape::of(&replica).await.get("set_aside_bytes_total"), if ends > 0.0 { 11.0 } else { 0.0 });
+    }
+}
+
+#[tokio::test]
+async fn a_failed_sync_is_counted_by_who_comes_next_since_the_process_that_saw_it_ends() {
+    let bench = Bench::new(On::Embedded);
+    killed_after(&bench, &["one"]).await;
+    // The mark that a failed sync leaves behind both headers.
+    damage_journal(&bench, &[(8192, &[1])]);
+    let replica = named(&bench, "one");
+    until_is(&replica, "recovered_failed_syncs_total", 1.0).await;
+    replica.append_text("two").await;
+    assert_eq!(bench.content(), "token,data\n1,one\n3,two\n", "the repair had a turn of its own");
+    let scrape = Scrape::of(&replica).await;
+    assert_eq!((scrape.get("recovered_ends_total"), scrape.get("sync_failures_total")), (1.0, 0.0));
+}
+
+#[tokio::test]
+async fn a_redis_that_goes_and_comes_back_is_seen_to_be_out_of_reach_and_reconnected_to() {
+    let mut bench = Bench::new(On::Redis);
+    let replica = named(&bench, "one");
+    replica.append_text("before").await;
+    let before = Scrape::of(&replica).await;
+    assert!(before.get("redis_connections_opened_total") >= 1.0);
+    assert_eq!((before.get("redis_connections_discarded_total"), before.get("lock_in_reach")), (0.0, 1.0));
+    bench.redis.as_mut().expect("a Redis").stop();
+    until_is(&replica, "lock_in_reach", 0.0).await;
+    assert!(Scrape::of(&replica).await.get("redis_connections_discarded_total") >= 1.0);
+    bench.redis.as_mut().expect("a Redis").restart();
+    until_is(&replica, "lock_in_reach", 1.0).await;
+    replica.append_text("after").await;
+    let after = Scrape::of(&replica).await;
+    let opened = |scrape: &Scrape| scrape.get("redis_connections_opened_total");
+    assert!(opened(&after) > opened(&before), "{}", after.text);
+    assert_eq!((after.get("ready"), after.get("appended_rows_total")), (1.0, 2.0));
+}
+
+#[tokio::test]
+async fn all_replicas_tell_the_same_of_what_they_share_and_each_its_own_of_the_rest() {
+    let bench = Bench::new(On::Redis);
+    let (one, two) = (named(&bench, "one"), named(&bench, "two"));
+    for _ in 0..3 {
+        one.append_text("row").await;
+    }
+    let _watching = two.request(Method::GET, "/events").send().await.expect("an answer");
+    // The volume is everybody's: its room changes while we look.
+    until("both tell the same", async || {
+        let (one, two) = (Scrape::of(&one).await, Scrape::of(&two).await);
+        assert_eq!(one.shared().len(), 5);
+        one.shared().iter().all(|name| one.values[*name] == two.values[*name])
+    })
+    .await;
+    let (one, two) = (Scrape::of(&one).await, Scrape::of(&two).await);
+    assert_eq!((one.get("appended_rows_total"), two.get("appended_rows_total")), (3.0, 0.0));
+    assert_eq!((one.get("event_readers"), two.get("event_readers")), (0.0, 1.0));
+    assert_eq!(two.get("file_bytes"), fs::metadata(&bench.csv).expect("a CSV").len() as f64);
+    assert_eq!(two.get("journal_bytes"), f64::from(1 << 20));
+    assert!(two.get("volume_free_bytes") < two.get("volume_size_bytes"));
+}
+
+#[tokio::test]
+async fn whatever_clients_ask_for_there_are_few_series() {
+    let bench = Bench::new(On::Embedded);
+    let replica = named(&bench, "one");
+    let ask = async |n: u32| {
+        for (method, path) in [
+            ("GET", format!("/rows{n}")),
+            (&format!("M{n}"), "/append".to_owned()),
+            (&format!("M{n}"), format!("/{n}")),
+            ("GET", format!("/rows?from={n}")),
+            ("HEAD", format!("/livez?{n}")),
+        ] {
+            let method = Method::from_bytes(method.as_bytes()).expect("a method");
+            replica.request(method, &path).send().await.expect("an answer");
+        }
+    };
+    ask(1).await;
+    let before = Scrape::of(&replica).await;
+    for n in 2..50 {
+        ask(n).await;
+    }
+    let after = Scrape::of(&replica).await;
+    assert!(before.values.keys().eq(after.values.keys()), "more series than before");
+    assert_eq!(after.sum("http_requests_total", &[("route", "other"), ("method", "other")]), 49.0);
+    assert_eq!(after.sum("http_requests_total", &[("route", "/append"), ("method", "other")]), 49.0);
+    assert!(after.values.len() < 1000, "{}", after.values.len());
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_looked_at_is_said_and_the_scrape_goes_on() {
+    let bench = Bench::new(On::Embedded);
+    let replica = named(&bench, "one");
+    replica.append_text("row").await;
+    let bytes = Scrape::of(&replica).await.get("file_bytes");
+    fs::rename(&bench.csv, bench.folder().join("away.csv")).expect("renamed");
+    let away = Scrape::of(&replica).await;
+    assert_eq!((away.get("file_readable"), away.get("file_bytes")), (0.0, bytes));
+    fs::rename(bench.folder().join("away.csv"), &bench.csv).expect("renamed");
+    assert_eq!(Scrape::of(&replica).await.get("file_readable"), 1.0);
+}
