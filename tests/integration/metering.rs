@@ -60,6 +60,18 @@ fn named(bench: &Bench, name: &str) -> Replica {
     bench.replica(&[("ROWLOCK_REPLICA", name), ("ROWLOCK_CSV_HEADER", "token,data"), ("ROWLOCK_LOCK_TTL", "60s")])
 }
 
+/// Runs Prometheus's own judge, which must accept; answers what it said.
+fn promtool(args: &[&str], input: &str) -> String {
+    let mut command = Command::new("promtool");
+    let command = command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("promtool is installed: make test does it");
+    child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("written");
+    let output = child.wait_with_output().expect("ends");
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).expect("UTF-8");
+    assert!(output.status.success(), "promtool {args:?}: {said}");
+    said
+}
+
 /// Waits until a series has a value.
 async fn until_is(replica: &Replica, series: &str, value: f64) {
     until(&format!("{series} is {value}"), async || Scrape::of(replica).await.get(series) == value).await;
@@ -81,17 +93,8 @@ async fn every_metric_is_there_from_the_start_and_promtool_finds_nothing() {
         assert_eq!(scrape.get(r#"build_info{version="0.1.0",replica="one"}"#), 1.0);
         assert!(scrape.values.values().all(|value| value.is_finite()), "{}", scrape.text);
         replica.append_text("x").await;
-        let mut promtool = Command::new("promtool")
-            .args(["check", "metrics"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("promtool is installed: make test does it");
         let text = Scrape::of(&replica).await.text;
-        promtool.stdin.take().expect("piped").write_all(text.as_bytes()).expect("written");
-        let output = promtool.wait_with_output().expect("ends");
-        assert!(output.status.success() && output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
+        assert_eq!(promtool(&["check", "metrics"], &text), "");
     }
 }
 
@@ -336,4 +339,39 @@ async fn a_file_that_cannot_be_looked_at_is_said_and_the_scrape_goes_on() {
     assert_eq!((away.get("file_readable"), away.get("file_bytes")), (0.0, bytes));
     fs::rename(bench.folder().join("away.csv"), &bench.csv).expect("renamed");
     assert_eq!(Scrape::of(&replica).await.get("file_readable"), 1.0);
+}
+
+#[test]
+fn prometheus_accepts_what_deploy_has_for_it_and_sees_each_alert_fire_and_stay_silent() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let read = |name: &str| {
+        let text = fs::read_to_string(format!("{}/deploy/prometheus/{name}", env!("CARGO_MANIFEST_DIR")));
+        let text = text.expect("readable");
+        fs::write(folder.path().join(name), &text).expect("writable");
+        text
+    };
+    let (rules, tests, _) = (read("rules.yml"), read("rules_test.yml"), read("prometheus.yml"));
+    fs::write(folder.path().join("rowlock.token"), "secret").expect("writable");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    promtool(&["check", "config", &path("prometheus.yml")], "");
+    promtool(&["check", "rules", "--lint-fatal", &path("rules.yml")], "");
+    promtool(&["test", "rules", &path("rules_test.yml")], "");
+
+    let alerts: Vec<_> = rules.split("      - alert: ").skip(1).collect();
+    assert!(alerts.len() > 10);
+    for alert in alerts {
+        let (name, rule) = alert.split_once('\n').expect("a name");
+        for part in ["severity: ", "summary: ", "description: "] {
+            assert!(rule.contains(part), "{name} has no {part}");
+        }
+        let tested = format!("ALERTS{{alertname=\"{name}\",alertstate=\"firing\"}}\n");
+        let tests: Vec<_> =
+            tests.split(&tested).skip(1).map(|rest| rest.lines().nth(1).expect("what is expected")).collect();
+        let seen = |expected: &str| tests.iter().any(|line| line.trim() == expected);
+        assert!(seen("exp_samples:") && seen("exp_samples: []"), "{name} is not seen firing and silent");
+    }
+    let words = rules.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    for metric in words.filter(|word| word.starts_with("rowlock_")) {
+        assert!(rowlock::metrics::names().any(|name| name == metric.trim_end_matches("_bucket")), "{metric}");
+    }
 }
