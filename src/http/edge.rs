@@ -54,7 +54,7 @@ pub(super) async fn edge(State(app): State<App>, request: Request, next: Next) -
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     app.appender.meter().answered(&answered(&response, &method, route.as_ref(), problem.as_ref()), began.elapsed());
-    log(&response, &id, &method, &path, problem.as_ref(), began);
+    log(&response, (&id, trace_id(&trace_parent)), &method, &path, problem.as_ref(), began);
     response.headers_mut().insert(REQUEST_ID, request_id);
     response.headers_mut().insert(TRACE_PARENT, trace_parent);
     response
@@ -95,18 +95,30 @@ fn write_problem(response: &mut Response, problem: &Problem) {
     *response.body_mut() = Body::from(body);
 }
 
-fn log(response: &Response, request_id: &str, method: &Method, path: &str, problem: Option<&Problem>, began: Instant) {
+/// The part of a valid `traceparent` by which logs of several services are found together.
+fn trace_id(trace_parent: &HeaderValue) -> &str {
+    trace_parent.to_str().ok().and_then(|text| text.split('-').nth(1)).unwrap_or_default()
+}
+
+fn log(
+    response: &Response,
+    (request_id, trace_id): (&str, &str),
+    method: &Method,
+    path: &str,
+    problem: Option<&Problem>,
+    began: Instant,
+) {
     let status = response.status().as_u16();
     let took_ms = began.elapsed().as_millis();
     match (response.extensions().get::<Ack>(), problem) {
         (Some(Ack { token, waited_ms, held_ms, offset, .. }), _) => {
-            tracing::info!(request_id, %method, path, status, outcome = "written", token, waited_ms, held_ms, offset, took_ms, "request");
+            tracing::info!(request_id, trace_id, %method, path, status, outcome = "written", token, waited_ms, held_ms, offset, took_ms, "request");
         }
         (None, Some(Problem { code, outcome, .. })) => {
-            tracing::info!(request_id, %method, path, status, %outcome, %code, took_ms, "request");
+            tracing::info!(request_id, trace_id, %method, path, status, %outcome, %code, took_ms, "request");
         }
         // Probes ask several times a second.
-        (None, None) => tracing::debug!(request_id, %method, path, status, took_ms, "request"),
+        (None, None) => tracing::debug!(request_id, trace_id, %method, path, status, took_ms, "request"),
     }
 }
 

@@ -83,3 +83,18 @@ async fn an_answer_tells_how_long_its_wait_its_hold_and_its_sync_took() {
     assert!(repeated.headers().contains_key("idempotent-replayed"));
     assert!(!repeated.headers().contains_key("server-timing"), "those times were another request's");
 }
+
+#[tokio::test]
+async fn a_log_line_names_the_request_and_the_trace_that_it_belongs_to() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[]);
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let parent = format!("00-{trace}-00f067aa0ba902b7-01");
+    let request = replica.post(&json!({"data": "x"})).header("traceparent", &parent).header("x-request-id", "order-17");
+    let response = request.send().await.expect("an answer");
+    assert_eq!(response.headers()["traceparent"], parent.as_str());
+    crate::support::until("it is logged", async || replica.log().contains("order-17")).await;
+    let log = replica.log();
+    let line = log.lines().find(|line| line.contains("order-17")).expect("a line");
+    assert!(line.contains(trace) && line.contains("outcome=\"written\""), "{line}");
+}
