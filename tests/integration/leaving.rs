@@ -18,16 +18,16 @@ use crate::support::{Bench, On, QUEUE_KEY, Replica, answer, free_port, until, un
 #[tokio::test]
 async fn a_replica_that_leaves_is_not_ready_at_once_and_serves_until_others_have_noticed() {
     let bench = Bench::new(On::Redis);
-    let mut replica = bench.replica(&[("ROWLOCK_DRAIN_DELAY", "1500ms")]);
+    let mut replica = bench.replica(&[("ROWLOCK_DRAIN_DELAY", "3s")]);
     let began = Instant::now();
     replica.signal("TERM");
     until("it is not ready", async || answer(replica.request(Method::GET, "/readyz")).await.0 == 503).await;
     let response = replica.post(&json!({"data": "late"})).send().await.expect("an answer");
     assert_eq!((response.status().as_u16(), response.headers()["connection"].as_bytes()), (201, &b"close"[..]));
     assert_eq!(answer(replica.request(Method::GET, "/livez")).await.0, 200);
-    assert!(began.elapsed() < Duration::from_millis(1500), "all this was within the delay");
+    assert!(began.elapsed() < Duration::from_secs(3), "all this was within the delay");
     assert_eq!(replica.end().code(), Some(0), "{}", replica.log());
-    assert!(began.elapsed() >= Duration::from_millis(1500));
+    assert!(began.elapsed() >= Duration::from_secs(3));
     assert_eq!(bench.rows().len(), 1);
 }
 
