@@ -39,6 +39,8 @@ In the environment alone:
   Who may do what: role:token,…, or @FILE with such entries, read again on SIGHUP. Roles: append (appends), read (rows, lock,
   events, metrics), admin (everything). None: everybody may do everything, and only a loopback address is served.
   [env: ROWLOCK_API_TOKENS]
+  Where traces go, by OTLP over HTTP, such as http://127.0.0.1:4318; OpenTelemetry's other variables are read, too. None: nowhere.
+  [env: OTEL_EXPORTER_OTLP_ENDPOINT]
 
 Examples:
   rowlock                                              serve rows.csv on 127.0.0.1:8080, embedded lock

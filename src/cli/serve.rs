@@ -12,7 +12,7 @@ use crate::{
 pub(super) async fn run(config: Config) -> Result<(), Exit> {
     server::serve(config).await.map_err(|e| {
         let code = match &e {
-            ServeError::Access(_) | ServeError::Open(_) | ServeError::Tls(_) => WRONG_USAGE,
+            ServeError::Access(_) | ServeError::Open(_) | ServeError::Tls(_) | ServeError::Traces(_) => WRONG_USAGE,
             ServeError::Commit(e) => open_failed(e),
             ServeError::Fatal(commit::Fatal::SyncFailed) => SYNC_FAILED,
             ServeError::Listen { .. } | ServeError::Io(_) | ServeError::CommitterGone => FAILED,

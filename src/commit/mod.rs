@@ -21,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-pub use crate::lock::Status as LockStatus;
+pub use crate::lock::{State as LockState, Status as LockStatus};
 use changes::Changes;
 pub use changes::{Change, LockChange};
 pub use committer::Fatal;

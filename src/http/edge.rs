@@ -16,6 +16,7 @@ use super::{
     error::{Code, Problem},
     rate::whole_seconds,
     scrape::answered,
+    span::Span,
 };
 use crate::record::Ack;
 
@@ -30,9 +31,12 @@ pub(super) async fn edge(State(app): State<App>, request: Request, next: Next) -
     let began = Instant::now();
     let request_id = take_over(request.headers(), &REQUEST_ID, is_request_id)
         .unwrap_or_else(|| header_value(Uuid::new_v4().to_string()));
-    let trace_parent = take_over(request.headers(), &TRACE_PARENT, is_trace_parent).unwrap_or_else(new_trace_parent);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let route = request.extensions().get::<MatchedPath>().cloned();
+    let span = app.tracer.as_ref();
+    let span = span.and_then(|tracer| Span::begin(tracer, request.headers(), &method, &path, route.as_ref()));
+    let trace_parent = take_over(request.headers(), &TRACE_PARENT, is_trace_parent)
+        .unwrap_or_else(|| span.as_ref().map_or_else(new_trace_parent, Span::trace_parent));
 
     let mut response = next.run(request).await;
 
@@ -55,6 +59,9 @@ pub(super) async fn edge(State(app): State<App>, request: Request, next: Next) -
     }
     app.appender.meter().answered(&answered(&response, &method, route.as_ref(), problem.as_ref()), began.elapsed());
     log(&response, (&id, trace_id(&trace_parent)), &method, &path, problem.as_ref(), began);
+    if let Some(span) = span {
+        span.end(&response, problem.as_ref(), &id);
+    }
     response.headers_mut().insert(REQUEST_ID, request_id);
     response.headers_mut().insert(TRACE_PARENT, trace_parent);
     response

@@ -264,7 +264,7 @@ pub(super) struct Problem {
     #[schema(minimum = 400, maximum = 599)]
     status: u16,
     /// What is wrong, and what is accepted.
-    detail: String,
+    pub(super) detail: String,
     pub(super) code: Code,
     /// The same request may succeed later; `Retry-After` says when to try.
     retryable: bool,

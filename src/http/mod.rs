@@ -23,6 +23,7 @@ mod rate;
 mod rows;
 mod rows_csv;
 mod scrape;
+mod span;
 mod tagged;
 
 use std::sync::{
@@ -40,6 +41,7 @@ use axum::{
 };
 use body::Room;
 use error::ApiError;
+use opentelemetry_sdk::trace::SdkTracer;
 use rate::Shares;
 use tokio::sync::{Semaphore, watch};
 use tower_http::{
@@ -73,6 +75,7 @@ pub struct App {
     draining: Draining,
     /// True once nothing more is taken: streams end then.
     stopped: watch::Receiver<bool>,
+    tracer: Option<SdkTracer>,
 }
 
 /// What there is to serve.
@@ -89,6 +92,8 @@ pub struct Parts {
     pub draining: Draining,
     /// True once nothing more is taken: streams end then.
     pub stopped: watch::Receiver<bool>,
+    /// Takes spans, if anybody wants them.
+    pub tracer: Option<SdkTracer>,
 }
 
 /// What a request may ask for.
@@ -118,7 +123,7 @@ impl Draining {
 impl App {
     /// Serves `parts` within the limits that `config` sets. To be called where tasks can be started.
     pub fn new(parts: Parts, config: &Config) -> Self {
-        let Parts { appender, reading, events, access, draining, stopped } = parts;
+        let Parts { appender, reading, events, access, draining, stopped, tracer } = parts;
         let limits = Limits {
             body_bytes_max: config.body_limit,
             batch_bytes_max: config.batch_limit,
@@ -128,7 +133,20 @@ impl App {
         let (watchers, shares) = (Arc::new(Semaphore::new(events::READERS_MAX)), config.rate_limit.map(Shares::new));
         let cors_origins = config.cors_origins.clone();
         let room = Room::new(config.queue_bytes);
-        Self { appender, reading, events, watchers, access, shares, room, limits, cors_origins, draining, stopped }
+        Self {
+            appender,
+            reading,
+            events,
+            watchers,
+            access,
+            shares,
+            room,
+            limits,
+            cors_origins,
+            draining,
+            stopped,
+            tracer,
+        }
     }
 
     /// All routes, and the layers around them.

@@ -18,7 +18,7 @@ use super::{
     openapi::NeverRefused,
 };
 use crate::{
-    commit::{Outcome, reading::Volume},
+    commit::{LockState, Outcome, reading::Volume},
     metrics::{Answered, Level, Meter, NONE},
     record::Ack,
 };
@@ -30,7 +30,7 @@ const REPLAYED: &str = "replayed";
 const OTHER: &str = "other";
 const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
 
-/// How long the file's values may be waited for. Others may be reading a large file just now.
+/// How long shared values may be waited for. Others may be reading a large file just now, Redis may be away.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What this replica counts
@@ -51,7 +51,13 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
     app.appender.measure();
     meter.set(Level::Ready, f64::from(is_ready(&app)));
     meter.set(Level::EventReaders, (READERS_MAX - app.watchers.available_permits()) as f64);
-    let volume = timeout(PATIENCE, app.reading.volume()).await;
+    let (volume, lock) =
+        tokio::join!(timeout(PATIENCE, app.reading.volume()), timeout(PATIENCE, app.appender.lock_status()));
+    if let Ok(Ok(lock)) = lock {
+        meter.set(Level::LockTaken, f64::from(lock.state != LockState::Free));
+        meter.set(Level::LockHolderToken, lock.token.unwrap_or_default() as f64);
+        meter.set(Level::LockWaiters, lock.waiters.len() as f64);
+    }
     let volume =
         volume.ok().and_then(|read| read.inspect_err(|e| tracing::debug!(error = %e, "no file to measure")).ok());
     meter.set(Level::FileReadable, f64::from(volume.is_some()));

@@ -2,6 +2,7 @@
 
 mod connections;
 mod tls;
+mod traces;
 
 use std::{future::pending, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -15,6 +16,8 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, timeout, timeout_at},
 };
+use traces::Traces;
+pub use traces::TracesError;
 
 use crate::{
     commit::{self, Appender, Ended, Fatal, events::Events, reading::Reading},
@@ -40,6 +43,9 @@ pub enum ServeError {
     /// Certificate or key can't be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// Traces can't be exported as asked.
+    #[error(transparent)]
+    Traces(#[from] TracesError),
     /// File or lock can't be used.
     #[error(transparent)]
     Commit(#[from] commit::OpenError),
@@ -66,11 +72,14 @@ pub enum ServeError {
 ///
 /// # Errors
 /// If it can't begin, or can't go on.
-pub async fn serve(config: Config) -> Result<(), ServeError> {
+pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     let leave = leave_on_signal()?;
+    // One name, wherever it is told.
+    config.replica = Some(config.replica_name());
     let access = Arc::new(open_access(&config)?);
     let tls = Tls::load(&config)?.map(Arc::new);
     reload_on_signal(Arc::clone(&access), tls.clone())?;
+    let traces = Traces::from_env(&config.replica_name())?;
     let (appender, ended) = commit::open(&config, Arc::new(Meter::exposed())).await?;
     let reading = Reading::open(&config, &appender)?;
     let events = Events::start(&appender, &reading)?;
@@ -88,11 +97,16 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
         access,
         draining: draining.clone(),
         stopped: stopped.clone(),
+        tracer: traces.as_ref().map(Traces::tracer),
     };
     let router = App::new(parts, &config).router();
     let connections = Connections { router, tls, connections_max: config.max_connections };
     let server = tokio::spawn(connections.serve(listener, stopped));
-    Serving { config, appender, events, draining, stop, server, ended }.until_end(leave).await
+    let result = Serving { config, appender, events, draining, stop, server, ended }.until_end(leave).await;
+    if let Some(traces) = traces {
+        traces.flush().await;
+    }
+    result
 }
 
 /// Tokens, or an address that nobody else reaches, or the word that this is meant.

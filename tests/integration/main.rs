@@ -25,4 +25,5 @@ mod servers;
 #[allow(dead_code, reason = "shared with the crash tests")]
 mod support;
 mod tables;
+mod traces;
 mod watching;

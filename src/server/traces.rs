@@ -1,0 +1,137 @@
+//! Traces: where spans go, if they are to go anywhere (OTLP over HTTP, as the variables of OpenTelemetry say).
+
+use std::{
+    env,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::connect::HttpConnector;
+use opentelemetry::{KeyValue, trace::TracerProvider};
+use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response, ResponseExt, hyper::HyperClient};
+use opentelemetry_otlp::{SpanExporter, WithHttpConfig};
+use opentelemetry_sdk::{
+    Resource,
+    trace::{SdkTracer, SdkTracerProvider},
+};
+use tokio::{runtime::Handle, task::spawn_blocking, time::timeout};
+
+/// Each of these turns traces on: <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>.
+const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
+const PROTOCOLS: [&str; 2] = ["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"];
+const PROTOCOL: &str = "http/protobuf";
+/// For one export; `OTEL_EXPORTER_OTLP_TIMEOUT` may ask for less.
+const EXPORT_MAX: Duration = Duration::from_secs(10);
+/// How long leaving waits for what is not exported yet.
+const FLUSH_MAX: Duration = Duration::from_secs(2);
+
+/// Why traces can't be exported as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum TracesError {
+    /// This needs another program.
+    #[error("{0}: accepted: {PROTOCOL}")]
+    Protocol(&'static str),
+    /// The address is none; it may hold a secret.
+    #[error("{0}: accepted: http://HOST:PORT or https://HOST:PORT, of a collector that takes OTLP over HTTP")]
+    Endpoint(&'static str),
+    /// A variable of OpenTelemetry can't be used.
+    #[error("traces (OTEL_EXPORTER_OTLP_…): {0}")]
+    Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
+    /// The system's certificates can't be read.
+    #[error("traces: the system's certificates cannot be read: {0}")]
+    Certificates(#[from] std::io::Error),
+}
+
+/// Collects spans and exports them, in the background.
+pub(super) struct Traces(SdkTracerProvider);
+
+impl Traces {
+    /// None, where no address is set. To be called on the runtime that the exports are to run on.
+    pub(super) fn from_env(replica: &str) -> Result<Option<Self>, TracesError> {
+        let set: Vec<_> = ENDPOINTS.into_iter().filter_map(|name| Some((name, variable(name)?))).collect();
+        if set.is_empty() {
+            return Ok(None);
+        }
+        if let Some((name, _)) = set.iter().find(|(_, address)| !is_address(address)) {
+            return Err(TracesError::Endpoint(name));
+        }
+        if let Some(name) = PROTOCOLS.into_iter().find(|name| variable(name).is_some_and(|asked| asked != PROTOCOL)) {
+            return Err(TracesError::Protocol(name));
+        }
+        let connector =
+            hyper_rustls::HttpsConnectorBuilder::new().with_native_roots()?.https_or_http().enable_http1().build();
+        let client = Client {
+            client: HyperClient::new(connector, EXPORT_MAX, None),
+            runtime: Handle::current(),
+            failing: AtomicBool::new(false),
+        };
+        let exporter = SpanExporter::builder().with_http().with_http_client(client).build()?;
+        let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource(replica));
+        Ok(Some(Self(provider.build())))
+    }
+
+    pub(super) fn tracer(&self) -> SdkTracer {
+        self.0.tracer("rowlock")
+    }
+
+    /// Exports what there still is, for a bounded time.
+    pub(super) async fn flush(self) {
+        let shutdown = spawn_blocking(move || self.0.shutdown_with_timeout(FLUSH_MAX));
+        if !matches!(timeout(FLUSH_MAX, shutdown).await, Ok(Ok(Ok(())))) {
+            tracing::warn!("the last traces were not exported in time");
+        }
+    }
+}
+
+/// An empty value is as good as none.
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn is_address(text: &str) -> bool {
+    let uri = text.parse::<axum::http::Uri>().ok();
+    uri.is_some_and(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
+    })
+}
+
+/// Who it is that tells; `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` say otherwise and more.
+fn resource(replica: &str) -> Resource {
+    let own = [
+        KeyValue::new("service.instance.id", replica.to_owned()),
+        KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+    ];
+    let attributes = variable("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
+    let is_named = variable("OTEL_SERVICE_NAME").is_some()
+        || attributes.split(',').any(|pair| pair.split('=').next().is_some_and(|key| key.trim() == "service.name"));
+    let builder = Resource::builder().with_attributes(own);
+    if is_named { builder.build() } else { builder.with_service_name("rowlock").build() }
+}
+
+/// Sends what the exporter's own thread gives it, and tells of each change rather than of each try.
+#[derive(Debug)]
+struct Client {
+    client: HyperClient<HttpsConnector<HttpConnector>>,
+    runtime: Handle,
+    failing: AtomicBool,
+}
+
+#[async_trait]
+impl HttpClient for Client {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let client = self.client.clone();
+        // The exporter's thread is not one of the runtime's, which the connection needs.
+        let sent = self.runtime.spawn(async move { client.send_bytes(request).await });
+        let answer = sent.await?.and_then(ResponseExt::error_for_status);
+        match &answer {
+            Err(e) if !self.failing.swap(true, Ordering::Relaxed) => {
+                tracing::warn!(error = %e, "traces cannot be exported, and are lost until they can");
+            }
+            Ok(_) if self.failing.swap(false, Ordering::Relaxed) => tracing::info!("traces are exported again"),
+            _ => {}
+        }
+        answer
+    }
+}
