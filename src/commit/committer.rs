@@ -101,34 +101,35 @@ impl Committer {
 
     async fn serve(&mut self) -> Result<(), Fatal> {
         let mut quiet = self.look_idly().await?;
+        let mut held = None;
         loop {
-            match self.queue.next(quiet).await {
-                Next::End => return Ok(()),
-                Next::Quiet => {
-                    quiet = self.look_idly().await?;
-                    continue;
+            if held.is_none() {
+                match self.queue.next(quiet).await {
+                    Next::End => return Ok(()),
+                    Next::Quiet => quiet = self.look_idly().await?,
+                    Next::Order => self.force_release().await?,
+                    Next::Work => held = self.lock.acquire(|| self.wants_lock()).await,
                 }
-                Next::Order => {
-                    self.force_release().await?;
-                    continue;
-                }
-                Next::Work => {}
             }
-            let wanted = || !self.queue.is_empty() && !self.queue.has_orders();
-            let Some(lease) = self.lock.acquire(wanted).await else { continue };
+            let Some(lease) = held.take() else { continue };
             let granted = Instant::now();
             // Taken only now: what arrived while we waited for the lock shares this hold and this sync.
             match self.queue.take(BATCH_BYTES_MAX) {
                 batch if batch.is_empty() => drop(lease.release().await),
                 batch => {
                     points::reach("lock_granted");
-                    self.turn(lease, granted, batch).await?;
+                    held = self.turn(lease, granted, batch).await?;
                 }
             }
         }
     }
 
-    async fn turn(&mut self, mut lease: Lease, granted: Instant, batch: Vec<Waiting>) -> Result<(), Fatal> {
+    fn wants_lock(&self) -> bool {
+        !self.queue.is_empty() && !self.queue.has_orders()
+    }
+
+    /// Answers the lock, if it was had again at once.
+    async fn turn(&mut self, mut lease: Lease, granted: Instant, batch: Vec<Waiting>) -> Result<Option<Lease>, Fatal> {
         // A request with such wishes is alone in its batch.
         let Simulation { sleep, .. } = batch[0].simulation;
         let (token, waited) = (lease.token(), waited_ms(&batch[0], granted));
@@ -142,8 +143,13 @@ impl Committer {
         // A checkpoint's last step is short, and the next holder would only wait for it at the file.
         self.maintain()?;
         // The answers are out: what becomes of the lock is nobody's to wait for.
+        let mut regained = None;
         let (change, other) = match leave {
-            Leave::Release => left(lease.release().await),
+            Leave::Release => {
+                let released;
+                (released, regained) = lease.pass_on(self.wants_lock()).await;
+                left(released)
+            }
             Leave::Raise(mark) => left(lease.release_and_raise(mark).await),
             Leave::Abandon => {
                 lease.abandon().await;
@@ -156,7 +162,7 @@ impl Committer {
             (told.other, told.waited_ms) = (other, Some(waited));
             told.ttl_ms = (change == Change::Abandoned).then(|| ms(self.lock.ttl()));
         });
-        Ok(())
+        Ok(regained)
     }
 
     /// For who watches.

@@ -266,10 +266,8 @@ impl Lock {
                 Try::Held(expires) => return Ok(Try::Held(expires)),
             },
         };
-        self.meter.count(Count::Acquired);
         self.meter.set(Level::LockHeld, 1.0);
-        let (id, meter) = (uuid::Uuid::new_v4().as_u128(), Arc::clone(&self.meter));
-        Ok(Try::Granted(Lease { token, id, kind, granted: Instant::now(), meter }))
+        Ok(Try::Granted(Lease::granted(token, kind, &self.meter)))
     }
 }
 
@@ -312,13 +310,14 @@ impl Lease {
     /// Sees to it that the next grant's token is above `mark`, and gives the lock back.
     pub async fn release_and_raise(self, mark: FencingToken) -> Released {
         let left = Left::of(&self);
-        left.count(match self.kind {
+        let released = match self.kind {
             Kind::Redis(lease) => lease.release_and_raise(mark).await,
             Kind::Embedded(lease) => {
                 lease.release_and_raise(mark);
                 Released::Free
             }
-        })
+        };
+        left.count(released, false)
     }
 
     /// Whether the time to live has not run out by our own monotonic clock, counted from before it was asked for.
@@ -339,14 +338,27 @@ impl Lease {
 
     /// Gives the lock back.
     pub async fn release(self) -> Released {
+        self.pass_on(false).await.0
+    }
+
+    /// Gives the lock back, unless it is wanted `again` and nobody else waits: then it is ours at once, under a new token. (The
+    /// embedded lock knows no waiters, and is acquired as quickly.)
+    pub async fn pass_on(self, again: bool) -> (Released, Option<Self>) {
         let left = Left::of(&self);
-        left.count(match self.kind {
-            Kind::Redis(lease) => lease.release().await,
+        let (released, regained) = match self.kind {
+            Kind::Redis(lease) => lease.release(again).await,
             Kind::Embedded(lease) => {
                 lease.release();
-                Released::Free
+                (Released::Free, None)
             }
-        })
+        };
+        let regained = regained.map(|(token, lease)| Self::granted(token, Kind::Redis(lease), &left.meter));
+        (left.count(released, regained.is_some()), regained)
+    }
+
+    fn granted(token: FencingToken, kind: Kind, meter: &Arc<Meter>) -> Self {
+        meter.count(Count::Acquired);
+        Self { token, id: uuid::Uuid::new_v4().as_u128(), kind, granted: Instant::now(), meter: Arc::clone(meter) }
     }
 
     /// Leaves the lock to expire, a whole time to live from now, as if this process had just crashed.
@@ -357,7 +369,7 @@ impl Lease {
             Kind::Embedded(lease) => lease.abandon(),
         }
         left.meter.count(Count::Abandoned);
-        left.end();
+        left.end(false);
     }
 }
 
@@ -372,18 +384,18 @@ impl Left {
         Self { granted: lease.granted, meter: Arc::clone(&lease.meter) }
     }
 
-    fn count(&self, released: Released) -> Released {
+    fn count(&self, released: Released, regained: bool) -> Released {
         match released {
             Released::Free => {}
             Released::HandedOver(_) => self.meter.count(Count::HandedOver),
             Released::Lost => self.meter.count(Count::Lost),
         }
-        self.end();
+        self.end(regained);
         released
     }
 
-    fn end(&self) {
-        self.meter.set(Level::LockHeld, 0.0);
+    fn end(&self, regained: bool) {
+        self.meter.set(Level::LockHeld, f64::from(regained));
         self.meter.see(Spread::LockHold, self.granted.elapsed().as_secs_f64());
     }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use deadpool::managed::{Object, Pool, PoolConfig, Timeouts};
-use redis::{FromRedisValue, Script};
+use redis::{FromRedisValue, Script, ToRedisArgs};
 use tokio::{
     sync::watch,
     task::JoinHandle,
@@ -95,11 +95,7 @@ impl RedisLock {
         if token == 0 {
             return Ok(Try::Held(u64::try_from(expires_ms).ok().map(Duration::from_millis)));
         }
-        let (held_until, _) = watch::channel(Some(asked + client.options.ttl));
-        let renewal = tokio::spawn(keep_alive(Arc::clone(client), id.to_owned(), held_until.clone()));
-        let lease =
-            RedisLease { client: Arc::clone(client), id: id.to_owned(), held_until: held_until.subscribe(), renewal };
-        Ok(Try::Granted((token, lease)))
+        Ok(Try::Granted((token, RedisLease::granted(Arc::clone(client), id.to_owned(), asked))))
     }
 
     pub(super) fn ttl(&self) -> Duration {
@@ -109,7 +105,7 @@ impl RedisLock {
     /// Leaves the queue, and clears what a lost answer may have left behind, once and as well as can be.
     pub(super) async fn give_up(&self, id: &str) {
         // guard: give_up
-        if let Err(e) = self.client.release_now(id).await {
+        if let Err(e) = self.client.release_now(id, false).await {
             tracing::debug!(error = %e, "a lease in doubt is left to expire");
         }
     }
@@ -190,21 +186,21 @@ fn derived_key(key: &str, what: &str) -> String {
 impl Client {
     /// Every script takes all keys, the lease's id and the time to live.
     async fn call<T: FromRedisValue>(&self, script: &Script, id: &str) -> Result<T, TryError> {
-        self.reach.note(self.call_once(script, id, None).await)
+        self.reach.note(self.call_once(script, id, None::<u64>).await)
     }
 
     async fn call_once<T: FromRedisValue>(
         &self,
         script: &Script,
         id: &str,
-        mark: Option<FencingToken>,
+        more: Option<impl ToRedisArgs>,
     ) -> Result<T, TryError> {
         let mut connection = self.pool.get().await?;
         let mut call = script.prepare_invoke();
         for key in &self.keys {
             call.key(key);
         }
-        let answer = call.arg(id).arg(ms(self.options.ttl)).arg(mark).invoke_async(&mut *connection);
+        let answer = call.arg(id).arg(ms(self.options.ttl)).arg(more).invoke_async(&mut *connection);
         // A cluster's client would try again and again within one call.
         let answer = timeout(CALL_TIMEOUT, answer).await;
         // guard: spent_connections
@@ -225,9 +221,9 @@ impl Client {
         self.reach.note(self.call_once(&self.raise, id, Some(mark)).await)
     }
 
-    /// Answers who has the lock now, or none if it was not ours.
-    async fn release_now(&self, id: &str) -> Result<Option<String>, TryError> {
-        self.call(&self.release, id).await
+    /// Answers who has the lock now, or none if it was not ours; and the new token, if we have it `again`.
+    async fn release_now(&self, id: &str, again: bool) -> Result<(FencingToken, Option<String>), TryError> {
+        self.reach.note(self.call_once(&self.release, id, again.then_some("again")).await)
     }
 }
 
@@ -274,6 +270,13 @@ pub(super) struct RedisLease {
 }
 
 impl RedisLease {
+    /// Kept alive from now on, for a time to live counted from before it was `asked` for.
+    fn granted(client: Arc<Client>, id: String, asked: Instant) -> Self {
+        let (sender, held_until) = watch::channel(Some(asked + client.options.ttl));
+        let renewal = tokio::spawn(keep_alive(Arc::clone(&client), id.clone(), sender));
+        Self { client, id, held_until, renewal }
+    }
+
     pub(super) fn is_held(&self) -> bool {
         self.held_until.borrow().is_some_and(|until| Instant::now() < until)
     }
@@ -283,29 +286,35 @@ impl RedisLease {
         let _ = self.held_until.wait_for(Option::is_none).await;
     }
 
-    /// Tries again while the lease would otherwise block others.
-    pub(super) async fn release(self) -> Released {
+    /// Tries again while the lease would otherwise block others. Who wants it `again` has it under a new token, if nobody waits.
+    pub(super) async fn release(self, again: bool) -> (Released, Option<(FencingToken, Self)>) {
         self.renewal.abort();
         let mut asked_before = false;
-        loop {
-            match self.client.release_now(&self.id).await {
-                Ok(Some(next)) if next.is_empty() => return Released::Free,
+        let released = loop {
+            let asked = Instant::now();
+            match self.client.release_now(&self.id, again).await {
+                Ok((token @ 1.., _)) => {
+                    let lease = Self::granted(Arc::clone(&self.client), self.id.clone(), asked);
+                    return (Released::Free, Some((token, lease)));
+                }
+                Ok((_, Some(next))) if next.is_empty() => break Released::Free,
                 // Done by the try whose answer was lost.
-                Ok(None) if asked_before => return Released::Free,
-                Ok(Some(next)) => return Released::HandedOver(replica_of(&next).unwrap_or_default().to_owned()),
-                Ok(None) => {
+                Ok((_, None)) if asked_before => break Released::Free,
+                Ok((_, Some(next))) => break Released::HandedOver(replica_of(&next).unwrap_or_default().to_owned()),
+                Ok((_, None)) => {
                     tracing::warn!(lease = self.id, "the lock was no longer ours when it was released");
-                    return Released::Lost;
+                    break Released::Lost;
                 }
                 Err(e) if self.is_held() => tracing::debug!(error = %e, "could not release the lock; trying again"),
                 Err(e) => {
                     tracing::error!(error = %e, "could not release the lock; its time has run out");
-                    return Released::Lost;
+                    break Released::Lost;
                 }
             }
             asked_before = true;
             tokio::time::sleep(TRY_AGAIN).await;
-        }
+        };
+        (released, None)
     }
 
     /// Raised before it is handed over, so that the next holder's token is new.
@@ -314,7 +323,7 @@ impl RedisLease {
         if let Err(e) = self.client.raise_now(&self.id, mark).await {
             tracing::warn!(error = %e, "cannot raise the token; trying again at the next grant");
         }
-        self.release().await
+        self.release(false).await.0
     }
 
     pub(super) async fn abandon(self) {

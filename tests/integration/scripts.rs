@@ -37,6 +37,8 @@ enum Step {
     Look(usize),
     /// The holder gives the lock back, a waiter gives up, anybody else is wrong.
     Release(usize),
+    /// The same by one who wants it again.
+    Again(usize),
     /// The waiter is not seen any more.
     Die(usize),
     /// The holder's time runs out, or somebody deletes the key: an abandoned lock ends like this, too.
@@ -96,6 +98,11 @@ impl Model {
         self.waiting.retain(|&waiter| waiter != who);
         None
     }
+
+    /// Whether the holder has it again, since nobody waits.
+    fn again(&self, who: usize) -> bool {
+        self.holder == Some(who) && self.waiting.is_empty()
+    }
 }
 
 struct Real<'a> {
@@ -104,12 +111,12 @@ struct Real<'a> {
 }
 
 impl Real<'_> {
-    fn call<T: redis::FromRedisValue>(&mut self, script: usize, who: usize) -> T {
+    fn call<T: redis::FromRedisValue>(&mut self, script: usize, who: usize, more: Option<&str>) -> T {
         let mut call = self.scripts[script].prepare_invoke();
         KEYS.iter().for_each(|key| {
             call.key(*key);
         });
-        call.arg(who).arg(TTL_MS).invoke(self.redis).expect("the script runs")
+        call.arg(who).arg(TTL_MS).arg(more).invoke(self.redis).expect("the script runs")
     }
 
     /// As if it had looked for the last time a while ago.
@@ -128,7 +135,7 @@ fn follow(steps: &[Step], real: &mut Real<'_>) -> Result<(), TestCaseError> {
     for step in steps {
         match *step {
             Step::Look(who) => {
-                let (token, _): (u64, i64) = real.call(0, who);
+                let (token, _): (u64, i64) = real.call(0, who, None);
                 prop_assert_eq!(token > 0, model.look(who), "{} looks: {:?}", who, &model);
                 if token > 0 {
                     prop_assert!(token > model.last_token, "tokens go back");
@@ -136,8 +143,18 @@ fn follow(steps: &[Step], real: &mut Real<'_>) -> Result<(), TestCaseError> {
                 }
             }
             Step::Release(who) => {
-                let next: Option<String> = real.call(1, who);
-                prop_assert_eq!(next, model.release(who), "{} releases: {:?}", who, &model);
+                let next: (u64, Option<String>) = real.call(1, who, None);
+                prop_assert_eq!(next, (0, model.release(who)), "{} releases: {:?}", who, &model);
+            }
+            Step::Again(who) => {
+                let (token, next): (u64, Option<String>) = real.call(1, who, Some("again"));
+                prop_assert_eq!(token > 0, model.again(who), "{} wants it again: {:?}", who, &model);
+                if token > 0 {
+                    prop_assert!(token > model.last_token, "tokens go back");
+                    model.last_token = token;
+                } else {
+                    prop_assert_eq!(next, model.release(who), "{} releases: {:?}", who, &model);
+                }
             }
             // A holder that dies is the expiry's.
             Step::Die(who) => {
@@ -164,6 +181,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => who.clone().prop_map(Step::Look),
         4 => who.clone().prop_map(Step::Release),
+        4 => who.clone().prop_map(Step::Again),
         1 => who.prop_map(Step::Die),
         1 => Just(Step::Expire),
     ]
