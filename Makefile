@@ -1,5 +1,5 @@
 # make run: build and serve.  make test: everything that must pass.
-.PHONY: run build test check deps clean
+.PHONY: run build test check deps bench bench-deps bench-quick clean
 
 run:
 	cargo run --release --locked --
@@ -20,6 +20,19 @@ check:
 # What the tests run beside the service: a real Redis, time-zone tables, CSV readers that none of us wrote, and schemathesis.
 deps:
 	@tests/install-deps
+
+# Against a handler that does nothing, and against what one would use instead; the tables go into benches/RESULTS.md. About half an hour.
+bench: bench-deps
+	benches/compare.py --write
+	benches/alone.py --write
+
+# The same in less than three minutes, once all is built: fewer connections and rounds, nothing written.
+bench-quick: bench-deps
+	benches/compare.py --runs 1 --seconds 3 --connections 64
+	benches/alone.py --seconds 1 --gib 1
+
+bench-deps:
+	@benches/install-deps
 
 clean:
 	cargo clean

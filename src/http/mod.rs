@@ -9,6 +9,8 @@ mod batch_json;
 mod batch_parser;
 mod batch_request;
 mod body;
+#[cfg(feature = "ceiling")]
+mod ceiling;
 mod cors;
 mod docs;
 mod door;
@@ -153,6 +155,8 @@ impl App {
     pub fn router(self) -> Router {
         let (router, api) = routes().split_for_parts();
         scrape::expected(&api).iter().for_each(|answered| self.appender.meter().expect(answered));
+        #[cfg(feature = "ceiling")]
+        let router = ceiling::add(router);
         let router = router
             .fallback(async |headers: HeaderMap, body: Body| body::refuse(&headers, body, ApiError::NotFound).await)
             .method_not_allowed_fallback(other_method)
