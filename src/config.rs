@@ -149,6 +149,18 @@ pub struct Config {
     #[arg(long, env = "ROWLOCK_CORS_ORIGINS", value_name = "ORIGINS", value_parser = parse_origins, global = true, hide_env_values = true)]
     pub cors_origins: Option<Origins>,
 
+    /// on: an apostrophe is put in front of data cells that a spreadsheet would run as formulas.
+    #[arg(
+        long,
+        env = "ROWLOCK_FORMULA_GUARD",
+        value_name = "on|off",
+        default_value = "off",
+        global = true,
+        hide_env_values = true,
+        hide_possible_values = true
+    )]
+    pub formula_guard: Switch,
+
     /// accept: serve from a volume that has no file locks, with weaker promises.
     #[arg(
         long,

@@ -11,6 +11,7 @@
 pub mod cli;
 pub mod commit;
 pub mod config;
+mod formula;
 pub mod http;
 pub mod lock;
 pub mod metrics;

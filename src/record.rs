@@ -4,6 +4,8 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
+use crate::formula::is_formula;
+
 /// A number that grows with every grant of the lock; a row carries that of the lease it was written under.
 pub type FencingToken = u64;
 
@@ -21,6 +23,8 @@ pub struct Rows {
     /// For each row the lengths of its runs, and behind them how many data cells they hold.
     counts: Vec<u32>,
     runs_per_row: usize,
+    /// Where in `text` an apostrophe was put in front of a formula, which is no part of the data; `None` where none is to be.
+    guards: Option<Vec<usize>>,
 }
 
 /// One of them.
@@ -43,9 +47,9 @@ impl<'a> Row<'a> {
 }
 
 impl Rows {
-    /// No rows yet, each of them to have this many runs.
-    pub(crate) fn new(runs_per_row: usize) -> Self {
-        Self { text: Vec::new(), counts: Vec::new(), runs_per_row }
+    /// No rows yet, each of them to have this many runs; in which formulas are guarded, or not.
+    pub(crate) fn new(runs_per_row: usize, is_guarded: bool) -> Self {
+        Self { text: Vec::new(), counts: Vec::new(), runs_per_row, guards: is_guarded.then(Vec::new) }
     }
 
     /// Makes room for a row's runs.
@@ -53,10 +57,10 @@ impl Rows {
         self.text.reserve(bytes);
     }
 
-    /// Adds the next run of a row, which `write` appends.
-    pub(crate) fn push_run(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+    /// Adds the next run of a row, which `write` appends, noting where it guards formulas if it is to.
+    pub(crate) fn push_run(&mut self, write: impl FnOnce(&mut Vec<u8>, Option<&mut Vec<usize>>)) {
         let start = self.text.len();
-        write(&mut self.text);
+        write(&mut self.text, self.guards.as_mut());
         self.counts.push(u32::try_from(self.text.len() - start).expect("a body is bounded"));
     }
 
@@ -94,7 +98,29 @@ impl Rows {
 
     /// The bytes that they keep in memory while they wait, bookkeeping included.
     pub fn weight_bytes(&self) -> usize {
-        size_of::<Self>() + self.text.len() + size_of_val(&*self.counts)
+        let guards = self.guards.as_deref().map_or(0, size_of_val);
+        size_of::<Self>() + self.text.len() + size_of_val(&*self.counts) + guards
+    }
+
+    /// Of all data as it was sent: the same whether formulas are guarded or not.
+    fn fingerprint(&self) -> u64 {
+        let mut cells = Sha256::new();
+        let (mut guards, mut start) = (self.guards.as_deref().unwrap_or_default(), 0);
+        for row in self.iter() {
+            cells.update((row.cells as u64).to_le_bytes());
+            for run in row.runs() {
+                let end = start + run.len();
+                let (here, behind) = guards.split_at(guards.partition_point(|&at| at < end));
+                cells.update(((run.len() - here.len()) as u64).to_le_bytes());
+                for &guard in here {
+                    cells.update(&self.text[start..guard]);
+                    start = guard + 1;
+                }
+                cells.update(&self.text[start..end]);
+                (guards, start) = (behind, end);
+            }
+        }
+        u64::from_le_bytes(cells.finalize()[..8].try_into().expect("8 bytes"))
     }
 }
 
@@ -104,7 +130,8 @@ pub const KEY_BYTES_MAX: usize = 255;
 /// A client's name for one request, by which a repeat of it is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
-    /// As it stands in a column named `key`, before quoting.
+    /// As it stands in a column named `key`, before quoting. Where formulas are guarded, a key that would be one has an
+    /// apostrophe in front, and so has one that has one already: two keys are never written alike.
     pub text: Box<str>,
     /// The first half of its SHA-256: nobody finds a second key with the same one.
     pub hash: u128,
@@ -119,19 +146,12 @@ impl Key {
         if !printable || text.is_empty() || text.len() > KEY_BYTES_MAX {
             return None;
         }
-        let mut cells = Sha256::new();
-        for row in rows.iter() {
-            cells.update((row.cells as u64).to_le_bytes());
-            for run in row.runs() {
-                cells.update((run.len() as u64).to_le_bytes());
-                cells.update(run);
-            }
-        }
-        let (hash, cells) = (Sha256::digest(text), cells.finalize());
+        let hash = Sha256::digest(text);
+        let is_guarded = rows.guards.is_some() && (text.starts_with('\'') || is_formula(text.as_bytes()));
         Some(Self {
-            text: text.into(),
+            text: if is_guarded { format!("'{text}").into() } else { text.into() },
             hash: u128::from_le_bytes(hash[..16].try_into().expect("16 bytes")),
-            fingerprint: u64::from_le_bytes(cells[..8].try_into().expect("8 bytes")),
+            fingerprint: rows.fingerprint(),
         })
     }
 }
@@ -193,9 +213,9 @@ mod tests {
     use super::*;
 
     fn rows(runs_per_row: usize, all: &[(&[&str], usize)]) -> Rows {
-        let mut rows = Rows::new(runs_per_row);
+        let mut rows = Rows::new(runs_per_row, false);
         for (runs, cells) in all {
-            runs.iter().for_each(|run| rows.push_run(|text| text.extend_from_slice(run.as_bytes())));
+            runs.iter().for_each(|run| rows.push_run(|text, _| text.extend_from_slice(run.as_bytes())));
             rows.end_row(*cells);
         }
         rows

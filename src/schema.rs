@@ -2,7 +2,10 @@
 
 use std::{borrow::Cow, ops::Range};
 
-use crate::record::{FencingToken, Row, Rows};
+use crate::{
+    formula::{GUARD, is_formula},
+    record::{FencingToken, Row, Rows},
+};
 
 /// The columns of one CSV, in the file's order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +16,8 @@ pub struct Schema {
     segments: Vec<Segment>,
     /// Names of the data columns, in order.
     data_names: Vec<String>,
+    /// Whether data cells that a spreadsheet would run are defused.
+    guards_formulas: bool,
 }
 
 /// A piece of a row: one column that the service fills, or a run of neighbouring data columns.
@@ -105,7 +110,12 @@ pub enum HeaderError {
 impl Schema {
     /// A file without a header: its first row fixes the width.
     pub fn headerless() -> Self {
-        Self { names: None, segments: Vec::new(), data_names: Vec::new() }
+        Self { names: None, segments: Vec::new(), data_names: Vec::new(), guards_formulas: false }
+    }
+
+    /// The same, for rows whose data cells are kept from being run by a spreadsheet, or not.
+    pub fn guarding_formulas(&self, guards_formulas: bool) -> Self {
+        Self { guards_formulas, ..self.clone() }
     }
 
     /// Reads a header record, without its line ending and without a byte order mark.
@@ -141,7 +151,7 @@ impl Schema {
                 _ => segments.push(Segment::Data(at..at + 1)),
             }
         }
-        Self { names: Some(names), segments, data_names }
+        Self { names: Some(names), segments, data_names, guards_formulas: false }
     }
 
     /// The columns' names; `None` without a header.
@@ -158,7 +168,7 @@ impl Schema {
     pub fn header(&self) -> Option<Vec<u8>> {
         self.names.as_ref().map(|names| {
             let mut header = Vec::new();
-            encode_cells(names.iter().map(String::as_str), false, &mut header);
+            encode_cells(names.iter().map(String::as_str), false, &mut header, None);
             header
         })
     }
@@ -166,7 +176,7 @@ impl Schema {
     /// No rows yet, of these columns.
     pub fn rows(&self) -> Rows {
         let runs = self.segments.iter().filter(|segment| matches!(segment, Segment::Data(_))).count();
-        Rows::new(if self.names.is_some() { runs } else { 1 })
+        Rows::new(if self.names.is_some() { runs } else { 1 }, self.guards_formulas)
     }
 
     /// Lays `data` out over the data columns, quotes it, and adds it to `rows`.
@@ -182,7 +192,8 @@ impl Schema {
     fn push_cells<'a>(&self, cells: usize, cell: impl Fn(usize) -> &'a str, rows: &mut Rows) {
         rows.reserve((0..cells).map(|at| cell(at).len() + 3).sum());
         let alone = self.width().unwrap_or(cells) == 1;
-        let mut push_run = |run: Range<usize>| rows.push_run(|text| encode_cells(run.map(&cell), alone, text));
+        let mut push_run =
+            |run: Range<usize>| rows.push_run(|text, guards| encode_cells(run.map(&cell), alone, text, guards));
         if self.names.is_none() {
             push_run(0..cells);
         }
@@ -360,25 +371,37 @@ pub(crate) fn checked(field: impl ToString, cell: &str) -> Result<&str, InvalidF
 }
 
 /// Cells as RFC 4180 text with commas between them and no line ending. A lone empty cell needs no quotes inside a wider row,
-/// while a row of its own would be a blank line.
-fn encode_cells<'a>(cells: impl Iterator<Item = &'a str>, alone: bool, out: &mut Vec<u8>) {
+/// while a row of its own would be a blank line. Where `guards` are to be noted, formulas get one.
+fn encode_cells<'a>(
+    cells: impl Iterator<Item = &'a str>,
+    alone: bool,
+    out: &mut Vec<u8>,
+    mut guards: Option<&mut Vec<usize>>,
+) {
     let start = out.len();
     for (nth, cell) in cells.enumerate() {
         if nth > 0 {
             out.push(b',');
         }
-        encode_cell(cell.as_bytes(), out);
+        encode_cell(cell.as_bytes(), out, guards.as_deref_mut());
     }
     if alone && out.len() == start {
         out.extend_from_slice(b"\"\"");
     }
 }
 
-fn encode_cell(cell: &[u8], out: &mut Vec<u8>) {
-    if memchr::memchr3(b',', b'"', b'\n', cell).or_else(|| memchr::memchr(b'\r', cell)).is_none() {
+fn encode_cell(cell: &[u8], out: &mut Vec<u8>, guards: Option<&mut Vec<usize>>) {
+    let is_bare = memchr::memchr3(b',', b'"', b'\n', cell).or_else(|| memchr::memchr(b'\r', cell)).is_none();
+    if !is_bare {
+        out.push(b'"');
+    }
+    if let Some(guards) = guards.filter(|_| is_formula(cell)) {
+        guards.push(out.len());
+        out.push(GUARD);
+    }
+    if is_bare {
         return out.extend_from_slice(cell);
     }
-    out.push(b'"');
     for (nth, part) in cell.split(|&byte| byte == b'"').enumerate() {
         if nth > 0 {
             out.extend_from_slice(b"\"\"");
@@ -391,7 +414,7 @@ fn encode_cell(cell: &[u8], out: &mut Vec<u8>) {
 /// One cell as it stands inside a row.
 pub fn quote(cell: &str) -> Box<[u8]> {
     let mut quoted = Vec::new();
-    encode_cell(cell.as_bytes(), &mut quoted);
+    encode_cell(cell.as_bytes(), &mut quoted, None);
     quoted.into()
 }
 

@@ -36,7 +36,7 @@ use tokio::{
 };
 
 use crate::{
-    config::{Config, UnlockedVolume},
+    config::{Config, Switch, UnlockedVolume},
     lock::{self, Lock},
     metrics::{Level, Meter},
     record::{Ack, FencingToken, Key, Rows, Simulation},
@@ -121,7 +121,7 @@ pub async fn open(config: &Config, meter: Arc<Meter>) -> Result<(Appender, Ended
     let appender = Appender {
         queue: Arc::clone(&queue),
         lock: Arc::clone(&lock),
-        schema: storage.schema(),
+        schema: storage.schema().guarding_formulas(config.formula_guard == Switch::On).into(),
         in_flight: InFlight::default(),
         changes: changes.clone(),
         meter: Arc::clone(&meter),

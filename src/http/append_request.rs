@@ -96,7 +96,7 @@ pub(super) fn schemas() -> Value {
             },
         },
         "Data": {
-            "description": "A string fills the first data column, an array the data columns from the left, an object by name. What is missing or null is empty; numbers keep their text. No NUL characters.",
+            "description": "A string fills the first data column, an array the data columns from the left, an object by name. What is missing or null is empty; numbers keep their text. No NUL characters. With ROWLOCK_FORMULA_GUARD=on, what a spreadsheet would run as a formula is written with an apostrophe in front.",
             "oneOf": [
                 {"type": "string"},
                 {"type": "array", "items": {"$ref": "#/components/schemas/Cell"}},

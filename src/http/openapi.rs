@@ -206,7 +206,7 @@ refusals! {
         BrokenBody BadKey BodyTimeout KeyInFlight BatchTooLarge UnsupportedMediaType InvalidField KeyReused SyncFailed
         Internal QueueFull WaitTimeout RedisUnavailable LockLost FileBusy Draining DiskFull;
     RowsRefused: InvalidField NotARowStart Internal;
-    FileRefused: RangeNotSatisfiable Internal;
+    FileRefused: InvalidField RangeNotSatisfiable Internal;
     EventsRefused: InvalidField Internal QueueFull;
     LockRefused: RedisUnavailable Internal;
     ReleaseRefused: SyncFailed Internal RedisUnavailable LockLost FileBusy Draining DiskFull;

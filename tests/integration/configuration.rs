@@ -63,6 +63,7 @@ fn a_wrong_value_is_refused_with_its_variable_the_value_and_what_is_accepted() {
         ("ROWLOCK_BODY_LIMIT", "much", "64MiB or 4096"),
         ("ROWLOCK_IDEMPOTENCY_KEYS", "0", "from 1"),
         ("ROWLOCK_JOURNAL_BYTES", "1023KiB", "from 1"),
+        ("ROWLOCK_FORMULA_GUARD", "yes", "on, off"),
         ("ROWLOCK_UNLOCKED_VOLUME", "on", "refuse, accept"),
         ("ROWLOCK_GRACE", "soon", "10s or 250ms"),
         ("ROWLOCK_LOG_FORMAT", "xml", "text, json"),

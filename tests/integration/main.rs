@@ -9,6 +9,7 @@ mod configuration;
 mod contract;
 mod docs;
 mod files;
+mod formulas;
 mod journal;
 mod keys;
 mod leaving;

@@ -3,19 +3,20 @@
 use std::{fs, path::Path};
 
 /// Each room, and which of ours it may name.
-const MAY_NAME: [(&str, &[&str]); 12] = [
+const MAY_NAME: [(&str, &[&str]); 13] = [
     ("cli", &["server", "config", "record", "commit", "lock", "storage", "schema"]),
     ("server", &["http", "commit", "config", "metrics"]),
-    ("http", &["commit", "record", "schema", "config", "quoting", "metrics"]),
+    ("http", &["commit", "record", "schema", "config", "quoting", "formula", "metrics"]),
     ("commit", &["lock", "storage", "record", "schema", "config", "points", "metrics"]),
     ("lock", &["record", "config", "metrics"]),
     ("storage", &["record", "schema", "points", "quoting", "metrics"]),
-    ("schema", &["record"]),
-    ("record", &[]),
+    ("schema", &["record", "formula"]),
+    ("record", &["formula"]),
     ("config", &[]),
     ("points", &[]),
     ("metrics", &[]),
     ("quoting", &[]),
+    ("formula", &[]),
 ];
 
 /// Libraries that belong to some rooms alone.
