@@ -1,5 +1,5 @@
-# make run: build and serve.  make test: everything that must pass.
-.PHONY: run build test check deps bench bench-deps bench-quick clean
+# make run: build and serve.  make test, make audit: everything that must pass.
+.PHONY: run build test check deps audit bench bench-deps bench-quick clean
 
 run:
 	cargo run --release --locked --
@@ -20,6 +20,10 @@ check:
 # What the tests run beside the service: a real Redis, time-zone tables, CSV readers that none of us wrote, and schemathesis.
 deps:
 	@tests/install-deps
+
+# Licences, sources and versions of what we depend on, known advisories where their database is in reach; and nothing unused.
+audit:
+	@tests/audit
 
 # Against a handler that does nothing, and against what one would use instead; the tables go into benches/RESULTS.md. About half an hour.
 bench: bench-deps
