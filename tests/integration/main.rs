@@ -27,4 +27,5 @@ mod servers;
 mod support;
 mod tables;
 mod traces;
+mod units;
 mod watching;
