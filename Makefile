@@ -1,5 +1,5 @@
-# make run: build and serve.  make test, make audit: everything that must pass.
-.PHONY: run build test check deps audit bench bench-deps bench-quick clean
+# make run: build and serve.  make test, make audit: everything that must pass.  make fuzz: a minute for each target.  make bench: the comparison.
+.PHONY: run build test check deps audit fuzz bench bench-deps bench-quick clean
 
 run:
 	cargo run --release --locked --
@@ -24,6 +24,11 @@ deps:
 # Licences, sources and versions of what we depend on, known advisories where their database is in reach; and nothing unused.
 audit:
 	@tests/audit
+
+# Each target for FUZZ_SECONDS, from the inputs in fuzz/corpus, which make test replays. What is found stands in fuzz/artifacts.
+FUZZ_SECONDS ?= 60
+fuzz:
+	@tests/fuzz $(FUZZ_SECONDS)
 
 # Against a handler that does nothing, and against what one would use instead; the tables go into benches/RESULTS.md. About half an hour.
 bench: bench-deps

@@ -11,6 +11,8 @@
 pub mod cli;
 pub mod commit;
 pub mod config;
+#[cfg(test)]
+mod corpus;
 mod formula;
 pub mod http;
 pub mod lock;

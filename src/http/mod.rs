@@ -17,6 +17,9 @@ mod door;
 mod edge;
 mod error;
 mod events;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod health;
 mod lock;
 mod openapi;

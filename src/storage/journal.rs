@@ -242,19 +242,24 @@ impl JournalRecord {
         text
     }
 
-    /// From what stands in `text` behind the first `skip` bytes. A payload is kept where it was read to.
-    fn decode(sequence: u64, mut text: Vec<u8>, skip: usize) -> Result<Self, bytes::TryGetError> {
+    /// From what stands in `text` behind the first `skip` bytes. A payload is kept where it was read to. `None`: nothing that
+    /// we write.
+    fn decode(sequence: u64, mut text: Vec<u8>, skip: usize) -> Option<Self> {
         let body = &mut &text[skip..];
-        let (token, lease, offset) = (body.try_get_u64_le()?, body.try_get_u128_le()?, body.try_get_u64_le()?);
-        let (lead, name) = (body.try_get_u8()?, body.try_get_u8()? as usize);
-        let replica = String::from_utf8_lossy(body.get(..name).unwrap_or_default()).into();
-        body.advance(name.min(body.len()));
-        let (first_key, count) = (body.try_get_u64_le()?, body.try_get_u32_le()?);
-        let keys = (0..count).map(|_| Remembered::decode(body, token)).collect::<Result<_, _>>()?;
+        let token = body.try_get_u64_le().ok()?;
+        let (lease, offset) = (body.try_get_u128_le().ok()?, body.try_get_u64_le().ok()?);
+        let (lead, name) = (body.try_get_u8().ok()?, usize::from(body.try_get_u8().ok()?));
+        let replica = std::str::from_utf8(body.get(..name)?).ok()?.into();
+        body.advance(name);
+        let (first_key, count) = (body.try_get_u64_le().ok()?, body.try_get_u32_le().ok()?);
+        let keys = (0..count).map(|_| Remembered::decode(body, token)).collect::<Result<_, _>>().ok()?;
+        if usize::from(lead) > body.len() || offset.checked_add(body.len() as u64).is_none() {
+            return None;
+        }
         let head = text.len() - body.len();
         text.drain(..head);
         text.shrink_to_fit();
-        Ok(Self { sequence, token, lease, offset, lead, replica, first_key, keys, payload: text })
+        Some(Self { sequence, token, lease, offset, lead, replica, first_key, keys, payload: text })
     }
 }
 
@@ -320,8 +325,7 @@ fn read_at(
     if checksum(head.journal, &text[4..]) != crc {
         return Ok(None);
     }
-    let record = JournalRecord::decode(sequence, text, RECORD_PREFIX_BYTES);
-    Ok(record.ok().map(|record| (record, bytes)))
+    Ok(JournalRecord::decode(sequence, text, RECORD_PREFIX_BYTES).map(|record| (record, bytes)))
 }
 
 /// Offset and rows of all that looks like a record, in a journal whose headers are lost: without the number that its checksums
@@ -336,7 +340,7 @@ pub(super) fn plausible_payloads(disk: &impl Disk, layout: Layout) -> io::Result
         at += RECORD_PREFIX_BYTES as u64;
         if body > 0 && at + body <= bytes {
             let body = disk.read(Place::Journal, at, body)?;
-            let record = JournalRecord::decode(0, body, 0).ok();
+            let record = JournalRecord::decode(0, body, 0);
             found.extend(record.filter(|record| record.payload.ends_with(b"\n")).map(|it| (it.offset, it.payload)));
         }
         at = layout.whole_pages(at);
@@ -376,6 +380,6 @@ mod tests {
         };
         let text = [record.encode_head(1 << 90), record.payload.clone()].concat();
         assert_eq!((text.len(), crc32c::crc32c(&text)), (122, 0xd56d_aa8c));
-        assert_eq!(JournalRecord::decode(3, text, RECORD_PREFIX_BYTES), Ok(record));
+        assert_eq!(JournalRecord::decode(3, text, RECORD_PREFIX_BYTES), Some(record));
     }
 }

@@ -13,6 +13,9 @@ mod disk;
 mod error;
 mod files;
 mod format;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(test)]
 mod histories;
 mod journal;

@@ -3,13 +3,13 @@
 use std::{fs, path::Path};
 
 /// Each room, and which of ours it may name.
-const MAY_NAME: [(&str, &[&str]); 13] = [
+const MAY_NAME: [(&str, &[&str]); 14] = [
     ("cli", &["server", "config", "record", "commit", "lock", "storage", "schema"]),
     ("server", &["http", "commit", "config", "metrics"]),
-    ("http", &["commit", "record", "schema", "config", "quoting", "formula", "metrics"]),
+    ("http", &["commit", "record", "schema", "config", "quoting", "formula", "metrics", "corpus"]),
     ("commit", &["lock", "storage", "record", "schema", "config", "points", "metrics"]),
     ("lock", &["record", "config", "metrics"]),
-    ("storage", &["record", "schema", "points", "quoting", "metrics"]),
+    ("storage", &["record", "schema", "points", "quoting", "metrics", "corpus"]),
     ("schema", &["record", "formula"]),
     ("record", &["formula"]),
     ("config", &[]),
@@ -17,6 +17,7 @@ const MAY_NAME: [(&str, &[&str]); 13] = [
     ("metrics", &[]),
     ("quoting", &[]),
     ("formula", &[]),
+    ("corpus", &[]),
 ];
 
 /// Libraries that belong to some rooms alone.

@@ -1,0 +1,4 @@
+//! A body of `/append` as a form.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| rowlock::http::fuzzing::form_body(data));
