@@ -339,6 +339,17 @@ fn parse_grace(text: &str) -> Result<Duration, String> {
     parse_duration(text, Duration::ZERO, HOUR)
 }
 
+/// How long a load test runs.
+pub(crate) fn parse_run_time(text: &str) -> Result<Duration, String> {
+    parse_duration(text, Duration::from_millis(1), 24 * HOUR)
+}
+
+/// Parses a whole number, and holds it to bounds.
+pub(crate) fn parse_whole(text: &str, min: u64, max: u64) -> Result<u64, String> {
+    let number = text.parse().ok().filter(|number| (min..=max).contains(number));
+    number.ok_or_else(|| format!("a whole number from {min} to {max}"))
+}
+
 /// Parses `64MiB`, `1kB`, `4096`, and holds it to bounds.
 fn parse_size(text: &str, min: ByteSize, max: ByteSize) -> Result<usize, String> {
     let accepted = || format!("a size from {min} to {max}, such as 64MiB or 4096");

@@ -9,12 +9,14 @@
 //! ARCHITECTURE.md says what each room promises and where that is kept.
 
 pub mod cli;
+pub mod client;
 pub mod commit;
 pub mod config;
 #[cfg(test)]
 mod corpus;
 mod formula;
 pub mod http;
+pub mod load;
 pub mod lock;
 pub mod metrics;
 mod points;

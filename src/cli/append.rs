@@ -69,7 +69,7 @@ pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
     print(&ack, args.json).map_err(|e| Exit::new(FAILED, e))
 }
 
-fn parse_sleep(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_sleep(text: &str) -> Result<Duration, String> {
     let secs = text.parse().ok().and_then(|secs| Duration::try_from_secs_f64(secs).ok());
     secs.ok_or_else(|| "a number of seconds, such as 2 or 0.5".to_owned())
 }

@@ -2,6 +2,8 @@
 
 mod append;
 mod check;
+mod health;
+mod load;
 mod lock;
 mod serve;
 mod usage;
@@ -48,6 +50,8 @@ Examples:
   rowlock append --data hello                          one row, no server needed
   rowlock lock                                         who has the lock, and who waits for it
   rowlock check rows.csv                               is it whole, and true to its journal?
+  rowlock load --url http://127.0.0.1:8080 --requests 100000 --verify rows.csv
+                                                       is it quick, and is every acknowledged row there?
   curl -d data=hello http://127.0.0.1:8080/append      one row, through a server";
 
 #[derive(Debug, Subcommand)]
@@ -60,6 +64,11 @@ enum Command {
     Lock(lock::Args),
     /// Is the CSV whole, and true to its journal?
     Check(check::Args),
+    /// Does a replica take rows? Exits 0 if it is ready, 1 if not; for container health checks.
+    Health(health::Args),
+    /// Send load to replicas, measure them, and verify that the CSV holds what was acknowledged.
+    #[command(after_help = load::EXAMPLES)]
+    Load(load::Args),
 }
 
 /// Runs the command that the arguments name.
@@ -89,7 +98,7 @@ impl Exit {
 
 fn parse() -> Result<Cli, Exit> {
     read_dotenv()?;
-    let mut command = usage::without_empty_variables(Cli::command());
+    let mut command = usage::without_foreign_options(usage::without_empty_variables(Cli::command()));
     match command.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(mut cli) => {
             let tokens = std::env::var(TokenSource::VARIABLE).ok().filter(|value| !value.is_empty());
@@ -137,6 +146,9 @@ fn run(cli: Cli) -> Result<(), Exit> {
         Some(Command::Append(args)) => runtime.block_on(append::run(cli.config, args)),
         Some(Command::Lock(args)) => runtime.block_on(lock::run(cli.config, args)),
         Some(Command::Check(args)) => runtime.block_on(check::run(cli.config, args)),
+        Some(Command::Health(args)) => runtime.block_on(health::run(&cli.config, args)),
+        // It has a runtime of its own, with one thread.
+        Some(Command::Load(args)) => load::run(args),
     };
     runtime.shutdown_background();
     result

@@ -16,6 +16,18 @@ pub(super) fn without_empty_variables(command: Command) -> Command {
     })
 }
 
+/// The load test has none of the settings of a replica, and need not show them.
+pub(super) fn without_foreign_options(mut command: Command) -> Command {
+    // Options that all commands share are theirs from here on.
+    command.build();
+    command.mut_subcommand("load", |load| {
+        load.mut_args(|arg| {
+            let is_foreign = arg.is_global_set();
+            arg.hide(is_foreign)
+        })
+    })
+}
+
 /// A wrong value in one line; every other mistake as clap tells it, usage and hints included.
 pub(super) fn explain(command: &Command, error: &clap::Error) -> Exit {
     let text = |kind| match error.get(kind) {

@@ -14,6 +14,7 @@ mod journal;
 mod keys;
 mod leaving;
 mod limits;
+mod loading;
 mod locking;
 mod manners;
 mod metering;

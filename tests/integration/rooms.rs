@@ -3,8 +3,9 @@
 use std::{fs, path::Path};
 
 /// Each room, and which of ours it may name.
-const MAY_NAME: [(&str, &[&str]); 14] = [
-    ("cli", &["server", "config", "record", "commit", "lock", "storage", "schema"]),
+const MAY_NAME: [(&str, &[&str]); 16] = [
+    ("cli", &["server", "config", "record", "commit", "lock", "storage", "schema", "client", "load"]),
+    ("load", &["client", "schema", "quoting"]),
     ("server", &["http", "commit", "config", "metrics"]),
     ("http", &["commit", "record", "schema", "config", "quoting", "formula", "metrics", "corpus"]),
     ("commit", &["lock", "storage", "record", "schema", "config", "points", "metrics"]),
@@ -18,6 +19,7 @@ const MAY_NAME: [(&str, &[&str]); 14] = [
     ("quoting", &[]),
     ("formula", &[]),
     ("corpus", &[]),
+    ("client", &[]),
 ];
 
 /// Libraries that belong to some rooms alone.
@@ -28,7 +30,7 @@ const KEPT_IN: [(&str, &[&str]); 10] = [
     ("utoipa_swagger_ui", &["http"]),
     ("deadpool", &["lock"]),
     ("redis", &["lock"]),
-    ("csv_core", &["http", "storage"]),
+    ("csv_core", &["http", "storage", "load"]),
     ("clap", &["cli", "config"]),
     ("metrics", &["metrics"]),
     ("metrics_exporter_prometheus", &["metrics"]),

@@ -1,0 +1,102 @@
+//! `rowlock health`: does a replica take rows? For container health checks, where there is no curl.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Request, header};
+use serde::Serialize;
+use tokio::time::timeout;
+
+use super::{Exit, FAILED, WRONG_USAGE};
+use crate::{
+    client::{Connector, Target, Trust},
+    config::Config,
+};
+
+/// Less than container platforms give a probe.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Whom to ask.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The replica; the one that these settings would serve here, unless given.
+    #[arg(value_parser = Target::parse)]
+    url: Option<Target>,
+    /// For https: certificates, in PEM, that the replica's must be signed by; the system's unless given.
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Health {
+    url: String,
+    ready: bool,
+    /// What was answered; none: nothing.
+    status: Option<u16>,
+    /// Why there was no answer.
+    error: Option<String>,
+}
+
+pub(super) async fn run(config: &Config, args: Args) -> Result<(), Exit> {
+    let trust = match (&args.url, args.ca) {
+        (_, Some(path)) => Trust::File(path),
+        (Some(_), None) => Trust::System,
+        // What answers on this host's own address is asked for nothing but ok, and its certificate has another name.
+        (None, None) => Trust::Anybody,
+    };
+    let target = args.url.map_or_else(|| own_target(config), Ok)?;
+    let connector = Connector::new(&trust).map_err(|e| Exit::new(WRONG_USAGE, format_args!("--ca: {e}")))?;
+    let asked = timeout(PATIENCE, ask(&connector, &target)).await;
+    let answer = asked.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")));
+    let (status, error) = match answer {
+        Ok(status) => (Some(status), None),
+        Err(error) => (None, Some(error)),
+    };
+    let health = Health { url: target.to_string(), ready: status == Some(200), status, error };
+    let text =
+        if args.json { serde_json::to_string(&health).map_err(|e| Exit::new(FAILED, e))? } else { describe(&health) };
+    println!("{text}");
+    if health.ready { Ok(()) } else { Err(Exit { code: FAILED, message: String::new() }) }
+}
+
+/// The address that is served here; where that is all addresses, the loopback one.
+fn own_target(config: &Config) -> Result<Target, Exit> {
+    let listen = config.listen;
+    if listen.port() == 0 {
+        return Err(Exit::new(WRONG_USAGE, "ROWLOCK_LISTEN (--listen) leaves the port open: name the URL"));
+    }
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    let scheme = if config.tls_cert.is_some() { "https" } else { "http" };
+    let url = format!("{scheme}://{}", SocketAddr::new(ip, listen.port()));
+    Ok(Target::parse(&url).expect("an address and a port are a URL"))
+}
+
+async fn ask(connector: &Connector, target: &Target) -> Result<u16, String> {
+    let mut connection = connector.connect(target).await.map_err(|e| e.to_string())?;
+    let mut request = Request::new(Full::new(Bytes::new()));
+    *request.uri_mut() = target.path("/readyz");
+    request.headers_mut().insert(header::HOST, target.authority());
+    let response = connection.send_request(request).await.map_err(|e| e.to_string())?;
+    Ok(response.status().as_u16())
+}
+
+fn describe(health: &Health) -> String {
+    let url = &health.url;
+    match (health.ready, health.status, &health.error) {
+        (true, ..) => format!("{url}: ready"),
+        (false, Some(status), _) => format!("{url}: not ready, answered {status}"),
+        (false, None, error) => format!("{url}: not ready, {}", error.as_deref().unwrap_or("no answer")),
+    }
+}

@@ -1,0 +1,53 @@
+//! Where a run stands, for who watches a terminal.
+
+use std::{rc::Rc, time::Duration};
+
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::{Amount, engine::Engine, report::ms_text};
+
+const EVERY: Duration = Duration::from_millis(500);
+
+/// Draws until it is aborted; on anything but a terminal it draws nothing.
+pub(super) async fn show(engine: Rc<Engine>, amount: Amount) {
+    let style = ProgressStyle::with_template("{bar:30} {percent:>3}%  {msg}").expect("a template");
+    let length = match amount {
+        Amount::Requests(requests) => requests,
+        Amount::Duration(duration) => u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+    };
+    let bar = Drawn(ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr()).with_style(style));
+    if bar.0.is_hidden() {
+        return;
+    }
+    let (mut acknowledged, mut clock) = (0, tokio::time::interval(EVERY));
+    loop {
+        clock.tick().await;
+        let mut tally = engine.tally.borrow_mut();
+        let rate = (tally.acknowledged - acknowledged) as f64 / EVERY.as_secs_f64();
+        acknowledged = tally.acknowledged;
+        let failed = tally.attempts - tally.acknowledged;
+        let quantile = |quantile| ms_text(tally.recent.value_at_quantile(quantile));
+        let text = format!(
+            "{}/s acknowledged, {} answers of other kinds, p50 {} ms, p99 {} ms",
+            HumanCount(rate as u64),
+            HumanCount(failed),
+            quantile(0.5),
+            quantile(0.99),
+        );
+        tally.recent.reset();
+        bar.0.set_message(text);
+        bar.0.set_position(match amount {
+            Amount::Requests(_) => engine.taken(),
+            Amount::Duration(_) => u64::try_from(engine.begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+        });
+    }
+}
+
+/// Gone from the terminal when it is dropped.
+struct Drawn(ProgressBar);
+
+impl Drop for Drawn {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}

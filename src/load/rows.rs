@@ -1,0 +1,108 @@
+//! The rows of one run: each is made from its number alone, so that it can be made again when the file is read back.
+
+/// `load-`, the run in 12 digits, a number of up to 20, and a dash behind each.
+pub(super) const ROW_BYTES_MIN: usize = 5 + 13 + 21 + 1;
+
+const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+/// What must be quoted, and is more than a byte long: one row of eight holds it.
+const AWKWARD: &str = ", \"å\"\n";
+const AWKWARD_EVERY: u64 = 8;
+
+/// Makes rows, and knows them again.
+#[derive(Debug, Clone)]
+pub(super) struct Generator {
+    prefix: String,
+    seed: u64,
+    row_bytes: usize,
+}
+
+impl Generator {
+    /// `run` is another one each time, so that rows of an earlier run with the same seed are others' rows.
+    pub(super) fn new(run: &str, seed: u64, row_bytes: usize) -> Self {
+        debug_assert!(row_bytes >= ROW_BYTES_MIN, "the command line sees to it");
+        Self { prefix: format!("load-{run}-"), seed, row_bytes }
+    }
+
+    /// What every row of this run begins with.
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Appends row `number`, which is `row_bytes` long.
+    pub(super) fn write(&self, number: u64, out: &mut String) {
+        let end = out.len() + self.row_bytes;
+        out.push_str(&self.prefix);
+        out.push_str(itoa(number, &mut [0; 20]));
+        out.push('-');
+        let mut state = self.seed ^ number.wrapping_mul(0xd134_2543_de82_ef95);
+        if split_mix(&mut state).is_multiple_of(AWKWARD_EVERY) && end - out.len() >= AWKWARD.len() {
+            out.push_str(AWKWARD);
+        }
+        while out.len() < end {
+            // Six bits a character.
+            let mut bits = split_mix(&mut state);
+            for _ in 0..(end - out.len()).min(10) {
+                out.push(char::from(ALPHABET[(bits & 63) as usize]));
+                bits >>= 6;
+            }
+        }
+    }
+
+    /// The number that a cell claims to have in this run, whatever else stands in it.
+    pub(super) fn number_of(&self, cell: &[u8]) -> Option<u64> {
+        let rest = cell.strip_prefix(self.prefix.as_bytes())?;
+        let digits = &rest[..rest.iter().position(|&byte| byte == b'-')?];
+        std::str::from_utf8(digits).ok()?.parse().ok()
+    }
+}
+
+fn itoa(mut number: u64, digits: &mut [u8; 20]) -> &str {
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            return std::str::from_utf8(&digits[at..]).expect("digits");
+        }
+    }
+}
+
+/// SplitMix64, of Steele, Lea and Flood: "Fast splittable pseudorandom number generators", 2014.
+fn split_mix(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(seed: u64, number: u64, row_bytes: usize) -> String {
+        let mut row = String::new();
+        Generator::new("0123456789ab", seed, row_bytes).write(number, &mut row);
+        row
+    }
+
+    #[test]
+    fn rows_are_as_long_as_asked_unique_the_same_each_time_and_known_again() {
+        let generator = Generator::new("0123456789ab", 7, 64);
+        let rows: Vec<_> = (0..1000).map(|number| row(7, number, 64)).collect();
+        assert!(rows.iter().all(|row| row.len() == 64));
+        assert_eq!(rows.iter().collect::<std::collections::HashSet<_>>().len(), 1000);
+        assert_eq!(rows[17], row(7, 17, 64));
+        assert_ne!(rows[17], row(8, 17, 64));
+        let awkward = rows.iter().filter(|row| row.contains(AWKWARD)).count();
+        assert!((60..250).contains(&awkward), "{awkward}");
+        for (number, row) in rows.iter().enumerate() {
+            assert_eq!(generator.number_of(row.as_bytes()), Some(number as u64));
+        }
+        assert_eq!(row(0, u64::MAX, ROW_BYTES_MIN).len(), ROW_BYTES_MIN);
+        for others in ["", "load-", "load-0123456789ab-", "load-0123456789ab-x-", "load-0123456789ac-1-A"] {
+            assert_eq!(generator.number_of(others.as_bytes()), None, "{others}");
+        }
+    }
+}

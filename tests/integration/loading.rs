@@ -1,0 +1,470 @@
+//! `rowlock load` and `rowlock health`: what is measured, and that a file that is not as it must be is found out.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use serde_json::{Value, json};
+use tokio::task::block_in_place;
+
+use crate::support::{Bench, LOCK_KEY, On, QUEUE_KEY, Replica, free_port, until};
+
+/// `load --json` and its arguments.
+fn arguments<'a>(replicas: &[&'a str], args: &[&'a str]) -> Vec<&'a str> {
+    let urls = replicas.iter().flat_map(|url| ["--url", url]);
+    ["load", "--json", "--seed", "7"].into_iter().chain(urls).chain(args.iter().copied()).collect()
+}
+
+/// The exit code, and what it reports.
+fn reported(output: &Output) -> (Option<i32>, Value) {
+    let report = serde_json::from_slice(&output.stdout);
+    (output.status.code(), report.unwrap_or_else(|_| panic!("no report: {output:?}")))
+}
+
+/// Runs it to its end.
+fn load(bench: &Bench, replicas: &[&str], args: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, Value) {
+    reported(&block_in_place(|| bench.run(&arguments(replicas, args), settings)))
+}
+
+/// Lets it run. What is run like this ends by itself, even if its test does not come so far.
+fn begin(bench: &Bench, replicas: &[&str], args: &[&str]) -> Child {
+    let mut command = bench.command(&[]);
+    command.args(arguments(replicas, args)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs")
+}
+
+fn end(load: Child) -> (Option<i32>, Value) {
+    reported(&block_in_place(|| load.wait_with_output()).expect("ends"))
+}
+
+fn named(bench: &Bench, names: &[&str], settings: &[(&str, &str)]) -> Vec<Replica> {
+    names.iter().map(|name| bench.replica(&[&[("ROWLOCK_REPLICA", *name)], settings].concat())).collect()
+}
+
+fn urls(replicas: &[Replica]) -> Vec<&str> {
+    replicas.iter().map(|replica| &*replica.url).collect()
+}
+
+/// The file is what it must be: all that were acknowledged, and nothing wrong.
+fn assert_passed((code, report): &(Option<i32>, Value), acknowledged: u64) {
+    let verification = &report["verification"];
+    assert_eq!((*code, &verification["pass"]), (Some(0), &json!(true)), "{report}");
+    assert_eq!((&verification["findings"], &verification["error"]), (&json!([]), &Value::Null), "{report}");
+    assert_eq!((&verification["acknowledged"], &verification["present"]), (&json!(acknowledged), &json!(acknowledged)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_replicas_are_loaded_measured_and_their_file_is_verified_from_disk_and_over_http() {
+    let bench = Bench::new(On::Redis);
+    let replicas = named(&bench, &["one", "two", "three"], &[]);
+    let urls = urls(&replicas);
+    let first = load(&bench, &urls, &["--requests", "600", "--concurrency", "12", "--verify", "rows.csv"], &[]);
+    assert_passed(&first, 600);
+    let report = &first.1;
+    let requests = &report["requests"];
+    assert_eq!(
+        (&requests["offered"], &requests["sent"], &requests["acknowledged"]),
+        (&json!(600), &json!(600), &json!(600))
+    );
+    assert_eq!((&requests["not_written"], &requests["unknown"]), (&json!(0), &json!(0)));
+    assert_eq!(report["answers"], json!([{"status": 201, "code": "", "count": 600}]));
+    let shares: Vec<_> = report["replicas"].as_array().expect("a list").iter().collect();
+    let name = |share: &&Value| share["replica"].as_str().expect("a name").to_owned();
+    assert_eq!(shares.iter().map(name).collect::<Vec<_>>(), ["one", "two", "three"]);
+    assert_eq!(shares.iter().map(|share| share["acknowledged"].as_u64().expect("a number")).sum::<u64>(), 600);
+    let fairness = report["fairness"].as_f64().expect("several replicas");
+    assert!((1.0 / 3.0..=1.0).contains(&fairness), "{fairness}");
+    let latency = |name: &str| report["latency"][name].as_f64().expect("a latency");
+    assert!(
+        0.0 < latency("p50_ms") && latency("p50_ms") <= latency("p99_ms") && latency("p99_ms") <= latency("max_ms")
+    );
+    let tokens: std::collections::BTreeSet<_> = bench.tokens().into_iter().collect();
+    assert_eq!(report["syncs"], tokens.len(), "a token, a hold, a sync");
+    assert!(report["generator"]["cpu_s"].as_f64() > Some(0.0));
+
+    let again = load(&bench, &urls, &["--requests", "60", "--concurrency", "3", "--verify-http"], &[]);
+    assert_passed(&again, 60);
+    assert_eq!(again.1["verification"]["others"], 600, "rows of another run, though with the same seed");
+    assert_ne!(again.1["run"], report["run"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_a_rate_a_pause_of_the_service_is_counted_for_all_that_were_due_in_it() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[]);
+    let args = ["--rate", "200", "--requests", "300", "--concurrency", "2", "--verify", "rows.csv", "--plot", "p.svg"];
+    let load = begin(&bench, &[&replica.url], &args);
+    until("the load is under way", async || bench.content().lines().count() > 20).await;
+    replica.signal("STOP");
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    replica.signal("CONT");
+    let ran = end(load);
+    assert_passed(&ran, 300);
+    let report = &ran.1;
+    assert_eq!((&report["mode"], &report["requests"]["offered"]), (&json!("open"), &json!(300)));
+    // Two requests met the pause; all that were due in it waited.
+    let p90 = |from: &str| report[from]["p90_ms"].as_f64().expect("a latency");
+    assert!(p90("latency") > 2.0 * p90("latency_from_send"), "{report}");
+    assert!(report["latency"]["max_ms"].as_f64() > Some(500.0), "{report}");
+    let parse = "import sys, xml.etree.ElementTree as e; r = e.parse(sys.argv[1]).getroot(); print(sum(x.tag.endswith('polyline') for x in r.iter()))";
+    let lines =
+        Command::new("python3").args(["-c", parse]).arg(bench.folder().join("p.svg")).output().expect("python3");
+    assert_eq!(
+        String::from_utf8_lossy(&lines.stdout).trim(),
+        "6",
+        "four over time, two of the distribution: {lines:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_sleeps_and_locks_left_to_expire_are_verified_as_well() {
+    let bench = Bench::new(On::Redis);
+    let replicas = named(&bench, &["one", "two"], &[("ROWLOCK_LOCK_TTL", "150ms")]);
+    let urls = urls(&replicas);
+    let batches = load(&bench, &urls, &["--requests", "20", "--batch", "500", "--verify", "rows.csv"], &[]);
+    assert_passed(&batches, 10_000);
+    assert_eq!((&batches.1["requests"]["acknowledged"], &batches.1["rows_each"]), (&json!(20), &json!(500)));
+    let mixed =
+        ["--requests", "40", "--sleep", "0.02", "--sleep-every", "10", "--skip-release-every", "20", "--verify-http"];
+    let mixed = load(&bench, &urls, &mixed, &[]);
+    assert_passed(&mixed, 40);
+    // Each of them had a hold of its own.
+    assert!(mixed.1["syncs"].as_u64() >= Some(6), "{}", mixed.1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_keys_a_kill_and_a_restart_lose_and_double_nothing_and_an_interrupt_ends_with_the_report() {
+    let bench = Bench::new(On::Redis);
+    let address = format!("127.0.0.1:{}", free_port());
+    let settings = [("ROWLOCK_LISTEN", &*address), ("ROWLOCK_REPLICA", "mortal")];
+    let mut mortal = bench.replica(&settings);
+    let other = named(&bench, &["other"], &[]).remove(0);
+    let args = ["--duration", "30s", "--keys", "--concurrency", "8", "--verify", "rows.csv"];
+    let load = begin(&bench, &[&mortal.url, &other.url], &args);
+    let rows_of = |name: &str| bench.content().matches(&format!(",{name},")).count();
+    until("both take part", async || rows_of("mortal") > 50 && rows_of("other") > 50).await;
+    mortal.signal("KILL");
+    mortal.end();
+    let before = rows_of("other");
+    until("the other one goes on", async || rows_of("other") > before + 50).await;
+    let before = rows_of("mortal");
+    let _mortal = bench.replica(&settings);
+    until("the load comes back", async || rows_of("mortal") > before + 50).await;
+    assert!(Command::new("kill").args(["-INT", &load.id().to_string()]).status().expect("kill runs").success());
+    let ran = end(load);
+    let report = &ran.1;
+    assert_passed(&ran, report["requests"]["acknowledged"].as_u64().expect("a number"));
+    assert_eq!(report["interrupted"], true);
+    assert!(report["requests"]["repeats"].as_u64() > Some(0), "{report}");
+    assert!(report["answers"].as_array().expect("a list").iter().any(|answer| answer["status"] == 0), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_interrupt_waits_for_nothing() {
+    let bench = Bench::new(On::Redis);
+    let replica = bench.replica(&[]);
+    bench.redis().cli(&["set", LOCK_KEY, "foreign"]);
+    let mut load = begin(&bench, &[&replica.url], &["--requests", "5", "--verify", "rows.csv"]);
+    until("rows wait", async || bench.redis().cli(&["llen", QUEUE_KEY]) == "1").await;
+    until("it has ended", async || {
+        let interrupted = Command::new("kill").args(["-INT", &load.id().to_string()]).status();
+        assert!(interrupted.expect("kill runs").success());
+        load.try_wait().expect("a child of ours").is_some()
+    })
+    .await;
+    let (code, report) = end(load);
+    assert_eq!((code, &report["interrupted"], &report["verification"]), (Some(1), &json!(true), &Value::Null));
+    assert_eq!((&report["requests"]["sent"], &report["requests"]["unknown"]), (&json!(5), &json!(5)), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_that_says_when_to_come_back_is_waited_for() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[("ROWLOCK_RATE_LIMIT", "20:20")]);
+    let limited = load(&bench, &[&replica.url], &["--requests", "30", "--verify", "rows.csv"], &[]);
+    assert_passed(&limited, 30);
+    let codes: Vec<_> = limited.1["answers"].as_array().expect("a list").iter().map(|answer| &answer["code"]).collect();
+    assert!(codes.contains(&&json!("rate_limited")), "{}", limited.1);
+    assert!(limited.1["elapsed_s"].as_f64() >= Some(1.0), "as long as Retry-After says");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_shown_to_replicas_alone_and_a_run_that_all_refuse_gives_up() {
+    let bench = Bench::new(On::Embedded);
+    let replica =
+        bench.replica(&[("ROWLOCK_API_TOKENS", "append:secret-a,read:secret-r,append:secret-b,read:secret-b")]);
+    let urls = [&*replica.url];
+    let (code, report) = load(&bench, &urls, &["--duration", "1h"], &[]);
+    assert_eq!((code, &report["requests"]["acknowledged"]), (Some(1), &json!(0)));
+    assert!(report["gave_up"].as_str().is_some_and(|why| why.contains("401, unauthorized")), "{report}");
+    let token = |token| [("ROWLOCK_LOAD_TOKEN", token)];
+    let (code, report) = load(&bench, &urls, &["--requests", "20", "--verify-http"], &token("secret-a"));
+    assert_eq!((code, &report["requests"]["acknowledged"]), (Some(1), &json!(20)));
+    assert!(
+        report["verification"]["error"].as_str().is_some_and(|why| why.contains("--token that may read")),
+        "{report}"
+    );
+    assert!(!report.to_string().contains("secret"));
+    assert_passed(
+        &load(&bench, &urls, &["--requests", "20", "--verify-http", "--token", "secret-b"], &token("wrong")),
+        20,
+    );
+    let help = bench.run(&["load", "--help"], &token("secret-a"));
+    assert!(!String::from_utf8_lossy(&help.stdout).contains("secret"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_that_reaches_nobody_gives_up_and_one_that_cannot_read_the_file_fails() {
+    let bench = Bench::new(On::Embedded);
+    let nobody = format!("http://127.0.0.1:{}", free_port());
+    let (code, report) = load(&bench, &[&nobody], &["--requests", "5"], &[]);
+    assert_eq!((code, &report["gave_up"]), (Some(1), &json!("no --url can be reached")));
+    assert_eq!(report["requests"]["not_written"], 5);
+    let replica = bench.replica(&[]);
+    let (code, report) = load(&bench, &[&replica.url], &["--requests", "5", "--verify", "nowhere.csv"], &[]);
+    assert_eq!((code, &report["verification"]["pass"]), (Some(1), &json!(false)), "{report}");
+    assert!(report["verification"]["error"].as_str().is_some_and(|why| why.contains("No such file")), "{report}");
+}
+
+/// What a service does wrong with its tenth row of thirty.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Lie {
+    None,
+    Loses,
+    WritesTwice,
+    InventsARow,
+    AltersARow,
+    TearsALine,
+    LeavesALineOpen,
+    LeavesTheLastLineOpen,
+    BreaksAQuote,
+    OpensAQuote,
+    WritesNul,
+    HoldsARowBack,
+    LowersAToken,
+    RefusesWhatItWrites,
+    IsNotSure,
+}
+
+/// A service of one file that is wrong once.
+struct Liar {
+    lie: Lie,
+    file: Vec<u8>,
+    rows: u64,
+    held_back: Option<String>,
+}
+
+impl Liar {
+    fn write(&mut self, token: u64, data: &str) {
+        self.file.extend_from_slice(format!("{token},\"{}\"\n", data.replace('"', "\"\"")).as_bytes());
+    }
+
+    fn append(&mut self, data: &str) -> Response {
+        self.rows += 1;
+        let (token, run) = (self.rows, data[..18].to_owned());
+        match (self.lie, self.rows) {
+            (Lie::Loses, 10) | (Lie::IsNotSure, 20) => {}
+            (Lie::HoldsARowBack, 10) => self.held_back = Some(data.to_owned()),
+            (Lie::LowersAToken, 10) => self.write(3, data),
+            (Lie::AltersARow, 10) => self.write(token, &format!("{}!", &data[..data.len() - 1])),
+            _ => self.write(token, data),
+        }
+        match (self.lie, self.rows) {
+            (Lie::WritesTwice, 10) => self.write(token, data),
+            (Lie::InventsARow, 10) => self.write(token, &format!("{run}1000-and-more")),
+            (Lie::TearsALine, 10) => self.file.extend_from_slice(b"10\n"),
+            (Lie::LeavesALineOpen, 10) | (Lie::LeavesTheLastLineOpen, 30) => drop(self.file.pop()),
+            (Lie::BreaksAQuote, 10) => self.file.extend_from_slice(b"10,\"x\"y\n"),
+            (Lie::OpensAQuote, 10) => self.file.extend_from_slice(b"10,\"x\n"),
+            (Lie::WritesNul, 10) => self.file.extend_from_slice(b"10,\0\0\n"),
+            (Lie::HoldsARowBack, 20) => {
+                let held_back = self.held_back.take().expect("it was held back");
+                self.write(token, &held_back);
+            }
+            _ => {}
+        }
+        let refused = |status: StatusCode, outcome: &str| {
+            let problem = json!({"code": "liar", "outcome": outcome, "retryable": false, "status": status.as_u16()});
+            (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(problem)).into_response()
+        };
+        match (self.lie, self.rows) {
+            (Lie::RefusesWhatItWrites, 10) => refused(StatusCode::SERVICE_UNAVAILABLE, "not_written"),
+            (Lie::IsNotSure, 10 | 20) => refused(StatusCode::INTERNAL_SERVER_ERROR, "unknown"),
+            _ => (StatusCode::CREATED, Json(json!({"replica": "liar", "token": token}))).into_response(),
+        }
+    }
+}
+
+/// Serves in this process, and writes the file at `path` anew with each row.
+async fn lying(lie: Lie, path: &Path) -> String {
+    let liar = Liar { lie, file: b"token,data\n".to_vec(), rows: 0, held_back: None };
+    let (liar, path) = (Arc::new(Mutex::new(liar)), path.to_owned());
+    let append = async move |_: HeaderMap, Json(body): Json<Value>| {
+        let mut liar = liar.lock().expect("not poisoned");
+        let response = liar.append(body["data"].as_str().expect("text"));
+        fs::write(&path, &liar.file).expect("writable");
+        response
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    tokio::spawn(async { axum::serve(listener, Router::new().route("/append", post(append))).await });
+    url
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_way_in_which_a_service_may_be_wrong_is_found_out() {
+    let bench = Bench::new(On::Embedded);
+    for (lie, faults, present) in [
+        (Lie::None, &[][..], 30),
+        (Lie::Loses, &[("lost", 1)], 29),
+        (Lie::WritesTwice, &[("duplicated", 1)], 30),
+        (Lie::InventsARow, &[("never_sent", 1)], 30),
+        (Lie::AltersARow, &[("lost", 1), ("never_sent", 1)], 29),
+        (Lie::TearsALine, &[("torn_line", 1)], 30),
+        // What stands in one line with another is lost with it.
+        (Lie::LeavesALineOpen, &[("lost", 2), ("torn_line", 1)], 28),
+        (Lie::LeavesTheLastLineOpen, &[("torn_line", 1)], 30),
+        (Lie::BreaksAQuote, &[("torn_line", 1)], 30),
+        (Lie::OpensAQuote, &[("torn_line", 1)], 30),
+        (Lie::WritesNul, &[("torn_line", 1)], 30),
+        (Lie::HoldsARowBack, &[("out_of_order", 1)], 30),
+        (Lie::LowersAToken, &[("token_back", 1)], 30),
+        (Lie::RefusesWhatItWrites, &[("not_written_present", 1)], 30),
+        (Lie::IsNotSure, &[], 29),
+    ] {
+        let url = lying(lie, &bench.csv).await;
+        let args = ["--requests", "30", "--concurrency", "1", "--row-bytes", "60", "--verify", "rows.csv"];
+        let (code, report) = load(&bench, &[&url], &args, &[]);
+        let verification = &report["verification"];
+        let found = verification["findings"].as_array().unwrap_or_else(|| panic!("{lie:?}: {report}"));
+        let found: Vec<_> = found
+            .iter()
+            .map(|finding| {
+                assert!(finding["samples"].as_array().is_some_and(|samples| !samples.is_empty()), "{lie:?}: {report}");
+                (finding["fault"].as_str().expect("a name"), finding["count"].as_u64().expect("a number"))
+            })
+            .collect();
+        assert_eq!((found.as_slice(), &verification["present"]), (faults, &json!(present)), "{lie:?}: {report}");
+        assert_eq!((code, &verification["pass"]), (Some(i32::from(!faults.is_empty())), &json!(faults.is_empty())));
+        let unknown = if lie == Lie::IsNotSure { (1, 1) } else { (0, 0) };
+        let told = (&verification["unknown_present"], &verification["unknown_absent"]);
+        assert_eq!(told, (&json!(unknown.0), &json!(unknown.1)), "{lie:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_of_100_columns_holds_the_report() {
+    let bench = Bench::new(On::Embedded);
+    let url = lying(Lie::Loses, &bench.csv).await;
+    let args = ["load", "--url", &url, "--requests", "30", "--concurrency", "1", "--verify", "rows.csv"];
+    let output = block_in_place(|| bench.run(&args, &[]));
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    for part in [
+        "closed loop, 1 connections",
+        "p99.9",
+        "  201",
+        "\nVERIFY rows.csv: FAIL\n",
+        "lost                                 1  <-- FAIL\n      row 9\n",
+    ] {
+        assert!(text.contains(part), "{part:?} in {text}");
+    }
+    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+    assert!(output.stderr.is_empty(), "no progress but on a terminal");
+}
+
+#[test]
+fn what_does_not_go_together_is_refused_in_a_line_that_names_it_and_the_help_shows_how() {
+    let bench = Bench::new(On::Embedded);
+    for (args, name) in [
+        (&[][..], "--requests or --duration"),
+        (&["--requests", "1", "--duration", "1s"], "--requests or --duration"),
+        (&["--requests", "0"], "--requests"),
+        (&["--duration", "10"], "--duration"),
+        (&["--requests", "1", "--url", "127.0.0.1:8080"], "--url"),
+        (&["--requests", "1", "--url", "http://user:hush@a"], "--url"),
+        (&["--requests", "1", "--url", "http://b", "--concurrency", "1"], "--concurrency"),
+        (&["--requests", "1", "--rate", "0"], "--rate"),
+        (&["--requests", "1", "--rate", "NaN"], "--rate"),
+        (&["--requests", "1", "--row-bytes", "39"], "--row-bytes"),
+        (&["--requests", "1", "--batch", "1000000", "--row-bytes", "68"], "--batch"),
+        (&["--requests", "1", "--batch", "10", "--skip-release-every", "5"], "--batch"),
+        (&["--requests", "1", "--sleep", "1"], "--sleep-every"),
+        (&["--requests", "1", "--sleep-every", "10"], "--sleep"),
+        (&["--requests", "1", "--verify", "x", "--verify-http"], "--verify-http"),
+        (&["--requests", "1", "--token", "hu\nsh"], "--token"),
+        (&["--requests", "1", "--ca", "nowhere.pem"], "--ca"),
+        (&["--requests", "1", "--plot", "nowhere/p.svg"], "--plot"),
+    ] {
+        let output = bench.run(&[&["load", "--url", "http://a"], args].concat(), &[]);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), told.lines().count()), (Some(2), 1), "{args:?}: {told}");
+        assert!(told.contains(name), "{args:?}: {told}");
+    }
+    let help = String::from_utf8(bench.run(&["load", "--help"], &[]).stdout).expect("UTF-8");
+    for part in ["--verify-http", "coordinated omission", "Examples:", "rowlock load --url"] {
+        assert!(help.contains(part), "{part:?} in {help}");
+    }
+    assert!(!help.contains("--redis"), "the settings of a replica are not its own: {help}");
+}
+
+/// A key, and a certificate for this host that signs itself.
+fn certificate(folder: &Path) -> [String; 2] {
+    let config = "[req]\ndistinguished_name=name\nx509_extensions=ext\nprompt=no\n[name]\nCN=localhost\n[ext]\nsubjectAltName=DNS:localhost\nbasicConstraints=critical,CA:FALSE\n";
+    fs::write(folder.join("openssl.cnf"), config).expect("writable");
+    let [cert, key] = ["own.pem", "own.key"].map(|name| folder.join(name).display().to_string());
+    let args = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"];
+    let mut command = Command::new("openssl");
+    command.args(args).args(["-config", "openssl.cnf", "-out", &cert, "-keyout", &key]).current_dir(folder);
+    let made = command.output().expect("openssl runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    [cert, key]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn load_and_health_speak_https_and_trust_what_they_are_told_to() {
+    let bench = Bench::new(On::Embedded);
+    let [cert, key] = certificate(bench.folder());
+    let address = format!("127.0.0.1:{}", free_port());
+    let settings = [("ROWLOCK_TLS_CERT", &*cert), ("ROWLOCK_TLS_KEY", &*key), ("ROWLOCK_LISTEN", &*address)];
+    let _replica = bench.replica(&settings);
+    let url = format!("https://localhost:{}", address.rsplit(':').next().expect("a port"));
+    assert_passed(&load(&bench, &[&url], &["--requests", "20", "--verify-http", "--ca", &cert], &[]), 20);
+    let code = |args: &[&str], settings: &[(&str, &str)]| bench.run(args, settings).status.code();
+    assert_eq!(code(&["health", &url, "--ca", &cert], &[]), Some(0));
+    assert_eq!(code(&["health", &url], &[]), Some(1), "nobody has signed it");
+    assert_eq!(code(&["health"], &settings), Some(0), "its own");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_says_whether_a_replica_takes_rows() {
+    let bench = Bench::new(On::Embedded);
+    let port = free_port();
+    let settings =
+        [("ROWLOCK_LISTEN", &*format!("0.0.0.0:{port}")), ("ROWLOCK_AUTH", "off"), ("ROWLOCK_DRAIN_DELAY", "1h")];
+    let replica = bench.replica(&settings);
+    let health = |args: &[&str], settings: &[(&str, &str)]| {
+        let output = bench.run(&[&["health", "--json"], args].concat(), settings);
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+        (output.status.code(), told["ready"].clone(), told["status"].clone())
+    };
+    let url = format!("http://localhost:{port}");
+    assert_eq!(health(&[], &settings), (Some(0), json!(true), json!(200)));
+    assert_eq!(health(&[&url], &[]), (Some(0), json!(true), json!(200)));
+    replica.signal("TERM");
+    until("it is leaving", async || health(&[&url], &[]) == (Some(1), json!(false), json!(503))).await;
+    let nobody = format!("http://127.0.0.1:{}", free_port());
+    assert_eq!(health(&[&nobody], &[]), (Some(1), json!(false), Value::Null));
+    let text = |args: &[&str]| String::from_utf8(bench.run(args, &[]).stdout).expect("UTF-8");
+    assert_eq!(text(&["health", &url]), format!("{url}: not ready, answered 503\n"));
+    assert_eq!(health(&["x"], &[]), (Some(2), Value::Null, Value::Null));
+    assert_eq!(health(&[], &[("ROWLOCK_LISTEN", "127.0.0.1:0")]), (Some(2), Value::Null, Value::Null));
+}
