@@ -7,10 +7,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::connect::HttpConnector;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Uri, header};
 use opentelemetry::{KeyValue, trace::TracerProvider};
-use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response, ResponseExt, hyper::HyperClient};
+use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response, ResponseExt};
 use opentelemetry_otlp::{SpanExporter, WithHttpConfig};
 use opentelemetry_sdk::{
     Resource,
@@ -18,12 +18,16 @@ use opentelemetry_sdk::{
 };
 use tokio::{runtime::Handle, task::spawn_blocking, time::timeout};
 
+use crate::client::{Connector, Target, Trust};
+
 /// Each of these turns traces on: <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>.
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
 const PROTOCOLS: [&str; 2] = ["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"];
 const PROTOCOL: &str = "http/protobuf";
-/// For one export; `OTEL_EXPORTER_OTLP_TIMEOUT` may ask for less.
+/// For one export.
 const EXPORT_MAX: Duration = Duration::from_secs(10);
+/// What a collector may answer.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// How long leaving waits for what is not exported yet.
 const FLUSH_MAX: Duration = Duration::from_secs(2);
 
@@ -39,9 +43,9 @@ pub enum TracesError {
     /// A variable of OpenTelemetry can't be used.
     #[error("traces (OTEL_EXPORTER_OTLP_…): {0}")]
     Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
-    /// The system's certificates can't be read.
-    #[error("traces: the system's certificates cannot be read: {0}")]
-    Certificates(#[from] std::io::Error),
+    /// TLS can't be set up.
+    #[error("traces: {0}")]
+    Tls(String),
 }
 
 /// Collects spans and exports them, in the background.
@@ -54,19 +58,14 @@ impl Traces {
         if set.is_empty() {
             return Ok(None);
         }
-        if let Some((name, _)) = set.iter().find(|(_, address)| !is_address(address)) {
+        if let Some((name, _)) = set.iter().find(|(_, address)| Target::parse(address).is_err()) {
             return Err(TracesError::Endpoint(name));
         }
         if let Some(name) = PROTOCOLS.into_iter().find(|name| variable(name).is_some_and(|asked| asked != PROTOCOL)) {
             return Err(TracesError::Protocol(name));
         }
-        let connector =
-            hyper_rustls::HttpsConnectorBuilder::new().with_native_roots()?.https_or_http().enable_http1().build();
-        let client = Client {
-            client: HyperClient::new(connector, EXPORT_MAX, None),
-            runtime: Handle::current(),
-            failing: AtomicBool::new(false),
-        };
+        let connector = Connector::new(&Trust::System).map_err(TracesError::Tls)?;
+        let client = Client { connector, runtime: Handle::current(), failing: AtomicBool::new(false) };
         let exporter = SpanExporter::builder().with_http().with_http_client(client).build()?;
         let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource(replica));
         Ok(Some(Self(provider.build())))
@@ -90,13 +89,6 @@ fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-fn is_address(text: &str) -> bool {
-    let uri = text.parse::<axum::http::Uri>().ok();
-    uri.is_some_and(|uri| {
-        matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
-    })
-}
-
 /// Who it is that tells; `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` say otherwise and more.
 fn resource(replica: &str) -> Resource {
     let own = [
@@ -111,20 +103,24 @@ fn resource(replica: &str) -> Resource {
 }
 
 /// Sends what the exporter's own thread gives it, and tells of each change rather than of each try.
-#[derive(Debug)]
 struct Client {
-    client: HyperClient<HttpsConnector<HttpConnector>>,
+    connector: Connector,
     runtime: Handle,
     failing: AtomicBool,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Client")
+    }
 }
 
 #[async_trait]
 impl HttpClient for Client {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let client = self.client.clone();
-        // The exporter's thread is not one of the runtime's, which the connection needs.
-        let sent = self.runtime.spawn(async move { client.send_bytes(request).await });
-        let answer = sent.await?.and_then(ResponseExt::error_for_status);
+        // The exporter's thread is not one of the runtime's, which a connection needs.
+        let sent = self.runtime.spawn(timeout(EXPORT_MAX, send(self.connector.clone(), request)));
+        let answer = sent.await?.unwrap_or_else(|late| Err(late.into())).and_then(ResponseExt::error_for_status);
         match &answer {
             Err(e) if !self.failing.swap(true, Ordering::Relaxed) => {
                 tracing::warn!(error = %e, "traces cannot be exported, and are lost until they can");
@@ -134,4 +130,17 @@ impl HttpClient for Client {
         }
         answer
     }
+}
+
+/// On a connection of its own: exports are seconds apart.
+async fn send(connector: Connector, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+    let (mut parts, body) = request.into_parts();
+    let (scheme, authority) = (parts.uri.scheme_str().unwrap_or_default(), parts.uri.authority());
+    let target = Target::parse(&format!("{scheme}://{}", authority.map_or("", |authority| authority.as_str())))?;
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    parts.uri = Uri::try_from(path)?;
+    parts.headers.insert(header::HOST, target.authority());
+    let mut connection = connector.connect(&target).await?;
+    let (parts, body) = connection.send_request(Request::from_parts(parts, Full::new(body))).await?.into_parts();
+    Ok(Response::from_parts(parts, Limited::new(body, ANSWER_BYTES_MAX).collect().await?.to_bytes()))
 }

@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 const MAY_NAME: [(&str, &[&str]); 16] = [
     ("cli", &["server", "config", "record", "commit", "lock", "storage", "schema", "client", "load"]),
     ("load", &["client", "schema", "quoting"]),
-    ("server", &["http", "commit", "config", "metrics"]),
+    ("server", &["http", "commit", "config", "metrics", "client"]),
     ("http", &["commit", "record", "schema", "config", "quoting", "formula", "metrics", "corpus"]),
     ("commit", &["lock", "storage", "record", "schema", "config", "points", "metrics"]),
     ("lock", &["record", "config", "metrics"]),
