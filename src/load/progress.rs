@@ -28,7 +28,7 @@ pub(super) async fn show(engine: Rc<Engine>, amount: Amount) {
         let failed = tally.attempts - tally.acknowledged;
         let quantile = |quantile| ms_text(tally.recent.value_at_quantile(quantile));
         let text = format!(
-            "{}/s acknowledged, {} answers of other kinds, p50 {} ms, p99 {} ms",
+            "{}/s acknowledged, {} errors, p50 {} ms, p99 {} ms",
             HumanCount(rate as u64),
             HumanCount(failed),
             quantile(0.5),
