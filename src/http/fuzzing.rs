@@ -41,7 +41,7 @@ impl<'a> Input<'a> {
             "none" => Schema::headerless(),
             header => Schema::from_header(header.as_bytes()).expect("a header"),
         };
-        let line_end: &[u8] = if choice / HEADERS.len() % 2 == 0 { b"\n" } else { b"\r\n" };
+        let line_end = [&b"\n"[..], b"\r\n"][choice / HEADERS.len() % 2];
         Some(Self { schema, line_end, piece_bytes: 1 + usize::from(*pieces) % 32, body })
     }
 
