@@ -1,5 +1,5 @@
-# make run: build and serve.  make test, make audit: everything that must pass.  make fuzz: a minute for each target.  make bench: the comparison.
-.PHONY: run build test check deps audit fuzz bench bench-deps bench-quick clean
+# make run: build and serve.  make test, make test-page, make audit: everything that must pass.  make fuzz: a minute for each target.  make bench: the comparison.
+.PHONY: run build test test-page check deps audit fuzz bench bench-deps bench-quick clean
 
 run:
 	cargo run --release --locked --
@@ -9,6 +9,12 @@ build:
 
 test: deps check
 	cargo test --locked
+
+# The live page in Chromium. Built as `make test` builds, so that nothing is built twice.
+test-page:
+	@tests/install-deps page
+	cargo test --locked --test integration --no-run
+	cd tests/page && npm ci --silent --no-audit --no-fund && node --test --test-concurrency=1
 
 # Format, lints and docs, with every warning an error.
 check:

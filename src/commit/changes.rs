@@ -55,7 +55,7 @@ pub struct LockChange {
     /// Rows written under it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<usize>,
-    /// Whether it was held for a `sleep`.
+    /// Whether it is, or was, held for a `sleep`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub slept: bool,
     /// Who has it now, or had it before a forced release.

@@ -133,7 +133,7 @@ impl Committer {
         // A request with such wishes is alone in its batch.
         let Simulation { sleep, .. } = batch[0].simulation;
         let (token, waited) = (lease.token(), waited_ms(&batch[0], granted));
-        self.note(Change::Acquired, token, |change| change.waited_ms = Some(waited));
+        self.note(Change::Acquired, token, |told| (told.waited_ms, told.slept) = (Some(waited), !sleep.is_zero()));
         self.rows_held = 0;
         let batch = if sleep.is_zero() { Ok(batch) } else { self.sleep(&mut lease, granted, sleep, batch).await? };
         let leave = match batch {

@@ -206,6 +206,16 @@ impl Appender {
         &self.schema
     }
 
+    /// This replica's name.
+    pub fn replica(&self) -> &str {
+        &self.replica
+    }
+
+    /// How long a silent holder keeps the lock.
+    pub fn lock_ttl(&self) -> Duration {
+        self.lock.ttl()
+    }
+
     /// What this replica counts.
     pub fn meter(&self) -> &Meter {
         &self.meter

@@ -6,8 +6,10 @@ use std::{
 };
 
 use axum::http::{HeaderMap, Method, header};
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
+use utoipa::ToSchema;
 
 use super::error::ApiError;
 use crate::config::TokenSource;
@@ -16,7 +18,8 @@ use crate::config::TokenSource;
 const TOKEN_BYTES_MAX: usize = 256;
 
 /// What a token is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Role {
     /// Appends.
     Append,
@@ -51,7 +54,8 @@ impl Role {
             // Tells methods, and browsers ask without a token.
             (&Method::OPTIONS, _) => None,
             (_, "/" | "/livez" | "/readyz" | "/openapi.yaml" | "/docs") if reads => None,
-            _ if reads && path.starts_with("/docs/") => None,
+            // A page must be there before it can ask for a token, and holds nothing that is not in every copy of the program.
+            _ if reads && (path.starts_with("/docs/") || path.starts_with("/web/")) => None,
             (&Method::POST, "/append" | "/append/batch") => Some(Self::Append),
             _ if reads => Some(Self::Read),
             _ => Some(Self::Admin),
@@ -75,6 +79,14 @@ pub(super) struct Caller {
 }
 
 impl Caller {
+    /// Without a token of ours.
+    pub(super) const NOBODY: Self = Self { append: false, read: false, admin: false, token: None };
+
+    /// All that it may.
+    pub(super) fn roles(self) -> Vec<Role> {
+        [Role::Append, Role::Read, Role::Admin].into_iter().filter(|&role| self.may(role)).collect()
+    }
+
     pub(super) fn may(self, role: Role) -> bool {
         match role {
             Role::Append => self.append,
@@ -145,8 +157,7 @@ impl Access {
         if self.is_open() {
             return Ok(Caller { append: true, read: true, admin: true, token: None });
         }
-        let nobody = Caller { append: false, read: false, admin: false, token: None };
-        let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(nobody) };
+        let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(Caller::NOBODY) };
         let unknown = || ApiError::Unauthorized { unknown_token: true };
         let (scheme, token) = value.to_str().ok().and_then(|text| text.split_once(' ')).ok_or_else(unknown)?;
         if !scheme.eq_ignore_ascii_case("bearer") {
@@ -244,6 +255,8 @@ mod tests {
         assert_eq!(needed(Method::POST, "/livez"), Some(Role::Admin));
         assert_eq!(needed(Method::GET, "/docs/index.css"), None);
         assert_eq!(needed(Method::GET, "/docsx"), Some(Role::Read));
+        assert_eq!(needed(Method::HEAD, "/web/page.css"), None);
+        assert_eq!(needed(Method::GET, "/web"), Some(Role::Read));
         assert_eq!(needed(Method::PUT, "/append"), Some(Role::Admin));
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use axum::{
     extract::{Path, rejection::PathRejection},
-    http::{HeaderMap, HeaderValue, header},
+    http::HeaderMap,
     response::Response,
 };
 use utoipa_swagger_ui::{Config, SwaggerFile, serve};
@@ -30,7 +30,7 @@ pub(super) const ASSETS: [&str; 7] = [
 ];
 
 /// Nothing but what this replica serves. Swagger UI has its icons as `data:`.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
+pub(super) const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The contract, to read and to try
@@ -93,12 +93,4 @@ pub(super) async fn asset(name: Result<Path<String>, PathRejection>, headers: He
 fn file(name: &str) -> SwaggerFile<'static> {
     let config = Config::from("/openapi.yaml").validator_url("none").use_base_layout();
     serve(name, Arc::new(config)).ok().flatten().expect("a part of Swagger UI, as the tests see")
-}
-
-/// Tells the browser to load nothing from elsewhere, and to take nothing for what it isn't.
-pub(super) async fn guard(mut response: Response) -> Response {
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
 }

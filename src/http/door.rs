@@ -8,7 +8,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{App, access::Role, body, error::ApiError};
+use super::{
+    App,
+    access::{Caller, Role},
+    body,
+    error::ApiError,
+};
 
 /// Lets a request in, or refuses it before any of it is parsed.
 pub(super) async fn door(State(app): State<App>, mut request: Request, next: Next) -> Response {
@@ -26,20 +31,20 @@ pub(super) async fn door(State(app): State<App>, mut request: Request, next: Nex
             return response;
         }
     };
-    let may = match (needed, caller) {
-        (None, caller) => {
-            let may_read = caller.is_ok_and(|caller| caller.may(Role::Read));
-            request.extensions_mut().insert(MayRead(may_read));
-            Ok(())
-        }
+    let caller = match (needed, caller) {
+        // What is open is not refused for a token that is none of ours.
+        (None, caller) => Ok(caller.unwrap_or(Caller::NOBODY)),
         (Some(_), Err(e)) => Err(e),
         // guard: role_reaches
-        (Some(role), Ok(caller)) if caller.may(role) => Ok(()),
+        (Some(role), Ok(caller)) if caller.may(role) => Ok(caller),
         (Some(_), Ok(caller)) if caller.token.is_none() => Err(ApiError::Unauthorized { unknown_token: false }),
         (Some(role), Ok(_)) => Err(ApiError::Forbidden(role.name())),
     };
-    let mut response = match may {
-        Ok(()) => next.run(request).await,
+    let mut response = match caller {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
         Err(e) => refuse(request, e).await,
     };
     if let Some(share) = share {
@@ -52,10 +57,6 @@ pub(super) async fn door(State(app): State<App>, mut request: Request, next: Nex
 pub(super) fn is_probe(path: &str) -> bool {
     matches!(path, "/livez" | "/readyz")
 }
-
-/// Whether who asks for something open may read what is not.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct MayRead(pub(super) bool);
 
 async fn refuse(request: Request, with: ApiError) -> Response {
     let (head, body) = request.into_parts();

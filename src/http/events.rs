@@ -3,6 +3,7 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
+    Extension,
     extract::{RawQuery, State},
     http::{HeaderMap, HeaderName, HeaderValue, header},
     response::{
@@ -20,6 +21,7 @@ use utoipa::{
 
 use super::{
     App,
+    access::{Caller, Role},
     error::ApiError,
     openapi::EventsRefused,
     query::{Parameters, digits},
@@ -31,6 +33,7 @@ use crate::{
         events::{Event, NEWS_ROWS_MAX, Stats},
         reading::News,
     },
+    record::ms,
     schema::InvalidField,
 };
 
@@ -42,6 +45,27 @@ const ROWS: usize = 20;
 const RETRY: Duration = Duration::from_secs(1);
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// Who tells, what it accepts, and what the reader may do.
+#[derive(Serialize, ToSchema)]
+#[schema(as = HelloEvent)]
+struct HelloBody<'a> {
+    /// The replica that tells.
+    replica: &'a str,
+    /// What the reader's token is for; everything, where nobody is asked for one.
+    roles: Vec<Role>,
+    /// Whether the reader was asked for a token.
+    by_token: bool,
+    /// Whether `sleep` and `skip_release` are accepted.
+    simulation: bool,
+    /// The longest `sleep`.
+    sleep_max_ms: u64,
+    /// How long a silent holder keeps the lock.
+    lock_ttl_ms: u64,
+    /// The file's columns, in order; null without a header.
+    #[schema(required)]
+    columns: Option<&'a [String]>,
+}
 
 /// Rows were written.
 #[derive(Serialize, ToSchema)]
@@ -75,6 +99,7 @@ pub(super) fn schemas() -> Vec<(String, RefOr<JsonSchema>)> {
         T::schemas(all);
     }
     let mut all = Vec::new();
+    add::<HelloBody<'_>>(&mut all);
     add::<RowsBody<'_>>(&mut all);
     add::<LaggedBody>(&mut all);
     add::<LockChange>(&mut all);
@@ -93,14 +118,15 @@ struct Watching {
     /// Rows before the live ones are still to be told.
     catching_up: bool,
     rows_max: usize,
-    first: Option<SseEvent>,
+    /// What comes before all else, the last one first.
+    first: Vec<SseEvent>,
     stop: watch::Receiver<bool>,
     _place: OwnedSemaphorePermit,
 }
 
 /// What all replicas do, as it happens
 ///
-/// Server-sent events, each with a JSON object as its data: `rows` (a `RowsEvent`; its id is where its rows end), `lock` (a
+/// Server-sent events, each with a JSON object as its data: `hello` (a `HelloEvent`, the first one), `rows` (a `RowsEvent`; its id is where its rows end), `lock` (a
 /// `LockEvent`), `stats` (a `StatsEvent`, once a second) and `lagged` (a `LaggedEvent`: the reader was too slow, and lost other
 /// events than `rows`).
 #[utoipa::path(
@@ -121,6 +147,7 @@ struct Watching {
 )]
 pub(super) async fn events(
     State(app): State<App>,
+    Extension(caller): Extension<Caller>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
@@ -132,8 +159,9 @@ pub(super) async fn events(
     let live = app.events.subscribe();
     let (stop, catching_up) = (app.stopped.clone(), resume.is_some());
     let mut watching =
-        Watching { live, at: resume, ahead: None, catching_up, rows_max, first: None, stop, app, _place: place };
-    watching.begin(last).await?;
+        Watching { live, at: resume, ahead: None, catching_up, rows_max, first: Vec::new(), stop, app, _place: place };
+    let first = watching.begin(last).await?;
+    watching.first = vec![first, watching.hello(caller).retry(RETRY)];
     let sse = Sse::new(watching.stream()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
     // Proxies are not to keep back what is meant to be seen at once.
     let headers = [
@@ -149,9 +177,23 @@ fn offset(value: &HeaderValue) -> Result<u64, InvalidField> {
 }
 
 impl Watching {
-    /// The first event: the newest rows, or that those which were asked for can't be told.
-    async fn begin(&mut self, last: usize) -> Result<(), ApiError> {
-        let first = match self.at {
+    fn hello(&self, caller: Caller) -> SseEvent {
+        let App { appender, limits, .. } = &self.app;
+        let body = HelloBody {
+            replica: appender.replica(),
+            roles: caller.roles(),
+            by_token: caller.token.is_some(),
+            simulation: limits.simulation,
+            sleep_max_ms: ms(limits.sleep_max),
+            lock_ttl_ms: ms(appender.lock_ttl()),
+            columns: appender.schema().names(),
+        };
+        json_event("hello", &body)
+    }
+
+    /// The first of what it was asked for: the newest rows, or that those which were asked for can't be told.
+    async fn begin(&mut self, last: usize) -> Result<SseEvent, ApiError> {
+        Ok(match self.at {
             Some(at) if self.app.reading.is_start(at).await? => SseEvent::default().comment("resumed"),
             Some(_) => {
                 (self.at, self.catching_up) = (None, false);
@@ -166,9 +208,7 @@ impl Watching {
                 (self.at, self.catching_up) = (Some(end), page.next.is_some());
                 self.rows(&News { offset, end, count, rows: page.rows }, last)
             }
-        };
-        self.first = Some(first.retry(RETRY));
-        Ok(())
+        })
     }
 
     fn stream(self) -> impl Stream<Item = Result<SseEvent, Infallible>> {
@@ -179,7 +219,7 @@ impl Watching {
     }
 
     async fn next(&mut self) -> Option<SseEvent> {
-        if let Some(first) = self.first.take() {
+        if let Some(first) = self.first.pop() {
             return Some(first);
         }
         loop {

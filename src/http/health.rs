@@ -9,7 +9,7 @@ use axum::{
 
 use super::{
     App,
-    door::MayRead,
+    access::{Caller, Role},
     openapi::{NeverRefused, Verbose},
 };
 
@@ -47,13 +47,13 @@ pub(super) async fn livez(RawQuery(query): RawQuery) -> Response {
 )]
 pub(super) async fn readyz(
     State(app): State<App>,
-    Extension(MayRead(may_read)): Extension<MayRead>,
+    Extension(caller): Extension<Caller>,
     RawQuery(query): RawQuery,
 ) -> Response {
     let ready = is_ready(&app);
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     // A probe is never refused: who may not see the checks gets the plain answer.
-    let verbose = may_read && is_verbose(query.as_deref());
+    let verbose = caller.may(Role::Read) && is_verbose(query.as_deref());
     answer(status, verbose.then(|| checks(&app, ready)))
 }
 

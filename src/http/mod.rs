@@ -23,6 +23,7 @@ pub mod fuzzing;
 mod health;
 mod lock;
 mod openapi;
+mod page;
 mod query;
 mod rate;
 mod rows;
@@ -31,16 +32,22 @@ mod scrape;
 mod span;
 mod tagged;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    future::ready,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 pub use access::{Access, AccessError};
 use axum::{
     Router,
     body::Body,
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header::CACHE_CONTROL},
+    http::{
+        HeaderMap, HeaderValue, Method, StatusCode,
+        header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
+    },
     middleware::{from_fn_with_state, map_response},
     response::{IntoResponse, Response},
 };
@@ -189,7 +196,6 @@ async fn other_method(method: Method, headers: HeaderMap, body: Body) -> Respons
 fn routes() -> OpenApiRouter<App> {
     // What cannot be decoded is passed on, and refused like every other type that is not accepted.
     let decode = RequestDecompressionLayer::new().pass_through_unaccepted(true);
-    let page = || map_response(docs::guard);
     OpenApiRouter::with_openapi(openapi::head())
         .routes(routes!(append::append))
         .routes(routes!(append_batch::append_batch).layer(decode))
@@ -201,12 +207,24 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(health::livez))
         .routes(routes!(health::readyz))
         .routes(compressed(routes!(openapi::openapi)))
-        .routes(compressed(routes!(docs::docs)).layer(page()))
-        .routes(compressed(routes!(docs::asset)).layer(page()))
+        .routes(in_browsers(routes!(docs::docs), docs::POLICY))
+        .routes(in_browsers(routes!(docs::asset), docs::POLICY))
+        .routes(in_browsers(routes!(page::page), page::POLICY))
+        .routes(in_browsers(routes!(page::asset), page::POLICY))
 }
 
 fn compressed(route: UtoipaMethodRouter<App>) -> UtoipaMethodRouter<App> {
     route.layer(CompressionLayer::new()).layer(map_response(tagged::weaken_etag))
+}
+
+/// Tells the browser to load nothing but what `policy` allows, to take nothing for what it isn't, and to tell nobody where it is.
+fn in_browsers(route: UtoipaMethodRouter<App>, policy: &'static str) -> UtoipaMethodRouter<App> {
+    let guards =
+        [(CONTENT_SECURITY_POLICY, policy), (X_CONTENT_TYPE_OPTIONS, "nosniff"), (REFERRER_POLICY, "no-referrer")];
+    compressed(route).layer(map_response(move |mut response: Response| {
+        response.headers_mut().extend(guards.clone().map(|(name, value)| (name, HeaderValue::from_static(value))));
+        ready(response)
+    }))
 }
 
 /// The contract, as YAML.

@@ -24,7 +24,7 @@ use super::{
     access::Role,
     append_request, batch_request, docs, door,
     error::{Code, Problem},
-    events,
+    events, page,
     tagged::Fixed,
 };
 
@@ -267,6 +267,9 @@ parameters! {
     };
     AssetName: {
         "name": "file", "in": "path", "required": true, "schema": {"type": "string", "enum": docs::ASSETS},
+    };
+    PartName: {
+        "name": "file", "in": "path", "required": true, "schema": {"type": "string", "enum": page::FILES.map(|(name, _)| name)},
     };
     Verbose: {
         "name": "verbose", "in": "query", "required": false, "schema": {"type": "string"},

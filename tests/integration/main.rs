@@ -18,6 +18,7 @@ mod loading;
 mod locking;
 mod manners;
 mod metering;
+mod page;
 mod reading;
 mod rooms;
 mod scripts;

@@ -21,6 +21,8 @@ type Event = (String, Option<u64>, Value);
 struct Watching {
     response: Response,
     text: String,
+    /// What it was greeted with.
+    hello: Value,
 }
 
 impl Watching {
@@ -33,7 +35,11 @@ impl Watching {
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
         assert_eq!(response.headers()["cache-control"], "no-store");
-        Self { response, text: String::new() }
+        let mut watching = Self { response, text: String::new(), hello: Value::Null };
+        let (name, id, hello) = watching.next().await.expect("an event");
+        assert_eq!((name.as_str(), id), ("hello", None));
+        watching.hello = hello;
+        watching
     }
 
     /// On a replica that told of itself, so that others know that somebody watches.
@@ -111,6 +117,36 @@ async fn rows_up_to(watching: &mut Watching, mut at: u64, end: u64) -> (u64, Vec
         rows.extend(told(&event));
     }
     (count, rows)
+}
+
+#[tokio::test]
+async fn who_comes_is_told_first_what_it_may_and_what_is_accepted() {
+    let bench = Bench::new(On::Embedded);
+    let replica =
+        bench.replica(&[("ROWLOCK_REPLICA", "one"), ("ROWLOCK_LOCK_TTL", "3s"), ("ROWLOCK_MAX_SLEEP", "1500ms")]);
+    let open = json!({
+        "replica": "one", "roles": ["append", "read", "admin"], "by_token": false, "simulation": true, "sleep_max_ms": 1500,
+        "lock_ttl_ms": 3000, "columns": ["timestamp", "replica", "token", "data"],
+    });
+    assert_eq!(Watching::open(&replica, "", None).await.hello, open);
+
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[
+        ("ROWLOCK_API_TOKENS", "read:reads,append:both,read:both,admin:all"),
+        ("ROWLOCK_SIMULATION", "off"),
+        ("ROWLOCK_CSV_HEADER", "none"),
+    ]);
+    for (token, roles) in
+        [("reads", json!(["read"])), ("both", json!(["append", "read"])), ("all", json!(["append", "read", "admin"]))]
+    {
+        let request = replica.request(Method::GET, "/events").bearer_auth(token);
+        let mut response = request.send().await.expect("an answer");
+        let chunk = response.chunk().await.expect("a stream").expect("an event");
+        let text = String::from_utf8(chunk.to_vec()).expect("UTF-8");
+        let (name, _, hello) = parse(text.split("\n\n").next().expect("an event")).expect("an event");
+        assert_eq!((&*name, &hello["roles"], &hello["by_token"]), ("hello", &roles, &json!(true)), "{hello}");
+        assert_eq!((&hello["simulation"], &hello["columns"]), (&json!(false), &Value::Null), "{hello}");
+    }
 }
 
 #[tokio::test]
@@ -258,7 +294,8 @@ async fn a_reader_that_is_slow_loses_events_and_is_told_so_but_no_rows() {
     let bench = Bench::new(On::Embedded);
     let replica = named(&bench, "one");
     let socket = TcpSocket::new_v4().expect("a socket");
-    socket.set_recv_buffer_size(2048).expect("a small buffer");
+    // Much smaller, and the system sends into it in its own slow time once it was full.
+    socket.set_recv_buffer_size(16 << 10).expect("a small buffer");
     let address = replica.url.trim_start_matches("http://").parse().expect("an address");
     let mut slow = socket.connect(address).await.expect("connects");
     slow.write_all(b"GET /events?rows=100&last=1 HTTP/1.0\r\nhost: x\r\n\r\n").await.expect("sent");
