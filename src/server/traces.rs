@@ -119,7 +119,8 @@ impl std::fmt::Debug for Client {
 impl HttpClient for Client {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         // The exporter's thread is not one of the runtime's, which a connection needs.
-        let sent = self.runtime.spawn(timeout(EXPORT_MAX, send(self.connector.clone(), request)));
+        let connector = self.connector.clone();
+        let sent = self.runtime.spawn(async move { timeout(EXPORT_MAX, send(connector, request)).await });
         let answer = sent.await?.unwrap_or_else(|late| Err(late.into())).and_then(ResponseExt::error_for_status);
         match &answer {
             Err(e) if !self.failing.swap(true, Ordering::Relaxed) => {
