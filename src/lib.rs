@@ -21,6 +21,7 @@ pub mod lock;
 pub mod metrics;
 mod points;
 mod quoting;
+pub mod random;
 pub mod record;
 pub mod schema;
 pub mod server;

@@ -1,5 +1,9 @@
 //! The rows of one run: each is made from its number alone, so that it can be made again when the file is read back.
 
+use std::fmt::Write;
+
+use crate::random::Random;
+
 /// `load-`, the run in 12 digits, a number of up to 20, and a dash behind each.
 pub(super) const ROW_BYTES_MIN: usize = 5 + 13 + 21 + 1;
 
@@ -31,16 +35,14 @@ impl Generator {
     /// Appends row `number`, which is `row_bytes` long.
     pub(super) fn write(&self, number: u64, out: &mut String) {
         let end = out.len() + self.row_bytes;
-        out.push_str(&self.prefix);
-        out.push_str(itoa(number, &mut [0; 20]));
-        out.push('-');
-        let mut state = self.seed ^ number.wrapping_mul(0xd134_2543_de82_ef95);
-        if split_mix(&mut state).is_multiple_of(AWKWARD_EVERY) && end - out.len() >= AWKWARD.len() {
+        write!(out, "{}{number}-", self.prefix).expect("memory takes it");
+        let mut random = Random(self.seed ^ number.wrapping_mul(0xd134_2543_de82_ef95));
+        if random.bits().is_multiple_of(AWKWARD_EVERY) && end - out.len() >= AWKWARD.len() {
             out.push_str(AWKWARD);
         }
         while out.len() < end {
             // Six bits a character.
-            let mut bits = split_mix(&mut state);
+            let mut bits = random.bits();
             for _ in 0..(end - out.len()).min(10) {
                 out.push(char::from(ALPHABET[(bits & 63) as usize]));
                 bits >>= 6;
@@ -54,27 +56,6 @@ impl Generator {
         let digits = &rest[..rest.iter().position(|&byte| byte == b'-')?];
         std::str::from_utf8(digits).ok()?.parse().ok()
     }
-}
-
-fn itoa(mut number: u64, digits: &mut [u8; 20]) -> &str {
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            return std::str::from_utf8(&digits[at..]).expect("digits");
-        }
-    }
-}
-
-/// SplitMix64, of Steele, Lea and Flood: "Fast splittable pseudorandom number generators", 2014.
-fn split_mix(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]

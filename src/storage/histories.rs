@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     metrics::Meter,
+    random::Random,
     record::{FencingToken, Key, LeaseId, Rows},
     schema::{Data, Schema},
 };
@@ -39,27 +40,6 @@ const KEYS: usize = 8;
 const FAULTS_MAX: u32 = 6;
 /// One for all histories: nobody reads it.
 static METER: LazyLock<Arc<Meter>> = LazyLock::new(Arc::default);
-
-/// SplitMix64: small, seeded, and the same on every machine (Steele, Lea, Flood, 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-}
 
 /// Bytes in the page cache, bytes on the disk, and the writes between them.
 #[derive(Default)]
@@ -105,7 +85,7 @@ impl SimFile {
             };
             let mut from = 0;
             while from < bytes.len() {
-                let to = (from + 1 + random.below(24) as usize).min(bytes.len());
+                let to = (from + 1 + random.below(24)).min(bytes.len());
                 if random.chance(50) {
                     Change::Write(at + from, bytes[from..to].to_vec()).apply(&mut self.disk);
                 }
@@ -257,7 +237,7 @@ impl Disk for SimDisk {
         }
         let start = self.len(place)?;
         if place == Place::Csv && self.runs_full() {
-            let fits = self.0.borrow_mut().random.below(bytes.len() as u64 + 1) as usize;
+            let fits = self.0.borrow_mut().random.below(bytes.len() + 1);
             self.write(place, start as usize, &bytes[..fits])?;
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -305,7 +285,7 @@ impl SimDisk {
         let mut host = self.0.borrow_mut();
         host.step(|| format!("write {place:?} at {offset}: {:?}", text(&bytes[..bytes.len().min(120)])))?;
         // A kill may come in the middle of a write, too.
-        let first = host.random.below(bytes.len() as u64 + 1) as usize;
+        let first = host.random.below(bytes.len() + 1);
         host.files[at(place)].change(Change::Write(offset, bytes[..first].to_vec()));
         host.step(|| format!("wrote {first} of {}", bytes.len()))?;
         host.files[at(place)].change(Change::Write(offset + first, bytes[first..].to_vec()));
@@ -361,8 +341,8 @@ struct World {
     acked: Vec<String>,
     refused: Vec<String>,
     unknown: Vec<String>,
-    keyed: BTreeMap<u64, String>,
-    answers: BTreeMap<u64, u64>,
+    keyed: BTreeMap<usize, String>,
+    answers: BTreeMap<usize, u64>,
 }
 
 const HEADER: &[u8] = b"token,data\n";
@@ -466,7 +446,7 @@ impl World {
     fn grant(&mut self) -> (FencingToken, LeaseId) {
         if !self.issued.is_empty() && self.random(|random| random.chance(15)) {
             // A stale holder wakes up.
-            let which = self.random(|random| random.below(self.issued.len() as u64)) as usize;
+            let which = self.random(|random| random.below(self.issued.len()));
             return self.issued[which];
         }
         self.leases += 1;
@@ -523,7 +503,7 @@ impl World {
         rows
     }
 
-    fn append(&mut self, number: u64) {
+    fn append(&mut self, number: usize) {
         let key_number = self.random(|random| if random.chance(50) { Some(random.below(4)) } else { None });
         let row = match key_number {
             Some(key) => self.keyed.entry(key).or_insert_with(|| format!("r{number}")).clone(),
@@ -538,7 +518,7 @@ impl World {
         let mut outcome = None;
         for _ in 0..6 {
             let lease = self.grant();
-            let replica = self.random(|random| random.below(3)) as usize;
+            let replica = self.random(|random| random.below(3));
             self.note(format!("-- append {row} key {key_number:?} lease {lease:?} by r{replica}"));
             outcome = self.attempt(replica, &rows, key.as_ref(), lease);
             self.note(format!("-- {outcome:?}"));
@@ -563,7 +543,7 @@ impl World {
         }
     }
 
-    fn acknowledge(&mut self, data: Vec<String>, key: Option<u64>, placed: &Placed) {
+    fn acknowledge(&mut self, data: Vec<String>, key: Option<usize>, placed: &Placed) {
         let offset = match placed {
             Placed::Written { offset, .. } => *offset,
             Placed::Replayed(ack) => ack.offset,
@@ -586,7 +566,7 @@ impl World {
     }
 
     /// Somebody who holds the lock appends a line of their own, if the last one is whole; or dies in the middle of one.
-    fn foreign(&mut self, number: u64) {
+    fn foreign(&mut self, number: usize) {
         let mut host = self.host.borrow_mut();
         let half = host.random.chance(30);
         if !ends_whole(&host.files[0].cache) {
@@ -607,7 +587,7 @@ impl World {
 
     /// Any replica, at any time: begins a checkpoint, syncs for it, or ends it, perhaps much later.
     fn checkpoint(&mut self) {
-        let replica = self.random(|random| random.below(3)) as usize;
+        let replica = self.random(|random| random.below(3));
         self.note(format!("-- checkpoint by r{replica}"));
         if self.ledger(replica).is_some() {
             let Replica { ledger: Some(ledger), checkpoint } = &mut self.replicas[replica] else { unreachable!() };

@@ -3,20 +3,21 @@
 use std::{fs, path::Path};
 
 /// Each room, and which of ours it may name.
-const MAY_NAME: [(&str, &[&str]); 16] = [
+const MAY_NAME: [(&str, &[&str]); 17] = [
     ("cli", &["server", "config", "record", "commit", "lock", "storage", "schema", "client", "load"]),
-    ("load", &["client", "schema", "quoting"]),
+    ("load", &["client", "schema", "quoting", "random"]),
     ("server", &["http", "commit", "config", "metrics", "client"]),
     ("http", &["commit", "record", "schema", "config", "quoting", "formula", "metrics", "corpus"]),
     ("commit", &["lock", "storage", "record", "schema", "config", "points", "metrics"]),
     ("lock", &["record", "config", "metrics"]),
-    ("storage", &["record", "schema", "points", "quoting", "metrics", "corpus"]),
+    ("storage", &["record", "schema", "points", "quoting", "metrics", "corpus", "random"]),
     ("schema", &["record", "formula"]),
     ("record", &["formula"]),
     ("config", &[]),
     ("points", &[]),
     ("metrics", &[]),
     ("quoting", &[]),
+    ("random", &[]),
     ("formula", &[]),
     ("corpus", &[]),
     ("client", &[]),

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, mem, time::SystemTime};
 
-use super::{Lost, random::Random};
+use rowlock::random::Random;
+
+use super::Lost;
 
 /// Room is given out in blocks of this size.
 pub(super) const BLOCK: u64 = 4096;

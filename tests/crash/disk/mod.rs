@@ -7,7 +7,6 @@
 mod faults;
 mod file;
 mod names;
-mod random;
 mod serve;
 mod state;
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, mem};
 
-use super::random::Random;
+use rowlock::random::Random;
 
 /// What becomes of names in one step. A rename is two of these, which is what makes it atomic.
 pub(super) type Edit = (String, Option<u64>);

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 
 use rustix::{fs::RenameFlags, io::Errno};
 
+use rowlock::random::Random;
+
 use super::{
     Lost,
     faults::Faults,
     file::{BLOCK, CachedFile},
     names::Names,
-    random::Random,
 };
 
 pub(super) type Answer<T> = Result<T, Errno>;
