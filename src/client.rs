@@ -10,9 +10,9 @@ use std::{
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
-    Uri,
+    Method, Request, Uri,
     client::conn::http1::{SendRequest, handshake},
-    header::HeaderValue,
+    header::{self, HeaderValue},
     rt::{Read, Write},
 };
 use hyper_util::rt::TokioIo;
@@ -76,13 +76,21 @@ impl Target {
     }
 
     /// The full path of one of the service's own, such as `/append`.
-    pub fn path(&self, path: &str) -> Uri {
+    fn path(&self, path: &str) -> Uri {
         format!("{}{path}", self.prefix).try_into().expect("a path behind a path")
     }
 
     /// For the header `Host`.
     pub fn authority(&self) -> HeaderValue {
         self.authority.clone()
+    }
+
+    /// A request for one of the service's own paths, to be sent on a connection to here.
+    pub fn request(&self, method: Method, path: &str, body: Bytes) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(body));
+        (*request.method_mut(), *request.uri_mut()) = (method, self.path(path));
+        request.headers_mut().insert(header::HOST, self.authority());
+        request
     }
 }
 

@@ -290,6 +290,11 @@ pub enum LogFormat {
     Json,
 }
 
+/// A variable that no flag stands for. An empty value is as good as none.
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
 impl Config {
     /// The replica's name, made up where none is set.
     pub fn replica_name(&self) -> String {

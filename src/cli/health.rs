@@ -7,8 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::{Request, header};
+use hyper::Method;
 use serde::Serialize;
 use tokio::time::timeout;
 
@@ -85,9 +84,7 @@ fn own_target(config: &Config) -> Result<Target, Exit> {
 
 async fn ask(connector: &Connector, target: &Target) -> Result<u16, String> {
     let mut connection = connector.connect(target).await.map_err(|e| e.to_string())?;
-    let mut request = Request::new(Full::new(Bytes::new()));
-    *request.uri_mut() = target.path("/readyz");
-    request.headers_mut().insert(header::HOST, target.authority());
+    let request = target.request(Method::GET, "/readyz", Bytes::new());
     let response = connection.send_request(request).await.map_err(|e| e.to_string())?;
     Ok(response.status().as_u16())
 }

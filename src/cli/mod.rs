@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::{Config, LogFormat, TokenSource};
+use crate::config::{Config, LogFormat, TokenSource, variable};
 
 /// Something failed.
 const FAILED: u8 = 1;
@@ -101,8 +101,7 @@ fn parse() -> Result<Cli, Exit> {
     let mut command = usage::without_foreign_options(usage::without_empty_variables(Cli::command()));
     match command.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(mut cli) => {
-            let tokens = std::env::var(TokenSource::VARIABLE).ok().filter(|value| !value.is_empty());
-            cli.config.api_tokens = tokens.as_deref().map(TokenSource::parse);
+            cli.config.api_tokens = variable(TokenSource::VARIABLE).as_deref().map(TokenSource::parse);
             Ok(cli)
         }
         Err(e) if e.use_stderr() => Err(usage::explain(&command, &e)),
@@ -159,8 +158,7 @@ fn start_logging(format: LogFormat, quiet: bool) {
     use tracing_subscriber::{EnvFilter, fmt};
     // The Redis client tells of each try; we tell of each change.
     let default = if quiet { "warn,redis=off" } else { "info,redis=off" };
-    let filter = std::env::var("RUST_LOG").ok().filter(|level| !level.is_empty());
-    let filter = EnvFilter::builder().parse_lossy(filter.as_deref().unwrap_or(default));
+    let filter = EnvFilter::builder().parse_lossy(variable("RUST_LOG").as_deref().unwrap_or(default));
     let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     match format {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),

@@ -9,7 +9,10 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::{Plan, Sleep, rows::Generator};
-use crate::client::{Connection, Connector, Target};
+use crate::{
+    client::{Connection, Connector, Target},
+    schema::quote,
+};
 
 /// No answer of ours is longer.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
@@ -115,13 +118,14 @@ impl Requests {
         let mut row = String::new();
         let content = match self.batch {
             Some(batch) => {
-                let mut text = String::new();
+                let mut text = Vec::new();
                 for number in request * batch..(request + 1) * batch {
                     row.clear();
                     self.generator.write(number, &mut row);
-                    write_cell(&row, &mut text);
+                    text.extend_from_slice(&quote(&row));
+                    text.push(b'\n');
                 }
-                text.into_bytes()
+                text
             }
             None => {
                 self.generator.write(request, &mut row);
@@ -157,10 +161,8 @@ impl Requests {
             Some(_) => ("/append/batch", "text/csv; header=absent"),
             None => ("/append", "application/json"),
         };
-        let mut request = Request::new(Full::new(body.content.clone()));
-        (*request.method_mut(), *request.uri_mut()) = (Method::POST, target.path(path));
+        let mut request = target.request(Method::POST, path, body.content.clone());
         let headers = request.headers_mut();
-        headers.insert(header::HOST, target.authority());
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
         if let Some(authorization) = &self.authorization {
             headers.insert(header::AUTHORIZATION, authorization.clone());
@@ -224,16 +226,4 @@ async fn exchange(connection: &mut Connection, request: Request<Full<Bytes>>) ->
         }
         Err(_) => Attempt::NoAnswer("connection broke"),
     }
-}
-
-/// A record of one cell.
-fn write_cell(cell: &str, out: &mut String) {
-    if cell.contains(['"', '\n', ',']) {
-        out.push('"');
-        out.push_str(&cell.replace('"', "\"\""));
-        out.push('"');
-    } else {
-        out.push_str(cell);
-    }
-    out.push('\n');
 }

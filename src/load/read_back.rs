@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper::{Request, header};
+use http_body_util::BodyExt;
+use hyper::{Method, header};
 use tokio::time::timeout;
 
 use super::{
@@ -51,9 +51,7 @@ async fn fetch(
     mut verifier: Verifier<'_>,
 ) -> Result<Verdict, String> {
     let mut connection = connector.connect(target).await.map_err(|e| e.to_string())?;
-    let mut request = Request::new(Full::new(Bytes::new()));
-    *request.uri_mut() = target.path("/rows.csv");
-    request.headers_mut().insert(header::HOST, target.authority());
+    let mut request = target.request(Method::GET, "/rows.csv", Bytes::new());
     if let Some(authorization) = &plan.authorization {
         request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
     }

@@ -1,7 +1,6 @@
 //! Traces: where spans go, if they are to go anywhere (OTLP over HTTP, as the variables of OpenTelemetry say).
 
 use std::{
-    env,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
@@ -18,7 +17,10 @@ use opentelemetry_sdk::{
 };
 use tokio::{runtime::Handle, task::spawn_blocking, time::timeout};
 
-use crate::client::{Connector, Target, Trust};
+use crate::{
+    client::{Connector, Target, Trust},
+    config::variable,
+};
 
 /// Each of these turns traces on: <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>.
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
@@ -82,11 +84,6 @@ impl Traces {
             tracing::warn!("the last traces were not exported in time");
         }
     }
-}
-
-/// An empty value is as good as none.
-fn variable(name: &str) -> Option<String> {
-    env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// Who it is that tells; `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` say otherwise and more.
