@@ -15,7 +15,7 @@ use utoipa_swagger_ui::{Config, SwaggerFile, serve};
 use super::{
     error::ApiError,
     openapi::{AssetName, AssetRefused, IfNoneMatch, NeverRefused},
-    tagged::Fixed,
+    tagged::{Fixed, answer_named},
 };
 
 /// What the page loads.
@@ -85,9 +85,7 @@ pub(super) async fn asset(name: Result<Path<String>, PathRejection>, headers: He
         };
         ASSETS.map(fixed).into()
     });
-    // A name that is no text names nothing either.
-    let file = name.ok().and_then(|Path(name)| FILES.get(&*name));
-    file.map(|file| file.answer(&headers)).ok_or(ApiError::NotFound)
+    answer_named(&FILES, name, &headers)
 }
 
 fn file(name: &str) -> SwaggerFile<'static> {

@@ -36,7 +36,7 @@ pub(super) async fn edge(State(app): State<App>, request: Request, next: Next) -
     let span = app.tracer.as_ref();
     let span = span.and_then(|tracer| Span::begin(tracer, request.headers(), &method, &path, route.as_ref()));
     let trace_parent = take_over(request.headers(), &TRACE_PARENT, is_trace_parent)
-        .unwrap_or_else(|| span.as_ref().map_or_else(new_trace_parent, Span::trace_parent));
+        .unwrap_or_else(|| header_value(span.as_ref().map_or_else(new_trace_parent, Span::trace_parent)));
 
     let mut response = next.run(request).await;
 
@@ -86,9 +86,9 @@ fn is_trace_parent(value: &[u8]) -> bool {
         && parts[1..3].iter().all(|id| id.iter().any(|&byte| byte != b'0'))
 }
 
-fn new_trace_parent() -> HeaderValue {
+fn new_trace_parent() -> String {
     let (trace, span) = (Uuid::new_v4().simple().to_string(), Uuid::new_v4().simple().to_string());
-    header_value(format!("00-{trace}-{}-01", &span[..16]))
+    format!("00-{trace}-{}-01", &span[..16])
 }
 
 fn header_value(text: String) -> HeaderValue {

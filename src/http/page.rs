@@ -11,7 +11,7 @@ use axum::{
 use super::{
     error::ApiError,
     openapi::{AssetRefused, IfNoneMatch, NeverRefused, PartName},
-    tagged::Fixed,
+    tagged::{Fixed, answer_named},
 };
 
 macro_rules! files {
@@ -79,9 +79,7 @@ pub(super) async fn page(headers: HeaderMap) -> Response {
 pub(super) async fn asset(name: Result<Path<String>, PathRejection>, headers: HeaderMap) -> Result<Response, ApiError> {
     static PARTS: LazyLock<HashMap<&str, Fixed>> =
         LazyLock::new(|| FILES.map(|(name, content)| (name, Fixed::new(media_type(name), content))).into());
-    // A name that is no text names nothing either.
-    let part = name.ok().and_then(|Path(name)| PARTS.get(&*name));
-    part.map(|part| part.answer(&headers)).ok_or(ApiError::NotFound)
+    answer_named(&PARTS, name, &headers)
 }
 
 fn media_type(name: &str) -> &'static str {

@@ -1,11 +1,16 @@
 //! Content that is not sent again to who has it: `ETag` and `If-None-Match`.
 
+use std::collections::HashMap;
+
 use axum::{
+    extract::{Path, rejection::PathRejection},
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
+
+use super::error::ApiError;
 
 /// Content that is the same as long as this process lives.
 pub(super) struct Fixed {
@@ -30,6 +35,16 @@ impl Fixed {
         response.headers_mut().insert(header::CONTENT_TYPE, self.content_type.clone());
         response
     }
+}
+
+/// The one of these that a path names. A name that is no text names none.
+pub(super) fn answer_named(
+    parts: &HashMap<&str, Fixed>,
+    name: Result<Path<String>, PathRejection>,
+    headers: &HeaderMap,
+) -> Result<Response, ApiError> {
+    let part = name.ok().and_then(|Path(name)| parts.get(&*name));
+    part.map(|part| part.answer(headers)).ok_or(ApiError::NotFound)
 }
 
 /// Who keeps a copy must ask: the content may change at any moment.
