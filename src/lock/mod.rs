@@ -266,7 +266,6 @@ impl Lock {
                 Try::Held(expires) => return Ok(Try::Held(expires)),
             },
         };
-        self.meter.set(Level::LockHeld, 1.0);
         Ok(Try::Granted(Lease::granted(token, kind, &self.meter)))
     }
 }
@@ -310,14 +309,13 @@ impl Lease {
     /// Sees to it that the next grant's token is above `mark`, and gives the lock back.
     pub async fn release_and_raise(self, mark: FencingToken) -> Released {
         let left = Left::of(&self);
-        let released = match self.kind {
+        left.count(match self.kind {
             Kind::Redis(lease) => lease.release_and_raise(mark).await,
             Kind::Embedded(lease) => {
                 lease.release_and_raise(mark);
                 Released::Free
             }
-        };
-        left.count(released, false)
+        })
     }
 
     /// Whether the time to live has not run out by our own monotonic clock, counted from before it was asked for.
@@ -352,12 +350,13 @@ impl Lease {
                 (Released::Free, None)
             }
         };
-        let regained = regained.map(|(token, lease)| Self::granted(token, Kind::Redis(lease), &left.meter));
-        (left.count(released, regained.is_some()), regained)
+        let released = left.count(released);
+        (released, regained.map(|(token, lease)| Self::granted(token, Kind::Redis(lease), &left.meter)))
     }
 
     fn granted(token: FencingToken, kind: Kind, meter: &Arc<Meter>) -> Self {
         meter.count(Count::Acquired);
+        meter.set(Level::LockHeld, 1.0);
         Self { token, id: uuid::Uuid::new_v4().as_u128(), kind, granted: Instant::now(), meter: Arc::clone(meter) }
     }
 
@@ -369,7 +368,7 @@ impl Lease {
             Kind::Embedded(lease) => lease.abandon(),
         }
         left.meter.count(Count::Abandoned);
-        left.end(false);
+        left.end();
     }
 }
 
@@ -384,18 +383,18 @@ impl Left {
         Self { granted: lease.granted, meter: Arc::clone(&lease.meter) }
     }
 
-    fn count(&self, released: Released, regained: bool) -> Released {
+    fn count(&self, released: Released) -> Released {
         match released {
             Released::Free => {}
             Released::HandedOver(_) => self.meter.count(Count::HandedOver),
             Released::Lost => self.meter.count(Count::Lost),
         }
-        self.end(regained);
+        self.end();
         released
     }
 
-    fn end(&self, regained: bool) {
-        self.meter.set(Level::LockHeld, f64::from(regained));
+    fn end(&self) {
+        self.meter.set(Level::LockHeld, 0.0);
         self.meter.see(Spread::LockHold, self.granted.elapsed().as_secs_f64());
     }
 }
