@@ -2,18 +2,10 @@
 
 use std::{collections::BTreeSet, fs, process::Command};
 
-use reqwest::{Method, Response};
+use reqwest::Method;
 use serde_json::json;
 
-use crate::support::{Bench, On, Replica, answer};
-
-async fn get(replica: &Replica, path: &str) -> Response {
-    replica.request(Method::GET, path).send().await.expect("an answer")
-}
-
-fn header<'a>(response: &'a Response, name: &str) -> &'a str {
-    response.headers().get(name).map_or("", |value| value.to_str().expect("text"))
-}
+use crate::support::{Bench, On, answer, header};
 
 /// What stands in quotes behind `href=` and `src=`.
 fn links(page: &str) -> BTreeSet<String> {
@@ -25,7 +17,7 @@ fn links(page: &str) -> BTreeSet<String> {
 async fn every_replica_serves_the_contract_and_not_again_to_who_has_it() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[]);
-    let response = get(&replica, "/openapi.yaml").await;
+    let response = replica.get("/openapi.yaml", &[]).await;
     assert_eq!(
         (header(&response, "content-type"), header(&response, "cache-control")),
         ("application/yaml", "no-cache")
@@ -48,7 +40,7 @@ async fn every_replica_serves_the_contract_and_not_again_to_who_has_it() {
 async fn the_reader_and_all_that_it_loads_come_from_the_replica_itself() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[]);
-    let page = get(&replica, "/docs").await;
+    let page = replica.get("/docs", &[]).await;
     assert_eq!((page.status().as_u16(), header(&page, "content-type")), (200, "text/html; charset=utf-8"));
     assert_eq!(header(&page, "x-content-type-options"), "nosniff");
     let policy = header(&page, "content-security-policy").to_owned();
@@ -61,7 +53,7 @@ async fn the_reader_and_all_that_it_loads_come_from_the_replica_itself() {
     assert!(links.len() >= 6, "{links:?}");
     for link in links {
         assert!(link.starts_with("/docs/"), "{link}");
-        let loaded = get(&replica, &link).await;
+        let loaded = replica.get(&link, &[]).await;
         assert_eq!((loaded.status().as_u16(), header(&loaded, "x-content-type-options")), (200, "nosniff"), "{link}");
         let kind = header(&loaded, "content-type").to_owned();
         let content = loaded.bytes().await.expect("bytes");
@@ -76,7 +68,7 @@ async fn the_reader_and_all_that_it_loads_come_from_the_replica_itself() {
             _ => assert_eq!(kind, "image/png", "{link}"),
         }
     }
-    let setup = get(&replica, "/docs/swagger-initializer.js").await.text().await.expect("text");
+    let setup = replica.get("/docs/swagger-initializer.js", &[]).await.text().await.expect("text");
     assert!(setup.contains("\"url\": \"/openapi.yaml\"") && setup.contains("\"validatorUrl\": \"none\""), "{setup}");
     assert!(!setup.contains("://"), "{setup}");
 }
@@ -114,7 +106,7 @@ async fn a_browser_shows_every_operation_of_the_contract() {
         .output()
         .expect("timeout runs");
     let (shown, said) = (String::from_utf8_lossy(&browser.stdout), String::from_utf8_lossy(&browser.stderr));
-    let contract = get(&replica, "/openapi.yaml").await.text().await.expect("text");
+    let contract = replica.get("/openapi.yaml", &[]).await.text().await.expect("text");
     let names: Vec<_> = contract.lines().filter_map(|line| line.trim().strip_prefix("operationId: ")).collect();
     assert!(names.len() >= 11, "{names:?}");
     for name in names {
@@ -131,7 +123,7 @@ async fn head_answers_as_get_does_and_only_what_has_a_tag_may_be_kept() {
     for path in
         ["/rows", "/rows.csv", "/lock", "/livez", "/readyz?verbose", "/openapi.yaml", "/docs", "/docs/index.css"]
     {
-        let whole = get(&replica, path).await;
+        let whole = replica.get(path, &[]).await;
         let head = replica.request(Method::HEAD, path).send().await.expect("an answer");
         for name in ["content-type", "etag", "cache-control"] {
             assert_eq!(header(&head, name), header(&whole, name), "{path}: {name}");

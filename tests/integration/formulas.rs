@@ -5,7 +5,7 @@ use std::{fs, io::Write, process::Command, process::Stdio};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{Bench, On, Replica, answer};
+use crate::support::{Bench, On, Replica, answer, header};
 
 const GUARDED: [(&str, &str); 2] =
     [("ROWLOCK_FORMULA_GUARD", "on"), ("ROWLOCK_CSV_HEADER", "timestamp,replica,token,key,data,more")];
@@ -197,20 +197,6 @@ async fn without_the_guard_a_cell_is_what_was_sent() {
     assert_eq!(data, all().collect::<Vec<_>>());
 }
 
-async fn get(replica: &Replica, path: &str, headers: &[(&str, &str)]) -> reqwest::Response {
-    let request = replica.request(Method::GET, path);
-    headers
-        .iter()
-        .fold(request, |request, (name, value)| request.header(*name, *value))
-        .send()
-        .await
-        .expect("an answer")
-}
-
-fn header<'a>(response: &'a reqwest::Response, name: &str) -> &'a str {
-    response.headers().get(name).map_or("", |value| value.to_str().expect("ASCII"))
-}
-
 #[tokio::test]
 async fn on_its_way_out_each_cell_of_the_file_is_guarded_wherever_its_parts_are_cut() {
     // Others' ways to write it, too; and more than is read at once, so that cells lie across.
@@ -230,11 +216,11 @@ async fn on_its_way_out_each_cell_of_the_file_is_guarded_wherever_its_parts_are_
     assert!(file.len() > 3 * (256 << 10));
     let bench = Bench::with_file(On::Embedded, &file);
     let replica = bench.replica(&[]);
-    let answered = get(&replica, "/rows.csv?formula_guard=on", &[]).await;
+    let answered = replica.get("/rows.csv?formula_guard=on", &[]).await;
     assert_eq!(header(&answered, "content-type"), "text/csv; charset=utf-8; header=present");
     assert!(answered.text().await.expect("text") == expected);
-    assert_eq!(get(&replica, "/rows.csv", &[]).await.bytes().await.expect("bytes"), file, "off unless asked for");
-    assert_eq!(get(&replica, "/rows.csv?formula_guard=off", &[]).await.bytes().await.expect("bytes"), file);
+    assert_eq!(replica.get("/rows.csv", &[]).await.bytes().await.expect("bytes"), file, "off unless asked for");
+    assert_eq!(replica.get("/rows.csv?formula_guard=off", &[]).await.bytes().await.expect("bytes"), file);
 }
 
 #[tokio::test]
@@ -246,27 +232,27 @@ async fn the_guarded_file_has_a_tag_of_its_own_no_ranges_and_may_be_compressed()
         replica.append_text(&format!("={n}")).await;
     }
     let content = bench.content().replace(",=", ",'=");
-    let plain = header(&get(&replica, "/rows.csv", &[]).await, "etag").to_owned();
-    let whole = get(&replica, GUARDED, &[]).await;
+    let plain = header(&replica.get("/rows.csv", &[]).await, "etag").to_owned();
+    let whole = replica.get(GUARDED, &[]).await;
     let etag = header(&whole, "etag").to_owned();
     assert!(etag != plain && etag.starts_with('"'), "{etag}");
     assert_eq!((header(&whole, "accept-ranges"), header(&whole, "content-length")), ("none", ""));
     assert_eq!(header(&whole, "cache-control"), "no-cache");
     assert_eq!(whole.text().await.expect("text"), content);
 
-    assert_eq!(get(&replica, GUARDED, &[("if-none-match", &etag)]).await.status(), StatusCode::NOT_MODIFIED);
-    assert_eq!(get(&replica, GUARDED, &[("if-none-match", &plain)]).await.status(), StatusCode::OK);
-    assert_eq!(get(&replica, "/rows.csv", &[("if-none-match", &etag)]).await.status(), StatusCode::OK);
+    assert_eq!(replica.get(GUARDED, &[("if-none-match", &etag)]).await.status(), StatusCode::NOT_MODIFIED);
+    assert_eq!(replica.get(GUARDED, &[("if-none-match", &plain)]).await.status(), StatusCode::OK);
+    assert_eq!(replica.get("/rows.csv", &[("if-none-match", &etag)]).await.status(), StatusCode::OK);
     for range in
         [&[("range", "bytes=0-9")][..], &[("range", "bytes=0-9"), ("if-range", &etag)], &[("range", "bytes=9999999-")]]
     {
-        let ranged = get(&replica, GUARDED, range).await;
+        let ranged = replica.get(GUARDED, range).await;
         assert_eq!((ranged.status(), ranged.text().await.expect("text")), (StatusCode::OK, content.clone()));
     }
     let head = replica.request(Method::HEAD, GUARDED).send().await.expect("an answer");
     assert_eq!((head.status(), header(&head, "etag"), header(&head, "content-length")), (StatusCode::OK, &*etag, ""));
 
-    let packed = get(&replica, GUARDED, &[("accept-encoding", "gzip")]).await;
+    let packed = replica.get(GUARDED, &[("accept-encoding", "gzip")]).await;
     assert_eq!((header(&packed, "content-encoding"), header(&packed, "etag")), ("gzip", &*format!("W/{etag}")));
     let path = bench.folder().join("rows.csv.gz");
     fs::write(&path, packed.bytes().await.expect("bytes")).expect("writable");

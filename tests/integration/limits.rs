@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     io::{Read, Write},
     net::TcpStream,
     sync::Arc,
@@ -158,12 +157,6 @@ async fn a_client_over_its_share_is_told_when_to_come_back_and_others_are_not_ke
     until("there is one more", async || post("one").await.status() == 201).await;
 }
 
-fn resident_kib(replica: &Replica) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", replica.pid())).expect("a running process");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
-}
-
 /// What clients that never wait get: how often each status, and how long the service took with each row, in milliseconds.
 async fn load(replica: &Arc<Replica>, clients: usize, requests: usize) -> (BTreeMap<u16, usize>, Vec<u64>) {
     let mut tasks = Vec::new();
@@ -215,7 +208,7 @@ async fn what_is_too_much_is_refused_at_the_door_and_what_was_taken_is_quick_and
         let (statuses, took) = load(&replica, 40, 40).await;
         assert_eq!(statuses, BTreeMap::from([(201, 1600)]), "that is what it can take");
         at_capacity.push(p99(&took));
-        before.get_or_insert_with(|| resident_kib(&replica));
+        before.get_or_insert_with(|| replica.resident_kib());
         let (statuses, took) = load(&replica, 200, 20).await;
         assert!(statuses.keys().all(|status| [201, 503].contains(status)), "{statuses:?}");
         assert!(statuses.get(&503).is_some_and(|&refused| refused > 100), "{statuses:?}");
@@ -225,7 +218,7 @@ async fn what_is_too_much_is_refused_at_the_door_and_what_was_taken_is_quick_and
     at_capacity.sort_unstable();
     let least = overloaded.iter().min().expect("three");
     assert!(*least <= 3 * at_capacity[1].max(5), "{overloaded:?} ms, and {at_capacity:?} ms at capacity");
-    let grown = resident_kib(&replica).saturating_sub(before.expect("measured"));
+    let grown = replica.resident_kib().saturating_sub(before.expect("measured"));
     assert!(grown < 32 << 10, "{grown} KiB");
     assert_eq!(bench.rows().len(), taken);
 }

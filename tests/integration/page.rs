@@ -2,18 +2,10 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use reqwest::{Method, Response};
+use reqwest::Method;
 use serde_json::json;
 
-use crate::support::{Bench, On, Replica, answer};
-
-async fn get(replica: &Replica, path: &str) -> Response {
-    replica.request(Method::GET, path).send().await.expect("an answer")
-}
-
-fn header<'a>(response: &'a Response, name: &str) -> &'a str {
-    response.headers().get(name).map_or("", |value| value.to_str().expect("text"))
-}
+use crate::support::{Bench, On, answer, header};
 
 /// The page and its parts, as they lie in the repository, each with its path.
 fn files() -> Vec<(String, Vec<u8>)> {
@@ -35,7 +27,7 @@ async fn all_of_the_page_is_served_and_not_again_to_who_has_it() {
     let files = files();
     assert!(files.len() > 10, "{}", files.len());
     for (path, content) in files {
-        let served = get(&replica, &path).await;
+        let served = replica.get(&path, &[]).await;
         let kind = match path.rsplit('.').next() {
             Some("css") => "text/css; charset=utf-8",
             Some("js") => "text/javascript; charset=utf-8",
@@ -67,7 +59,7 @@ async fn the_browser_is_told_to_load_and_run_nothing_else() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[]);
     for (path, content) in files() {
-        let served = get(&replica, &path).await;
+        let served = replica.get(&path, &[]).await;
         let policy = header(&served, "content-security-policy");
         assert!(policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self';"), "{policy}");
         for part in
@@ -87,12 +79,12 @@ async fn the_browser_is_told_to_load_and_run_nothing_else() {
             assert!(!text.contains(word), "{path}: {word}");
         }
     }
-    let page = get(&replica, "/").await.text().await.expect("text");
+    let page = replica.get("/", &[]).await.text().await.expect("text");
     let linked = |name: &str| page.split(name).skip(1).filter_map(|rest| rest.split('"').next()).collect::<Vec<_>>();
     let links: BTreeSet<_> = [linked(" href=\""), linked(" src=\"")].concat().into_iter().collect();
     assert!(links.len() >= 4, "{links:?}");
     for link in links.iter().filter(|link| !link.starts_with('#')) {
-        assert_eq!(get(&replica, link).await.status(), 200, "{link}");
+        assert_eq!(replica.get(link, &[]).await.status(), 200, "{link}");
     }
 }
 
@@ -107,7 +99,7 @@ async fn with_tokens_the_page_is_open_so_that_it_can_ask_for_one_and_what_it_sho
         }
     }
     for path in ["/events", "/lock", "/web", "/web/", "/web/x/../../lock"] {
-        assert_ne!(get(&replica, path).await.status(), 200, "{path}");
+        assert_ne!(replica.get(path, &[]).await.status(), 200, "{path}");
     }
 }
 

@@ -2,29 +2,15 @@
 
 use std::{fs, io::BufRead, process::Command};
 
-use reqwest::{Method, Response, StatusCode};
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{Bench, On, Replica, answer, python_tool};
+use crate::support::{Bench, On, Replica, answer, header, python_tool};
 
 const SETTINGS: [(&str, &str); 1] = [("ROWLOCK_CSV_HEADER", "token,data,more")];
 
 async fn rows(replica: &Replica, query: &str) -> (u16, Value) {
     answer(replica.request(Method::GET, &format!("/rows{query}"))).await
-}
-
-async fn get(replica: &Replica, headers: &[(&str, &str)]) -> Response {
-    let request = replica.request(Method::GET, "/rows.csv");
-    headers
-        .iter()
-        .fold(request, |request, (name, value)| request.header(*name, *value))
-        .send()
-        .await
-        .expect("an answer")
-}
-
-fn header<'a>(response: &'a Response, name: &str) -> &'a str {
-    response.headers().get(name).map_or("", |value| value.to_str().expect("text"))
 }
 
 /// Rows of all sorts: `(text, offset)` by their order.
@@ -156,7 +142,7 @@ async fn a_file_without_a_header_and_others_rows_are_read_as_they_are() {
     let row = |offset, fields: Value| json!({"offset": offset, "fields": fields});
     let expected = [row(0, json!(["1", "2"])), row(4, json!(["a\nb", ""])), row(12, json!(["\u{fffd}", "x", "y"]))];
     assert_eq!(page, json!({"rows": expected, "next": null}));
-    assert_eq!(header(&get(&replica, &[]).await, "content-type"), "text/csv; charset=utf-8; header=absent");
+    assert_eq!(header(&replica.get("/rows.csv", &[]).await, "content-type"), "text/csv; charset=utf-8; header=absent");
 }
 
 #[tokio::test]
@@ -165,7 +151,7 @@ async fn the_file_is_sent_whole_or_in_part_and_not_again_to_who_has_it() {
     let replica = bench.replica(&SETTINGS);
     filled(&bench, &replica, 200).await;
     let content = bench.content();
-    let whole = get(&replica, &[]).await;
+    let whole = replica.get("/rows.csv", &[]).await;
     assert_eq!(header(&whole, "content-type"), "text/csv; charset=utf-8; header=present");
     assert_eq!(header(&whole, "content-length"), content.len().to_string());
     assert_eq!((header(&whole, "accept-ranges"), header(&whole, "cache-control")), ("bytes", "no-cache"));
@@ -182,14 +168,14 @@ async fn the_file_is_sent_whole_or_in_part_and_not_again_to_who_has_it() {
     ] {
         for condition in [None, Some(("if-range", &*etag))] {
             let headers: Vec<_> = [("range", &*range)].into_iter().chain(condition).collect();
-            let part = get(&replica, &headers).await;
+            let part = replica.get("/rows.csv", &headers).await;
             assert_eq!(part.status(), StatusCode::PARTIAL_CONTENT, "{range}");
             assert_eq!(header(&part, "content-range"), format!("bytes {from}-{}/{len}", to - 1));
             assert_eq!(part.text().await.expect("text"), content[from..to], "{range}");
         }
     }
     for range in [format!("bytes={len}-"), "bytes=9-3".to_owned(), "bytes=x".to_owned()] {
-        let refused = get(&replica, &[("range", &range)]).await;
+        let refused = replica.get("/rows.csv", &[("range", &range)]).await;
         assert_eq!(refused.status(), StatusCode::RANGE_NOT_SATISFIABLE, "{range}");
         assert_eq!(header(&refused, "content-range"), format!("bytes */{len}"));
         assert_eq!(refused.json::<Value>().await.expect("JSON")["code"], "range_not_satisfiable");
@@ -199,7 +185,7 @@ async fn the_file_is_sent_whole_or_in_part_and_not_again_to_who_has_it() {
         [("range", "bytes=0-1"), ("if-range", "\"other\"")],
         [("range", "rows=0-1"), ("x", "")],
     ] {
-        let whole = get(&replica, &headers).await;
+        let whole = replica.get("/rows.csv", &headers).await;
         assert_eq!(
             (whole.status(), header(&whole, "content-length")),
             (StatusCode::OK, &*len.to_string()),
@@ -207,13 +193,14 @@ async fn the_file_is_sent_whole_or_in_part_and_not_again_to_who_has_it() {
         );
     }
     for tag in [etag.clone(), format!("\"a\", W/{etag}"), "*".to_owned()] {
-        let unchanged = get(&replica, &[("if-none-match", &tag)]).await;
+        let unchanged = replica.get("/rows.csv", &[("if-none-match", &tag)]).await;
         assert_eq!((unchanged.status(), header(&unchanged, "etag")), (StatusCode::NOT_MODIFIED, &*etag));
     }
     let head = replica.request(Method::HEAD, "/rows.csv").send().await.expect("an answer");
     assert_eq!((header(&head, "content-length"), header(&head, "etag")), (&*len.to_string(), &*etag));
     replica.append_text("one more").await;
-    let grown = get(&replica, &[("if-none-match", &etag), ("if-range", &etag), ("range", "bytes=0-1")]).await;
+    let grown =
+        replica.get("/rows.csv", &[("if-none-match", &etag), ("if-range", &etag), ("range", "bytes=0-1")]).await;
     assert_eq!((grown.status(), grown.text().await.expect("text")), (StatusCode::OK, bench.content()));
 }
 
@@ -222,8 +209,8 @@ async fn the_file_comes_compressed_when_asked() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&SETTINGS);
     filled(&bench, &replica, 50).await;
-    let plain = get(&replica, &[]).await;
-    let small = get(&replica, &[("accept-encoding", "gzip")]).await;
+    let plain = replica.get("/rows.csv", &[]).await;
+    let small = replica.get("/rows.csv", &[("accept-encoding", "gzip")]).await;
     assert_eq!((header(&small, "content-encoding"), header(&small, "vary")), ("gzip", "accept-encoding"));
     assert_eq!(header(&small, "etag"), format!("W/{}", header(&plain, "etag")), "other bytes have another tag");
     let packed = small.bytes().await.expect("bytes");
@@ -235,7 +222,7 @@ async fn the_file_comes_compressed_when_asked() {
         .arg(&path)
         .output();
     assert_eq!(output.expect("python3 runs").stdout, bench.content().as_bytes());
-    let part = get(&replica, &[("accept-encoding", "gzip"), ("range", "bytes=0-999")]).await;
+    let part = replica.get("/rows.csv", &[("accept-encoding", "gzip"), ("range", "bytes=0-999")]).await;
     assert_eq!((header(&part, "content-encoding"), header(&part, "content-length")), ("", "1000"));
 }
 
@@ -251,7 +238,7 @@ async fn what_is_read_while_others_write_ends_with_a_whole_row_and_only_grows() 
     let reader = async {
         let mut before = Vec::new();
         for _ in 0..60 {
-            let now = get(&replicas[0], &[]).await.bytes().await.expect("bytes").to_vec();
+            let now = replicas[0].get("/rows.csv", &[]).await.bytes().await.expect("bytes").to_vec();
             assert!(now.starts_with(&before), "an earlier reading is the beginning of each later one");
             let mut reader = csv::ReaderBuilder::new().from_reader(&now[..]);
             assert!(now.ends_with(b"\n") && reader.records().all(|row| row.is_ok_and(|row| row.len() == 3)));
@@ -275,7 +262,7 @@ async fn rows_that_a_rebuild_moved_are_found_where_they_are() {
     let torn = format!("{whole}9,\"torn");
     fs::write(&bench.csv, &torn).expect("writable");
     assert_eq!(found(&rows(&replica, "?last=100").await.1).len(), 20, "half a row is no row");
-    assert_eq!(get(&replica, &[]).await.text().await.expect("text"), whole, "nor is it part of the file");
+    assert_eq!(replica.get("/rows.csv", &[]).await.text().await.expect("text"), whole, "nor is it part of the file");
     let ack = replica.append_text("after").await;
     let (_, page) = rows(&replica, &format!("?from={}", ack["offset"])).await;
     assert_eq!(found(&page)[0].0, "after");

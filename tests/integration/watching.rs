@@ -285,12 +285,6 @@ async fn a_reader_that_comes_back_misses_no_row() {
     }
 }
 
-fn resident_kib(replica: &Replica) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", replica.pid())).expect("a running process");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
-}
-
 #[tokio::test]
 async fn a_reader_that_is_slow_loses_events_and_is_told_so_but_no_rows() {
     let bench = Bench::new(On::Embedded);
@@ -302,7 +296,7 @@ async fn a_reader_that_is_slow_loses_events_and_is_told_so_but_no_rows() {
     let mut slow = socket.connect(address).await.expect("connects");
     slow.write_all(b"GET /events?rows=100&last=1 HTTP/1.0\r\nhost: x\r\n\r\n").await.expect("sent");
     let mut watching = Watching::settled(&replica, 1).await;
-    let (mut lagged, before) = (false, resident_kib(&replica));
+    let (mut lagged, before) = (false, replica.resident_kib());
     let began = Instant::now();
     let mut rows = 0;
     // Until the quick reader has seen so much that the slow one must be behind.
@@ -318,7 +312,7 @@ async fn a_reader_that_is_slow_loses_events_and_is_told_so_but_no_rows() {
             seen += 1;
         }
     }
-    let grown = resident_kib(&replica).saturating_sub(before);
+    let grown = replica.resident_kib().saturating_sub(before);
     assert!(grown < 48 << 10, "{grown} KiB for one slow reader");
     let (mut text, mut chunk, end) = (String::new(), vec![0; 64 << 10], bench.content().len() as u64);
     let (mut at, mut count) = (11, 0);

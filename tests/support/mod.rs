@@ -276,6 +276,12 @@ impl Replica {
         self.client.request(method, format!("{}{path}", self.url))
     }
 
+    pub(crate) async fn get(&self, path: &str, headers: &[(&str, &str)]) -> reqwest::Response {
+        let request = self.request(reqwest::Method::GET, path);
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        request.send().await.expect("an answer")
+    }
+
     pub(crate) fn post(&self, body: &Value) -> reqwest::RequestBuilder {
         self.request(reqwest::Method::POST, "/append").json(body)
     }
@@ -302,6 +308,12 @@ impl Replica {
         self.process.0.id()
     }
 
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("a running process");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
         assert!(sent.expect("kill runs").success());
@@ -322,6 +334,11 @@ impl Replica {
         }
         panic!("the replica does not end: {}", self.log());
     }
+}
+
+/// A header's text; none where it is missing.
+pub(crate) fn header<'a>(response: &'a reqwest::Response, name: &str) -> &'a str {
+    response.headers().get(name).map_or("", |value| value.to_str().expect("text"))
 }
 
 /// Status and body of an answer; a body that is not JSON is null.
