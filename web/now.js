@@ -99,12 +99,11 @@ export class Now {
 
   /** In words, for who does not see it; without what changes all the time. */
   said(now) {
-    const { kind, replica, from, to } = this.model.now(now);
-    const [word, left] = [WORDS[kind], this.model.now(now).left];
+    const { kind, replica, from, to, left } = this.model.now(now);
     if (kind === "handed") return `Lock handed over from ${from} to ${to}`;
     if (kind === "abandoned") return `Lock abandoned by ${replica}, expires in ${Math.ceil((left ?? 0) / 1000)} seconds`;
     if (kind === "free") return "Lock free";
     if (kind === "unknown") return "";
-    return replica ? `Lock ${word.toLowerCase()} by ${replica}` : word;
+    return replica ? `Lock ${WORDS[kind].toLowerCase()} by ${replica}` : WORDS[kind];
   }
 }

@@ -1,9 +1,7 @@
 // Figures of the last minutes as small charts, each with a scale.
 
 import { byId, count, draw, make, mark, time, write } from "./dom.js";
-import { RATES_MS } from "./model.js";
-
-const MINUTE_MS = 60_000;
+import { MINUTE_MS, RATES_MS } from "./model.js";
 
 const HEIGHT = 112;
 const TOP = 8;
