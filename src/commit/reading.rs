@@ -36,7 +36,7 @@ impl Reading {
     /// The rows from an offset on, where one must begin; 0 is the first.
     ///
     /// # Errors
-    /// `NotARowStart`, or what keeps the files from being read.
+    /// `NotARowStart`, `Behind`, or what keeps the files from being read.
     pub async fn from(&self, offset: u64, limit: usize) -> Result<Page, ReadError> {
         self.read(move |reader| reader.from(offset, limit)).await
     }
@@ -60,7 +60,7 @@ impl Reading {
     /// Whether a row begins at `offset`, or the last one ends there.
     ///
     /// # Errors
-    /// What keeps the files from being read.
+    /// `Behind`, or what keeps the files from being read.
     pub async fn is_start(&self, offset: u64) -> Result<bool, ReadError> {
         self.read(move |reader| reader.is_start(offset)).await
     }

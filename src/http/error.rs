@@ -66,6 +66,7 @@ impl From<ReadError> for ApiError {
     fn from(e: ReadError) -> Self {
         match e {
             ReadError::NotARowStart { offset, end } => Self::NotARowStart { offset, end },
+            ReadError::Behind { .. } => Self::Append(AppendError::FileBusy),
             ReadError::Files(_) | ReadError::Io(_) => {
                 tracing::error!(error = %e, "rows could not be read");
                 Self::ReadFailed

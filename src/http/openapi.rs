@@ -205,9 +205,9 @@ refusals! {
     BatchRefused:
         BrokenBody BadKey BodyTimeout KeyInFlight BatchTooLarge UnsupportedMediaType InvalidField KeyReused SyncFailed
         Internal QueueFull WaitTimeout RedisUnavailable LockLost FileBusy Draining DiskFull;
-    RowsRefused: InvalidField NotARowStart Internal;
+    RowsRefused: InvalidField NotARowStart Internal FileBusy;
     FileRefused: InvalidField RangeNotSatisfiable Internal;
-    EventsRefused: InvalidField Internal QueueFull;
+    EventsRefused: InvalidField Internal QueueFull FileBusy;
     LockRefused: RedisUnavailable Internal;
     ReleaseRefused: SyncFailed Internal RedisUnavailable LockLost FileBusy Draining DiskFull;
     AssetRefused: NotFound Internal;

@@ -15,7 +15,7 @@ end
 -- guard: one_holder
 if holder ~= id then
   join(id, now)
-  return {0, redis.call('PTTL', KEYS[1])}
+  return {0, time_left(holder)}
 end
 -- Handed over, or the answer was lost: then a new token is as good, since tokens only grow.
 redis.call('PEXPIRE', KEYS[1], ARGV[2])

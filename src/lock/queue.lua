@@ -31,6 +31,20 @@ local function waiter(id)
   return tonumber(came), tonumber(seen)
 end
 
+-- How long the holder's time lasts, in ms. More than a lease of ours ever gets means that Redis's clock went back since it was
+-- granted: its time begins now, or one that nobody releases would bind everybody for as long as the clock was wrong.
+local function time_left(holder)
+  local left = redis.call('PTTL', KEYS[1])
+  local given = string.match(holder, '/' .. string.rep('%x', 32) .. '/(%d+)/%d+$')
+  local most = given and math.max(tonumber(given), CLAIM_MS)
+  -- guard: clock_went_back
+  if most and left > most then
+    redis.call('PEXPIRE', KEYS[1], most)
+    return most
+  end
+  return left
+end
+
 local function join(id, now)
   local came = waiter(id) or now
   if not redis.call('LPOS', KEYS[3], id) then redis.call('RPUSH', KEYS[3], id) end
@@ -54,7 +68,7 @@ local function hand_over(now)
     end
     local _, seen = waiter(id)
     -- guard: skip_the_dead
-    if seen and now - seen <= ALIVE_MS then
+    if seen and math.abs(now - seen) <= ALIVE_MS then
       -- Until it has collected its grant, it stays known as a waiter.
       -- guard: claim_in_time
       redis.call('SET', KEYS[1], id, 'PX', CLAIM_MS)

@@ -77,12 +77,13 @@ impl RedisLock {
             options,
             reach,
         });
-        let id_prefix = format!("{}/{}/", client.options.replica, uuid::Uuid::new_v4().simple());
+        let instance = uuid::Uuid::new_v4().simple();
+        let id_prefix = format!("{}/{instance}/{}/", client.options.replica, client.options.ttl.as_millis());
         let wake = Wake::listen(server, client.keys[2].clone(), id_prefix.clone());
         Ok(Self { client, wake, id_prefix, leases: AtomicU64::new(0) })
     }
 
-    /// A name that no other lease of any replica has, and that tells people who holds the lock.
+    /// A name that no other lease of any replica has, and that tells people who holds the lock and scripts for how long at most.
     pub(super) fn new_lease_id(&self) -> String {
         format!("{}{}", self.id_prefix, self.leases.fetch_add(1, Ordering::Relaxed))
     }
@@ -170,10 +171,11 @@ impl RedisLock {
 
 /// The replica that a lease id of ours names.
 fn replica_of(id: &str) -> Option<&str> {
-    let mut parts = id.rsplitn(3, '/');
-    let (Some(number), Some(instance), Some(replica)) = (parts.next(), parts.next(), parts.next()) else { return None };
-    let ours = number.bytes().all(|byte| byte.is_ascii_digit()) && instance.len() == 32;
-    ours.then_some(replica)
+    let mut parts = id.rsplitn(4, '/');
+    let mut next = || parts.next();
+    let (number, ttl_ms, instance, replica) = (next()?, next()?, next()?, next()?);
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    (is_number(number) && is_number(ttl_ms) && instance.len() == 32).then_some(replica)
 }
 
 /// Keys beside the lock's share its hash tag, so that one script may touch them all on a cluster.
@@ -348,8 +350,8 @@ mod tests {
     #[test]
     fn a_lease_id_names_its_replica_and_a_foreign_clients_value_none() {
         let instance = uuid::Uuid::new_v4().simple().to_string();
-        assert_eq!(replica_of(&format!("a/b/{instance}/17")), Some("a/b"));
-        for foreign in ["", "token", "a/b/c", &instance, &format!("x/{instance}/y")] {
+        assert_eq!(replica_of(&format!("a/b/{instance}/10000/17")), Some("a/b"));
+        for foreign in ["", "token", "a/b/c", &instance, &format!("x/{instance}/y"), &format!("x/{instance}/17")] {
             assert_eq!(replica_of(foreign), None, "{foreign}");
         }
     }

@@ -18,7 +18,7 @@ use super::{
     files::Files,
     format::Format,
     journal::Layout,
-    ledger::{Ledger, LedgerOptions, Repair},
+    ledger::{Ledger, LedgerOptions, Repair, Seen},
     splitter::{Piece, RowSplitter, bare},
 };
 
@@ -91,6 +91,12 @@ pub enum ReadError {
         /// Where the last row ends.
         end: u64,
     },
+    /// Where that is cannot be known yet: a process keeps the files, or they have to be made whole first.
+    #[error("the file is not known as far as byte {offset} yet")]
+    Behind {
+        /// What was asked for.
+        offset: u64,
+    },
     /// The files can't be read.
     #[error("cannot read the CSV: {0}")]
     Files(#[from] AppendError),
@@ -133,6 +139,8 @@ pub struct Reader {
     files: Arc<Files>,
     ledger: Ledger<Arc<Files>>,
     index: Index,
+    /// There may be more than the last look could see.
+    is_behind: bool,
 }
 
 impl Reader {
@@ -152,7 +160,7 @@ impl Reader {
         let index = Index::new(&format);
         let (layout, replica, meter) = (Layout::REAL, options.replica.clone(), Arc::clone(&options.meter));
         let ledger = Ledger::open(Arc::clone(&files), LedgerOptions { path, layout, format, replica, keys: 1, meter })?;
-        Ok(Self { files, ledger, index })
+        Ok(Self { files, ledger, index, is_behind: false })
     }
 
     /// How much of the file is whole rows that are committed, or others' whole lines behind them, in bytes.
@@ -161,12 +169,16 @@ impl Reader {
     /// What keeps the files from being read.
     pub fn committed(&mut self) -> Result<u64, ReadError> {
         let settled = self.ledger.head.csv_bytes;
+        self.is_behind = true;
         match self.files.lock(Instant::now() + PATIENCE) {
-            Ok(_lock) => self.ledger.look(Repair::Forbidden)?,
+            Ok(_lock) => {
+                let seen = self.ledger.look(Repair::Forbidden)?;
+                self.is_behind = matches!(seen, Seen::NeedsRepair);
+            }
             // Who keeps the files is in the middle of something: what was there before stands.
             Err(AppendError::Busy) => return Ok(self.ledger.whole),
             Err(e) => return Err(e.into()),
-        };
+        }
         if self.ledger.head.csv_bytes != settled || self.ledger.whole < self.index.splitter.at() {
             // A rebuild may have moved what followed the checkpoint.
             self.index.forget_from(settled.min(self.ledger.whole), &self.ledger.format);
@@ -190,7 +202,7 @@ impl Reader {
     /// The rows from an offset on, where one must begin; 0 is the first.
     ///
     /// # Errors
-    /// `NotARowStart`, or what keeps the files from being read.
+    /// `NotARowStart`, `Behind`, or what keeps the files from being read.
     pub fn from(&mut self, offset: u64, limit: usize) -> Result<Page, ReadError> {
         let end = self.committed()?;
         self.index.extend(&self.files, end)?;
@@ -238,7 +250,7 @@ impl Reader {
     /// Whether a row begins at `offset`, or the last one ends there.
     ///
     /// # Errors
-    /// What keeps the files from being read.
+    /// `Behind`, or what keeps the files from being read.
     pub fn is_start(&mut self, offset: u64) -> Result<bool, ReadError> {
         let end = self.committed()?;
         self.index.extend(&self.files, end)?;
@@ -271,6 +283,9 @@ impl Reader {
     }
 
     fn is_row_start(&self, offset: u64, end: u64) -> Result<bool, ReadError> {
+        if self.is_behind && offset > end {
+            return Err(ReadError::Behind { offset });
+        }
         if !(self.index.first()..=end).contains(&offset) {
             return Ok(false);
         }

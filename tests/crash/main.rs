@@ -1,7 +1,10 @@
 //! Kills, stops, power cuts and failing disks, on real replicas under load: every key stands in the file exactly once.
 
+#[path = "../support/disk/mod.rs"]
 mod disk;
 mod disk_test;
+#[path = "../support/ext4.rs"]
+mod ext4;
 mod fleet;
 mod load;
 mod points;

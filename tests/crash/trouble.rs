@@ -3,15 +3,15 @@
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
-    io::{self, Write},
+    io::Write,
     os::unix::fs::{FileExt, PermissionsExt},
-    path::{Path, PathBuf},
     process::Command,
 };
 
 use serde_json::json;
 
 use crate::{
+    ext4::{Ext4, is_root},
     fleet::Fleet,
     load::{HEADER, Load, verify},
     support::{Bench, On, Replica, journal_headers, until},
@@ -19,70 +19,11 @@ use crate::{
 
 const CLIENTS: usize = 12;
 
-fn run(program: &str, args: &[&str]) {
-    let output = Command::new(program).args(args).output().unwrap_or_else(|e| panic!("{program}: {e}"));
-    assert!(output.status.success(), "{program} {args:?}: {output:?}");
-}
-
-/// An ext4 of its own, in a file, that turns read-only when it finds itself damaged.
-struct Ext4 {
-    at: PathBuf,
-    image: PathBuf,
-}
-
-impl Ext4 {
-    /// Nothing, and a line that says so, for who may not mount one.
-    fn mount(bench: &mut Bench, size: u64) -> Option<Self> {
-        if !is_root() || !Path::new("/dev/loop-control").exists() {
-            let _ =
-                writeln!(io::stderr(), "SKIPPED: only root may mount an ext4, and only where there are loop devices");
-            return None;
-        }
-        let (at, image) = (bench.folder().join("disk"), bench.folder().join("image"));
-        fs::create_dir(&at).expect("a folder");
-        File::create(&image).and_then(|file| file.set_len(size)).expect("room");
-        run("mkfs.ext4", &["-q", "-F", &image.to_string_lossy()]);
-        bench.csv = at.join("rows.csv");
-        let ext4 = Self { at, image };
-        ext4.mount_again();
-        Some(ext4)
-    }
-
-    fn mount_again(&self) {
-        run("mount", &["-o", "loop,errors=remount-ro", &self.image.to_string_lossy(), &self.at.to_string_lossy()]);
-    }
-
-    /// As if it had read nonsense from its device.
-    fn give_up(&self) {
-        let mounts = fs::read_to_string("/proc/mounts").expect("readable");
-        let line = mounts.lines().find(|line| line.split(' ').nth(1) == self.at.to_str()).expect("it is mounted");
-        let device = line.trim_start_matches("/dev/").split(' ').next().expect("a device");
-        fs::write(format!("/sys/fs/ext4/{device}/trigger_fs_error"), "a test").expect("the kernel lets root do so");
-    }
-
-    fn repair_and_mount_again(&self) {
-        run("umount", &[&self.at.to_string_lossy()]);
-        // 1: errors were corrected.
-        let status = Command::new("e2fsck").args(["-fy"]).arg(&self.image).output().expect("e2fsck runs").status;
-        assert!(matches!(status.code(), Some(0 | 1)), "{status:?}");
-        self.mount_again();
-    }
-}
-
-impl Drop for Ext4 {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
-    }
-}
-
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_ext4_that_runs_full_under_load_refuses_and_serves_again_once_there_is_room() {
     let mut bench = Bench::new(On::Redis);
-    let Some(ext4) = Ext4::mount(&mut bench, 32 << 20) else { return };
+    let Some(ext4) = Ext4::mount(bench.folder(), 32 << 20) else { return };
+    bench.csv = ext4.at.join("rows.csv");
     let mut fleet = Fleet::on(bench);
     let filler = ext4.at.join("filler");
     for _ in 0..3 {
@@ -111,7 +52,8 @@ async fn an_ext4_that_runs_full_under_load_refuses_and_serves_again_once_there_i
 #[tokio::test(flavor = "multi_thread")]
 async fn an_ext4_that_gives_up_and_turns_read_only_loses_no_acknowledged_row() {
     let mut bench = Bench::new(On::Redis);
-    let Some(ext4) = Ext4::mount(&mut bench, 32 << 20) else { return };
+    let Some(ext4) = Ext4::mount(bench.folder(), 32 << 20) else { return };
+    bench.csv = ext4.at.join("rows.csv");
     let mut fleet = Fleet::on(bench);
     let load = Load::start(CLIENTS, &fleet.addresses);
     for _ in 0..5 {

@@ -391,6 +391,23 @@ async fn a_foreign_pexpire_that_jumps_time_forward_costs_the_sleeper_its_turn_an
     assert!(after["token"].as_u64() > next["token"].as_u64());
 }
 
+/// As it is left when Redis's clock jumps ahead, a replica is killed with the lock, and the clock is set right.
+#[tokio::test]
+async fn a_lock_that_a_clock_made_too_long_is_waited_for_no_longer_than_its_holder_ever_had_it() {
+    let bench = Bench::new(On::Redis);
+    let killed = format!("killed/{}/200/7", "0".repeat(32));
+    assert_eq!(bench.redis().cli(&["set", LOCK_KEY, &killed, "nx", "px", "3600000"]), "OK");
+    let replica = bench.replica(&[("ROWLOCK_WAIT_TIMEOUT", "10s")]);
+    replica.append_text("one").await;
+    // Somebody else's value says nothing of how long it may last.
+    until_free(&bench).await;
+    assert_eq!(bench.redis().cli(&["set", LOCK_KEY, "foreign/200/7", "nx", "px", "3600000"]), "OK");
+    let impatient = bench.replica(&[("ROWLOCK_WAIT_TIMEOUT", "1500ms")]);
+    let (status, problem) = impatient.append(json!({"data": "two"})).await;
+    assert_eq!((status, &problem["code"]), (503, &json!("wait_timeout")));
+    assert!(bench.redis().cli(&["pttl", LOCK_KEY]).parse::<u64>().expect("a number") > 3_500_000);
+}
+
 #[tokio::test]
 async fn after_a_foreign_client_leaves_we_follow_at_our_next_look() {
     let bench = Bench::new(On::Redis);

@@ -91,6 +91,27 @@ async fn a_row_is_found_where_its_answer_says_by_any_replica_at_once() {
 }
 
 #[tokio::test]
+async fn a_row_that_a_replica_cannot_see_yet_is_no_wrong_offset_to_it() {
+    let bench = Bench::new(On::Redis);
+    let (writer, other) = (bench.replica(&[]), bench.replica(&[]));
+    writer.append_text("one").await;
+    assert_eq!(rows(&other, "?last=1").await.0, 200);
+    writer.append_text("two").await;
+    let offset = &writer.append_text("three").await["offset"];
+    let journal = fs::File::open(format!("{}.journal", bench.csv.display())).expect("a journal");
+    journal.lock().expect("kept, as a stopped process would");
+    let (status, problem) = rows(&other, &format!("?from={offset}")).await;
+    assert_eq!(
+        (status, &problem["code"], &problem["retryable"]),
+        (503, &json!("file_busy"), &json!(true)),
+        "{problem}"
+    );
+    journal.unlock().expect("unlocked");
+    let (status, page) = rows(&other, &format!("?from={offset}")).await;
+    assert_eq!((status, found(&page)[0].0.as_str()), (200, "three"));
+}
+
+#[tokio::test]
 async fn what_is_asked_for_wrongly_is_refused_by_name() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&SETTINGS);

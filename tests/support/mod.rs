@@ -168,6 +168,8 @@ pub(crate) struct Redis {
     process: Option<Process>,
     port: u16,
     password: Option<&'static str>,
+    settings: Vec<String>,
+    environment: Vec<(String, String)>,
     pub(crate) folder: TempDir,
 }
 
@@ -176,19 +178,28 @@ impl Redis {
         self.port
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.as_ref().expect("it runs").0.id()
+    }
+
     pub(crate) fn signal(&self, name: &str) {
-        let pid = self.process.as_ref().expect("it runs").0.id();
-        assert!(
-            Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().expect("kill runs").success()
-        );
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
+        assert!(sent.expect("kill runs").success());
     }
 
     pub(crate) fn start(settings: &[&str]) -> Self {
+        Self::start_in(settings, &[])
+    }
+
+    /// With these variables set, too.
+    pub(crate) fn start_in(settings: &[&str], environment: &[(&str, &str)]) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
-        let mut redis = Self { process: None, port: 0, password: None, folder };
+        let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
+        let environment = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let mut redis = Self { process: None, port: 0, password: None, settings, environment, folder };
         until_it_starts(|| {
             redis.port = free_port();
-            redis.launch(settings)
+            redis.launch()
         });
         redis
     }
@@ -200,9 +211,10 @@ impl Redis {
     }
 
     /// What it said, if it ended instead: somebody else may have taken the port since it was found free.
-    fn launch(&mut self, settings: &[&str]) -> Result<(), String> {
+    fn launch(&mut self) -> Result<(), String> {
         let mut command = Command::new("redis-server");
-        let (is_sentinel, port) = (settings.contains(&"--sentinel"), self.port.to_string());
+        let is_sentinel = self.settings.iter().any(|setting| setting == "--sentinel");
+        let port = self.port.to_string();
         if is_sentinel {
             let config = self.folder.path().join("sentinel.conf");
             fs::write(&config, "").expect("writable");
@@ -210,7 +222,8 @@ impl Redis {
         } else {
             command.args(["--save", "", "--appendonly", "no"]);
         }
-        command.args(["--bind", "127.0.0.1", "--port", &port, "--dir"]).arg(self.folder.path()).args(settings);
+        command.args(["--bind", "127.0.0.1", "--port", &port, "--dir"]).arg(self.folder.path()).args(&self.settings);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let mut child = command.stdout(Stdio::piped()).spawn().expect("redis-server is installed: make test does it");
         let marker = if is_sentinel { "Sentinel ID is" } else { "Ready to accept connections" };
         let (log, ready) = follow(child.stdout.take().expect("piped"), marker);
@@ -224,7 +237,7 @@ impl Redis {
 
     /// On the same port as before.
     pub(crate) fn restart(&mut self) {
-        until_it_starts(|| self.launch(&[]));
+        until_it_starts(|| self.launch());
     }
 
     pub(crate) fn url(&self) -> String {
@@ -261,15 +274,19 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    pub(crate) fn start(mut command: Command) -> Self {
+    pub(crate) fn start(command: Command) -> Self {
+        Self::try_start(command).unwrap_or_else(|log| panic!("the replica does not serve: {log}"))
+    }
+
+    /// Its log if it does not come to serve.
+    pub(crate) fn try_start(mut command: Command) -> Result<Self, String> {
         let mut child = command.stderr(Stdio::piped()).spawn().expect("the binary runs");
         let (log, ready) = follow(child.stderr.take().expect("piped"), "listening=");
         let process = Process(child);
-        let line = ready.recv_timeout(PATIENCE);
-        let line = line.unwrap_or_else(|_| panic!("the replica does not serve: {}", log.lock().expect("not poisoned")));
+        let line = ready.recv_timeout(PATIENCE).map_err(|_| log.lock().expect("not poisoned").clone())?;
         let url = line.split("listening=").nth(1).expect("an address").trim().to_owned();
         let client = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
-        Self { process, log, url, client }
+        Ok(Self { process, log, url, client })
     }
 
     pub(crate) fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
