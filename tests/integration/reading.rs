@@ -93,7 +93,7 @@ async fn a_row_is_found_where_its_answer_says_by_any_replica_at_once() {
 #[tokio::test]
 async fn a_row_that_a_replica_cannot_see_yet_is_no_wrong_offset_to_it() {
     let bench = Bench::new(On::Redis);
-    let (writer, other) = (bench.replica(&[]), bench.replica(&[]));
+    let (writer, other) = (bench.replica(&SETTINGS), bench.replica(&SETTINGS));
     writer.append_text("one").await;
     assert_eq!(rows(&other, "?last=1").await.0, 200);
     writer.append_text("two").await;
