@@ -4,6 +4,8 @@ ARG RUST_IMAGE=rust:1.95-slim-bookworm
 ARG RUNTIME_IMAGE=debian:bookworm-slim
 
 FROM ${RUST_IMAGE} AS builder
+# So that what is left of this stage can be found and removed.
+LABEL rowlock.stage=builder
 WORKDIR /build
 # The same sources give the same binary, wherever they lie and whenever they are built.
 ENV CARGO_INCREMENTAL=0 \

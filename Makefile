@@ -1,5 +1,5 @@
-# make run: build and serve.  make test, make test-page, make audit: everything that must pass.  make fuzz: a minute for each target.  make bench: the comparison.
-.PHONY: run build test test-page check deps audit fuzz bench bench-deps bench-quick clean
+# make run: build and serve.  make test, make test-page, make test-containers, make audit: everything that must pass.  make fuzz: a minute for each target.  make bench: the comparison.
+.PHONY: run build test test-page test-containers check deps audit fuzz bench bench-deps bench-quick clean
 
 run:
 	cargo run --release --locked --
@@ -15,6 +15,11 @@ test-page:
 	@tests/install-deps page
 	cargo test --locked --test integration --no-run
 	cd tests/page && npm ci --silent --no-audit --no-fund && node --test --test-concurrency=1
+
+# docker-compose.yml on a Docker engine, through its load balancer. As root it starts an engine, and makes the base images, where there are none.
+test-containers:
+	@tests/install-deps containers
+	tests/containers/run.py
 
 # Format, lints and docs, with every warning an error.
 check:

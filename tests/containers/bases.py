@@ -22,7 +22,6 @@ SERVICES = {
     f"haproxy:2.6-{SUITE}": "RUN true",
     "prom/prometheus:v2.53.5": "RUN mkdir -p /prometheus && chown nobody /prometheus",
 }
-# Beside the packages of each, what is none of its own.
 BUILDER_PACKAGES = ["gcc", "libc6-dev", "ca-certificates"]
 SERVICE_PACKAGES = ["redis-server", "haproxy", "prometheus"]
 
@@ -39,20 +38,17 @@ def pull(image, secs_max):
         return False
 
 
-def provide():
-    """All base images, and the names of those that were not here before."""
+def provide(made):
+    """All base images. Notes in `made` those that were not here before."""
     missing = [image for image in [DEBIAN, RUST, *SERVICES] if not exists(image)]
-    if not missing:
-        return []
-    # The smallest one tells whether a registry is in reach.
-    if DEBIAN not in missing or pull(DEBIAN, PULL_SECS_MAX):
-        if all(exists(image) or pull(image, LAYERS_SECS_MAX) for image in missing):
-            print(f"  pulled {', '.join(missing)}")
-            return missing
-        missing = [image for image in missing if not exists(image)]
-    print(f"  no image registry is in reach: making {', '.join(missing)} of Debian's packages")
-    make(missing)
-    return missing
+    made += missing
+    # One tells whether a registry is in reach.
+    if missing and pull(missing[0], PULL_SECS_MAX):
+        missing = [image for image in missing[1:] if not pull(image, LAYERS_SECS_MAX)]
+    print(f"  pulled: {', '.join(image for image in made if image not in missing) or 'none'}")
+    if missing:
+        print(f"  not to be had from a registry, so made of Debian's packages: {', '.join(missing)}", flush=True)
+        make(missing)
 
 
 def make(missing):

@@ -12,6 +12,7 @@ mod files;
 mod formulas;
 mod journal;
 mod keys;
+mod kubernetes;
 mod leaving;
 mod limits;
 mod loading;

@@ -352,10 +352,12 @@ fn prometheus_accepts_what_deploy_has_for_it_and_sees_each_alert_fire_and_stay_s
         fs::write(folder.path().join(name), &text).expect("writable");
         text
     };
-    let (rules, tests, _) = (read("rules.yml"), read("rules_test.yml"), read("prometheus.yml"));
+    let (rules, tests, _, _) =
+        (read("rules.yml"), read("rules_test.yml"), read("prometheus.yml"), read("compose.yml"));
     fs::write(folder.path().join("rowlock.token"), "secret").expect("writable");
     let path = |name: &str| folder.path().join(name).display().to_string();
     promtool(&["check", "config", &path("prometheus.yml")], "");
+    promtool(&["check", "config", &path("compose.yml")], "");
     promtool(&["check", "rules", "--lint-fatal", &path("rules.yml")], "");
     promtool(&["test", "rules", &path("rules_test.yml")], "");
 
