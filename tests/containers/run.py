@@ -20,14 +20,18 @@ import threading
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import bases
 from engine import engine, run
 
 ROOT = Path(__file__).resolve().parents[2]
+COMPOSE_FILE = ROOT / "docker-compose.yml"
 PROJECT = f"rowlock-test-{os.getpid()}"
+# What runs beside the compose file's own.
+OURS = f"rowlock.test={PROJECT}"
 TTL_SECS = 3
-# What the issue of a fault may take: the dead holder's time to live, and a second to go on.
+# The longest that a fault may keep everybody from writing: the dead holder's time to live, and a second to go on.
 OUTAGE_SECS_MAX = TTL_SECS + 1
 REQUESTS = 20_000
 # Both loads of the faults together.
@@ -43,15 +47,16 @@ DOCUMENTED = {
     (503, "draining"),
     (503, "no_replica"),
     (502, "bad_gateway"),
+    # The same on a connection that served requests before; and a connection that ended before anything was sent on it.
+    (0, "connection broke"),
+    (0, "connection closed"),
     # With keys: the first try is still under way in the same replica.
     (409, "key_in_flight"),
 }
 
 
 def compose(*args, **kwargs):
-    # Whatever stands in .env is the caller's own.
-    options = ["--project-name", PROJECT, "--project-directory", ROOT, "--env-file", "/dev/null"]
-    return run(*COMPOSE, *options, "--file", ROOT / "docker-compose.yml", *args, **kwargs)
+    return run(*COMPOSE, "--project-name", PROJECT, "--project-directory", ROOT, "--file", COMPOSE_FILE, *args, **kwargs)
 
 
 def docker(*args, **kwargs):
@@ -130,7 +135,7 @@ class Load:
         # The file as it lies on the volume, which it can't change.
         self.id = docker(
             "run", "--detach", f"--network={PROJECT}_front", f"--volume={PROJECT}_data:/data:ro", "--read-only",
-            "--label", f"com.docker.compose.project={PROJECT}", IMAGE,
+            "--label", OURS, IMAGE,
             "load", "--url", "http://lb:8080", "--concurrency", "64", "--verify", "/data/rows.csv", "--json", *args,
         ).strip()  # fmt: skip
 
@@ -155,9 +160,21 @@ class Load:
             f"{requests['not_written']} not written, {requests['unknown']} unknown; p50 {latency['p50_ms']:.0f} ms, "
             f"p99 {latency['p99_ms']:.0f} ms; verified: PASS"
         )
-        answers = {(a["status"], "" if a["status"] < 300 else a["code"]): a["count"] for a in report["answers"]}
+        answers = {(a["status"], "" if a["status"] == 201 else a["code"]): a["count"] for a in report["answers"]}
         say("answers: " + ", ".join(f"{status} {code} {count:,}".replace("  ", " ") for (status, code), count in answers.items()))
         return report, answers
+
+
+class Seen(NamedTuple):
+    """A probe, and what became of it."""
+
+    data: str
+    sent: float
+    answered: float
+    status: int
+    code: str
+    outcome: str
+    replica: str
 
 
 class Probe:
@@ -167,7 +184,6 @@ class Probe:
 
     def __init__(self):
         self.lock = threading.Lock()
-        # (sent, answered, status, code, replica, data)
         self.seen = []
         self.threads = []
         self.done = threading.Event()
@@ -190,19 +206,22 @@ class Probe:
             problem = json.loads(body) if "json" in headers.get("Content-Type", "") else {"code": body[:60].decode(errors="replace")}
         except (OSError, http.client.HTTPException, ValueError) as error:
             status, problem = 0, {"code": repr(error)}
+        said = [problem.get(name, "") for name in ("code", "outcome", "replica")]
         with self.lock:
-            self.seen.append((sent, time.monotonic(), status, problem.get("code", ""), problem.get("outcome"), data))
+            self.seen.append(Seen(data, sent, time.monotonic(), status, *said))
+
+    def acknowledged(self):
+        with self.lock:
+            return [seen for seen in self.seen if seen.status == 201]
 
     def outage(self, begin, end):
         """The longest time without an acknowledgement."""
-        with self.lock:
-            times = sorted(answered for _, answered, status, *_ in self.seen if status == 201 and begin <= answered <= end)
+        times = sorted(seen.answered for seen in self.acknowledged() if begin <= seen.answered <= end)
         times = [begin, *times, end]
         return max(later - earlier for earlier, later in zip(times, times[1:]))
 
-    def is_served_since(self, moment):
-        with self.lock:
-            return sum(sent >= moment and status == 201 for sent, _, status, *_ in self.seen) >= 5
+    def is_served_since(self, moment, by=""):
+        return sum(seen.sent >= moment and seen.replica.startswith(by) for seen in self.acknowledged()) >= 5
 
     def end(self):
         self.done.set()
@@ -219,11 +238,11 @@ def verify_probes(seen):
     for row in rows:
         if found := re.search(r"probe-[0-9a-f]{12}-\d+", row):
             count[found[0]] = count.get(found[0], 0) + 1
-    for _, _, status, code, outcome, data in seen:
-        there = count.get(data, 0)
-        allowed = {1} if status == 201 else {0} if outcome == "not_written" else {0, 1}
-        check(there in allowed, f"the row {data}, answered {status} {code} ({outcome}), stands {there} times in the file")
-    refused = [(status, code) for _, _, status, code, *_ in seen if status != 201]
+    for probe in seen:
+        there = count.get(probe.data, 0)
+        allowed = {1} if probe.status == 201 else {0} if probe.outcome == "not_written" else {0, 1}
+        check(there in allowed, f"{probe}: its row stands {there} times in the file")
+    refused = [(probe.status, probe.code) for probe in seen if probe.status != 201]
     kinds = ", ".join(f"{status} {code} {refused.count((status, code))}" for status, code in sorted(set(refused))) or "none"
     say(f"probes: {len(seen):,} rows without keys, {len(seen) - len(refused):,} acknowledged, refused: {kinds}; verified")
     return refused
@@ -254,12 +273,41 @@ def pid_of(container):
 
 
 def kill(probe):
-    """From outside, so that the engine takes it for a crash and the restart policy has to bring it back."""
-    victim = replicas()[0]
+    """The one that holds the lock for a row that sleeps. From outside, so that it is a crash, and the restart policy's to mend."""
+    answer = []
+    sleeper = threading.Thread(target=lambda: answer.append(in_one_piece({"data": "killed", "sleep": 30})), daemon=True)
+    sleeper.start()
+    victim = next(filter(None, (holder_asleep() for _ in range(20))), None)
+    check(victim, "the row does not sleep")
     begin = time.monotonic()
     on_host(f"kill -9 {pid_of(victim)}")
+    sleeper.join(timeout=10)
+    check(answer, "a load balancer sent a row again that was sent already: there is no answer")
+    status, said = answer[0]
+    check((status, said["code"], said["outcome"]) == (502, "bad_gateway", "unknown"), f"the killed row was answered {status} {said}")
     until("the killed replica is back", lambda: inspect(victim, "{{.RestartCount}}") != "0" and len(up()) == 3)
     return begin, OUTAGE_SECS_MAX
+
+
+def in_one_piece(row):
+    """An append whose head and body arrive together: HAProxy repeats nothing of which it has not all at hand."""
+    body = json.dumps(row)
+    head = f"POST /append HTTP/1.1\r\nHost: lb\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", PORT), timeout=100) as connection:
+        connection.sendall((head + body).encode())
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        return answer.status, json.loads(answer.read())
+
+
+def holder_asleep():
+    """The container that has held the lock under one token for a while, if there is one."""
+    first = json.loads(ask("GET", "/lock")[2])
+    time.sleep(0.5)
+    second = json.loads(ask("GET", "/lock")[2])
+    if not first["holder"] or [first[n] for n in ("holder", "token")] != [second[n] for n in ("holder", "token")]:
+        return None
+    return next((replica for replica in replicas() if first["holder"].startswith(replica[:12])), None)
 
 
 def paused(victim, inside):
@@ -270,7 +318,7 @@ def paused(victim, inside):
     for _ in range(200):
         begin = time.monotonic()
         docker("pause", victim)
-        locks = Path("/proc/locks").read_text() if OWN_HOST else on_host("cat /proc/locks")
+        locks = Path("/proc/locks").read_text() if ENGINE_IS_OURS else on_host("cat /proc/locks")
         if bool(re.search(held, locks)) == inside:
             return begin
         docker("unpause", victim)
@@ -281,15 +329,16 @@ def paused(victim, inside):
 def pause(probe, inside):
     victim = replicas()[1]
     begin = paused(victim, inside)
+    # What was durable by then may still be answered.
+    still = time.monotonic() + 0.5
     time.sleep(TTL_SECS + 2)
     resumed = time.monotonic()
     docker("unpause", victim)
     until("rows are taken again", lambda: probe.is_served_since(resumed))
     if not inside:
         return begin, OUTAGE_SECS_MAX
-    # Nothing may be written meanwhile, by nobody.
-    written = probe.outage(begin + 0.5, resumed)
-    check(written > TTL_SECS, f"a row was acknowledged while a replica was paused with the file in its hand ({written:.2f} s)")
+    written = [seen for seen in probe.acknowledged() if still <= seen.answered <= resumed]
+    check(not written, f"written while a replica was paused with the file in its hand: {written}")
     return begin, resumed - begin + OUTAGE_SECS_MAX
 
 
@@ -301,14 +350,9 @@ def cut_off(probe):
     time.sleep(TTL_SECS + 2)
     docker("network", "connect", "--alias", "app", f"{PROJECT}_back", victim)
     connected = time.monotonic()
-    until("it takes rows again", lambda: asks_itself(victim))
-    say(f"it reached Redis again {time.monotonic() - connected:.1f} s after it was connected")
+    until("it takes rows again", lambda: probe.is_served_since(connected, by=victim[:12]))
+    say(f"it wrote rows again {time.monotonic() - connected:.1f} s after it was connected")
     return begin, OUTAGE_SECS_MAX
-
-
-def asks_itself(container):
-    done = subprocess.run(["docker", "exec", container, "rowlock", "lock", "status", "--json"], capture_output=True)
-    return done.returncode == 0
 
 
 def restart_redis(probe):
@@ -381,7 +425,7 @@ def is_hardened():
         user = docker("exec", container, "id", "-u").strip()
         check(user != "0", f"{container} runs as root")
         caps = docker("exec", container, "cat", "/proc/1/status")
-        check("NoNewPrivs:\t1" in caps and "CapEff:\t0000000000000000" in caps, f"{container} may do more than it needs:\n{caps}")
+        check("NoNewPrivs:\t1" in caps and "CapBnd:\t0000000000000000" in caps, f"{container} may do more than it needs:\n{caps}")
         written = subprocess.run(["docker", "exec", container, "touch", "/var/x"], capture_output=True)
         check(b"Read-only file system" in written.stderr, f"{container}'s root can be written to: {written}")
         limit = inspect(container, "{{.HostConfig.Memory}} {{.HostConfig.NanoCpus}} {{.HostConfig.RestartPolicy.Name}}")
@@ -435,11 +479,12 @@ def under_faults():
     loads = [Load("--duration", "1h", "--rate", str(RATE // 2), *keys) for keys in ([], ["--keys"])]
     probe = Probe()
     try:
-        until("rows are taken", lambda: probe.is_served_since(0))
+        begin = time.monotonic()
+        until("rows are taken", lambda: probe.is_served_since(begin))
         for title, fault in FAULTS:
             bear(probe, title, fault)
         # 20,000 at least, whatever the faults took.
-        time.sleep(max(0, REQUESTS / RATE - (time.monotonic() - probe.seen[0][0])))
+        time.sleep(max(0, REQUESTS / RATE - (time.monotonic() - begin)))
     finally:
         seen = probe.end()
     refused = set(verify_probes(seen))
@@ -517,8 +562,7 @@ def test():
 
 def clean_up(bases_made):
     """Whatever the test left, and what it made."""
-    ours = f"label=com.docker.compose.project={PROJECT}"
-    for container in docker("ps", "--all", "--quiet", "--filter", ours).split():
+    for container in docker("ps", "--all", "--quiet", "--filter", f"label={OURS}").split():
         docker("rm", "--force", "--volumes", container, check=False)
     compose("down", "--volumes", "--timeout", "0", check=False)
     for image in [IMAGE, *bases_made]:
@@ -557,10 +601,11 @@ def find_compose():
 
 
 def main():
+    global ENGINE_IS_OURS
     begun = time.monotonic()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(f"ended by signal {number}"))
-    with engine() as is_ours:
+    with engine() as ENGINE_IS_OURS:
         print(f"{docker('version', '--format', 'engine {{.Server.Version}}').strip()}, {' '.join(COMPOSE)}", flush=True)
         bases_made = []
         try:
@@ -580,11 +625,10 @@ COMPOSE = find_compose()
 # Under another name than anybody's own.
 IMAGE = PROJECT
 PORT = port()
-# The engine's processes are seen here by the ids that it names.
-OWN_HOST = os.geteuid() == 0
-# Of the caller's own settings nothing reaches the replicas.
-for name in [name for name in os.environ if name.startswith(("ROWLOCK_", "REDIS_")) or name == "RUST_LOG"]:
-    del os.environ[name]
+# Then its processes are those of this host, and stand in /proc.
+ENGINE_IS_OURS = False
+# Neither the caller's settings nor those of .env: what is set wins over .env, and what is empty is as good as not set.
+os.environ |= dict.fromkeys(re.findall(r"\$\{(\w+)", COMPOSE_FILE.read_text()), "")
 os.environ |= {"ROWLOCK_IMAGE": IMAGE, "ROWLOCK_PORT": str(PORT), "ROWLOCK_LOCK_TTL": f"{TTL_SECS}s"}
 
 if __name__ == "__main__":
