@@ -77,7 +77,7 @@ def make(missing):
                 run("docker", "build", "--quiet", "--tag", image, "-", input=f"FROM rowlock-test-services\n{SERVICES[image]}\n")
             run("docker", "rmi", "rowlock-test-services", check=False)
     finally:
-        shutil.rmtree(folder)
+        run("rm", "-rf", "--one-file-system", folder)
 
 
 @contextlib.contextmanager
@@ -86,7 +86,7 @@ def copy(root, to):
     try:
         yield to
     finally:
-        shutil.rmtree(to)
+        run("rm", "-rf", "--one-file-system", to)
 
 
 def bring_in(root, image, changes):

@@ -56,7 +56,7 @@ def engine():
             end(daemon)
         network.restore()
         unmount_below(folder)
-        shutil.rmtree(folder)
+        run("rm", "-rf", "--one-file-system", folder)
 
 
 def start(folder):

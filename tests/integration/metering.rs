@@ -352,8 +352,7 @@ fn prometheus_accepts_what_deploy_has_for_it_and_sees_each_alert_fire_and_stay_s
         fs::write(folder.path().join(name), &text).expect("writable");
         text
     };
-    let (rules, tests, _, _) =
-        (read("rules.yml"), read("rules_test.yml"), read("prometheus.yml"), read("compose.yml"));
+    let (rules, tests, _, _) = (read("rules.yml"), read("rules_test.yml"), read("prometheus.yml"), read("compose.yml"));
     fs::write(folder.path().join("rowlock.token"), "secret").expect("writable");
     let path = |name: &str| folder.path().join(name).display().to_string();
     promtool(&["check", "config", &path("prometheus.yml")], "");
