@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from engine import run
+from engine import run, unmount_below
 
 PULL_SECS_MAX = 20
 # A registry that answers may still take its time with layers.
@@ -77,6 +77,8 @@ def make(missing):
                 run("docker", "build", "--quiet", "--tag", image, "-", input=f"FROM rowlock-test-services\n{SERVICES[image]}\n")
             run("docker", "rmi", "rowlock-test-services", check=False)
     finally:
+        # debootstrap's own, if it was ended in the middle.
+        unmount_below(folder)
         run("rm", "-rf", "--one-file-system", folder)
 
 
