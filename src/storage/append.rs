@@ -62,6 +62,7 @@ impl<D: Disk> Ledger<D> {
     ) -> Result<Vec<Result<Placed, Refusal>>, AppendError> {
         let open = self.recover()?;
         self.refuse_stale(turn)?;
+        // guard: lease_check
         if !(turn.still_held)() {
             return Err(AppendError::LeaseLost);
         }

@@ -29,6 +29,7 @@ use std::{
 use clap::Parser;
 
 use checker::Findings;
+use nemesis::Fault;
 use run::{Ground, Timed};
 use scene::{SCENES, Scene};
 use table::Table;
@@ -42,6 +43,9 @@ struct Args {
     /// Only this scene; may be given again. All of them without.
     #[arg(long, value_parser = Scene::named)]
     scene: Vec<&'static Scene>,
+    /// Only this fault of these scenes; may be given again.
+    #[arg(long, value_enum)]
+    only: Vec<Fault>,
     /// How many runs of each scene, each with the next seed.
     #[arg(long, default_value_t = 1)]
     runs: u64,
@@ -129,7 +133,7 @@ async fn try_all(args: &Args) -> Result<bool, String> {
     }
     println!("\n{}\n{}", table.by_scene(), table.by_fault());
     let never = table.never_fired();
-    let is_whole = args.faults.is_some() || never.is_empty();
+    let is_whole = args.faults.is_some() || !args.only.is_empty() || never.is_empty();
     if !is_whole {
         println!("never took place: {never:?}");
     }
@@ -144,8 +148,10 @@ async fn all_runs(args: &Args, ground: &Ground<'_>, table: &mut Table) {
     let all = args.runs * scenes.len() as u64;
     for number in 0..all {
         let (scene, seed) = (scenes[number as usize % scenes.len()], args.seed + number / scenes.len() as u64);
-        let faults = args.faults.unwrap_or(scene.faults.len());
-        let Timed { outcome, took } = run::timed(ground, scene, seed, faults).await;
+        let wanted = |fault: &Fault| args.only.is_empty() || args.only.contains(fault);
+        let faults: Vec<_> = scene.faults.iter().copied().filter(wanted).collect();
+        let count = args.faults.unwrap_or(faults.len());
+        let Timed { outcome, took } = run::timed(ground, scene, seed, &run::schedule(&faults, count, seed)).await;
         println!(
             "{:>4} of {all}  {:<10} seed {seed}: {} faults, {} rows acknowledged, back within {:.1} s, {} wrong; {:.1} s",
             number + 1,

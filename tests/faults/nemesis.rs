@@ -500,11 +500,7 @@ impl Active {
         while self.seen == 0 && Instant::now() < deadline {
             if cluster.serving().is_empty() {
                 cluster.start_missing(REPLICAS).await;
-                let len = || fs::metadata(&cluster.csv).map_or(0, |csv| csv.len());
-                let before = len();
-                while len() <= before && Instant::now() < deadline {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
+                self.until_written(cluster).await;
             }
             tokio::time::sleep(Duration::from_millis(random.below(100) as u64)).await;
             for place in cluster.serving() {
@@ -573,7 +569,17 @@ impl Active {
             let mut csv = OpenOptions::new().append(true).open(&cluster.csv).expect("a CSV");
             csv.write_all(text.as_bytes()).expect("written");
             self.seen += 1;
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            // Two halves of its own would make one line that is neither.
+            self.until_written(cluster).await;
+        }
+    }
+
+    /// Until somebody appended to the file, or cut something off it.
+    async fn until_written(&self, cluster: &Cluster<'_>) {
+        let (len, deadline) = (|| fs::metadata(&cluster.csv).map_or(0, |csv| csv.len()), Instant::now() + PATIENCE);
+        let before = len();
+        while len() == before && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 

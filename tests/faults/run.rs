@@ -57,8 +57,8 @@ struct Run<'a> {
     tells: bool,
 }
 
-/// Runs the scene with so many faults of its own, in the seed's order; each at least once if that many are asked for.
-pub(crate) async fn run(ground: &Ground<'_>, scene: &Scene, seed: u64, faults: usize) -> Outcome {
+/// Runs the scene with these faults.
+pub(crate) async fn run(ground: &Ground<'_>, scene: &Scene, seed: u64, faults: &[Fault]) -> Outcome {
     let disk_trouble = scene.volume != VolumeKind::Folder;
     let setting = Setting {
         hosts: ground.hosts,
@@ -78,22 +78,22 @@ pub(crate) async fn run(ground: &Ground<'_>, scene: &Scene, seed: u64, faults: u
     if run.load.back_in(PATIENCE).await.is_none() {
         run.outcome.findings.add(Wrong::LateBack, "rows were never served");
     }
-    for fault in schedule(scene, faults, &mut run.random) {
+    for &fault in faults {
         run.strike(scene, fault).await;
     }
     run.judge(ground, scene, seed, disk_trouble).await
 }
 
-/// All faults of the scene in a random order, again and again.
-fn schedule(scene: &Scene, faults: usize, random: &mut Random) -> Vec<Fault> {
-    let mut schedule = Vec::new();
-    while schedule.len() < faults {
-        let mut round = scene.faults.to_vec();
+/// All of these in the seed's order, again and again, until there are so many.
+pub(crate) fn schedule(faults: &[Fault], count: usize, seed: u64) -> Vec<Fault> {
+    let (mut schedule, mut random) = (Vec::new(), Random(!seed));
+    while schedule.len() < count && !faults.is_empty() {
+        let mut round = faults.to_vec();
         while !round.is_empty() {
             schedule.push(round.swap_remove(random.below(round.len())));
         }
     }
-    schedule.truncate(faults);
+    schedule.truncate(count);
     schedule
 }
 
@@ -229,7 +229,7 @@ pub(crate) struct Timed {
     pub(crate) took: Duration,
 }
 
-pub(crate) async fn timed(ground: &Ground<'_>, scene: &Scene, seed: u64, faults: usize) -> Timed {
+pub(crate) async fn timed(ground: &Ground<'_>, scene: &Scene, seed: u64, faults: &[Fault]) -> Timed {
     let begun = Instant::now();
     let outcome = run(ground, scene, seed, faults).await;
     Timed { outcome, took: begun.elapsed() }
