@@ -207,11 +207,8 @@ fn keep(
     fs::write(folder.join(RECORDS[0]), serde_json::to_vec(history).expect("JSON")).expect("writable");
     fs::write(folder.join("logs.txt"), logs).expect("writable");
     fs::write(folder.join("findings.txt"), format!("{:#?}", outcome.findings)).expect("writable");
-    println!(
-        "  kept in {}; the same schedule again: make faults SCENE={} SEED={seed} RUNS=1",
-        folder.display(),
-        scene.name
-    );
+    println!("  kept; judged again by: cargo test --test faults -- --check {}", folder.display());
+    println!("  the same schedule again: make faults SCENE={} SEED={seed} RUNS=1", scene.name);
 }
 
 /// Checks again what was kept.
