@@ -43,7 +43,7 @@ faults-selftest: deps
 check:
 	tests/guards --check
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --test faults -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
 # What the tests run beside the service: a real Redis, time-zone tables, CSV readers that none of us wrote, and schemathesis.

@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitStatus},
     sync::{Arc, RwLock},
     time::{Duration, Instant},
 };
@@ -244,29 +244,16 @@ impl<'a> Cluster<'a> {
     /// Takes those away that ended by themselves.
     pub(crate) fn bury(&mut self) {
         for place in self.serving() {
-            if !self.node(place).has_ended() {
-                continue;
-            }
-            let mut node = self.nodes[place].take().expect("it serves");
-            let status = node.end();
-            if !(self.disk_trouble && status.code() == Some(SYNC_FAILED)) {
-                self.unexpected_ends.push(format!("place {place} ended with {status:?}: {}", tail(&node.log())));
+            if self.node(place).has_ended() {
+                self.end(place, "left alone", |_| false);
             }
         }
     }
 
     /// Kills the replica; whether it was the signal that ended it.
     pub(crate) fn kill(&mut self, place: usize) -> bool {
-        let mut node = self.nodes[place].take().expect("it serves");
-        if !node.has_ended() {
-            node.signal("KILL");
-        }
-        let status = node.end();
-        let was_signal = status.signal() == Some(9);
-        if !was_signal && !(self.disk_trouble && status.code() == Some(SYNC_FAILED)) {
-            self.unexpected_ends.push(format!("place {place} ended with {status:?}: {}", tail(&node.log())));
-        }
-        was_signal
+        self.signal(place, "KILL");
+        self.end(place, "killed", |status| status.signal() == Some(9))
     }
 
     /// Asks it to leave; whether it did so as it should. Clients are sent elsewhere first if that is how it is done.
@@ -274,17 +261,27 @@ impl<'a> Cluster<'a> {
         if announced {
             self.addresses.write().expect("not poisoned")[place] = None;
         }
-        let mut node = self.nodes[place].take().expect("it serves");
+        self.signal(place, "TERM");
+        self.end(place, "asked to leave", |status| status.code() == Some(0))
+    }
+
+    /// Signals it, unless it has ended.
+    pub(crate) fn signal(&mut self, place: usize, name: &str) {
+        let node = self.node(place);
         if !node.has_ended() {
-            node.signal("TERM");
+            node.signal(name);
         }
+    }
+
+    /// Takes it away once it has ended; whether it did as it should.
+    fn end(&mut self, place: usize, how: &str, as_it_should: impl Fn(ExitStatus) -> bool) -> bool {
+        let mut node = self.nodes[place].take().expect("it serves");
         let status = block_in_place(|| node.end());
-        let as_it_should = status.code() == Some(0);
-        if !as_it_should && !(self.disk_trouble && status.code() == Some(SYNC_FAILED)) {
-            self.unexpected_ends
-                .push(format!("place {place}, asked to leave, ended with {status:?}: {}", tail(&node.log())));
+        let is_disks_fault = self.disk_trouble && status.code() == Some(SYNC_FAILED);
+        if !as_it_should(status) && !is_disks_fault {
+            self.unexpected_ends.push(format!("place {place}, {how}, ended with {status:?}: {}", tail(&node.log())));
         }
-        as_it_should
+        as_it_should(status)
     }
 
     /// Makes the next replica that comes to the point kill or stop itself.

@@ -266,7 +266,7 @@ impl Active {
         tokio::time::sleep(shortest.saturating_sub(self.begun.elapsed())).await;
         match self.fault {
             KillAtPoint | StopAtPoint => self.end_at_point(cluster).await,
-            StopOne | StopAll => cluster.serving().into_iter().for_each(|place| proceed(cluster, place)),
+            StopOne | StopAll => cluster.serving().into_iter().for_each(|place| cluster.signal(place, "CONT")),
             StopRedis => {
                 self.seen += u64::from(is_stopped(cluster.redis.pid()));
                 cluster.redis.signal("CONT");
@@ -365,7 +365,7 @@ impl Active {
         } else {
             tokio::time::sleep(LOCK_TTL + LOCK_TTL / 2).await;
             self.seen += u64::from(is_stopped(cluster.node(place).pid()));
-            proceed(cluster, place);
+            cluster.signal(place, "CONT");
         }
     }
 
@@ -384,14 +384,14 @@ impl Active {
                 break asked;
             }
             if Instant::now() > deadline {
-                proceed(cluster, place);
+                cluster.signal(place, "CONT");
                 return;
             }
         };
         // Whoever was in the middle of a write that it had begun in time may end it.
         tokio::time::sleep(Duration::from_millis(100)).await;
         let bytes_before = fs::metadata(&cluster.csv).expect("a CSV").len();
-        proceed(cluster, place);
+        cluster.signal(place, "CONT");
         tokio::time::sleep(Duration::from_millis(500)).await;
         let bytes_after = fs::metadata(&cluster.csv).expect("a CSV").len();
         let kept = cluster.redis.cli(&["get", LOCK_KEY]) == "a foreigner";
@@ -415,7 +415,7 @@ impl Active {
         while len() == before && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        proceed(cluster, place);
+        cluster.signal(place, "CONT");
     }
 
     /// Until somebody held the lock just when the command came.
@@ -595,13 +595,6 @@ impl Active {
 fn leave_half_line(cluster: &Cluster<'_>) {
     let mut csv = OpenOptions::new().append(true).open(&cluster.csv).expect("a CSV");
     csv.write_all(b",,\"half").expect("written");
-}
-
-fn proceed(cluster: &mut Cluster<'_>, place: usize) {
-    let node = cluster.node(place);
-    if !node.has_ended() {
-        node.signal("CONT");
-    }
 }
 
 /// Writes until nothing more fits; whether it was for want of room.
