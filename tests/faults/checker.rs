@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use csv::{ReaderBuilder, StringRecord};
 
-use crate::history::{Answer, FOREIGN, HEADER, History, Known, Op, number_of, row};
+use crate::history::{Answer, FOREIGN, HEADER, History, Known, Op, Snapshot, number_of, row};
 
 /// What may be wrong, in the words of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,10 +52,13 @@ struct Row {
     key: String,
 }
 
-/// Whether refusals that a failing disk explains are to be expected.
+/// What the faults of a run explain.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Allowed {
+    /// Refusals for a disk that failed.
     pub(crate) disk_trouble: bool,
+    /// Readers that stop short of what was acknowledged: a stopped process keeps the files, or nobody repaired them yet.
+    pub(crate) short_reads: bool,
 }
 
 pub(crate) fn check(history: &History, text: &[u8], allowed: Allowed, findings: &mut Findings) {
@@ -72,7 +75,7 @@ pub(crate) fn check(history: &History, text: &[u8], allowed: Allowed, findings: 
     }
     check_order(&ops, &rows, findings);
     check_holders(&rows, findings);
-    check_snapshots(history, text, findings);
+    check_snapshots(history, text, allowed, findings);
     for misread in &history.misread {
         findings.add(Wrong::AnswerUntrue, misread);
     }
@@ -250,18 +253,23 @@ fn check_holders(rows: &HashMap<u64, Row>, findings: &mut Findings) {
 }
 
 /// What was read has all that was acknowledged before, and as far as anything in it is acknowledged it never changes.
-fn check_snapshots(history: &History, text: &[u8], findings: &mut Findings) {
-    let acked: Vec<_> = history.ops.iter().filter_map(Op::acked).map(|(acked, _)| acked.offset + acked.bytes).collect();
-    for snapshot in &history.snapshots {
-        let len = snapshot.text.len() as u64;
-        let sure = acked.iter().copied().filter(|&end| end <= len).max().unwrap_or_default();
+fn check_snapshots(history: &History, text: &[u8], allowed: Allowed, findings: &mut Findings) {
+    let acked = history.ops.iter().filter_map(Op::acked);
+    let acked: Vec<_> = acked.map(|(acked, acked_us)| (acked.offset + acked.bytes, acked_us)).collect();
+    for Snapshot { sent_us, place, text: seen } in &history.snapshots {
+        let len = seen.len() as u64;
+        let what = |why: &str| format!("read from place {place} at {sent_us} µs, {len} bytes: {why}");
+        let before = acked.iter().filter(|(_, acked_us)| acked_us < sent_us);
+        if let Some((end, _)) = before.max()
+            && *end > len
+            && !allowed.short_reads
+        {
+            findings.add(Wrong::SnapshotUntrue, what(&format!("a row was acknowledged before that ends at {end}")));
+        }
+        let sure = acked.iter().map(|&(end, _)| end).filter(|&end| end <= len).max().unwrap_or_default();
         let sure = usize::try_from(sure).expect("fits");
-        if text.get(..sure) != Some(&snapshot.text.as_bytes()[..sure]) {
-            let what = format!(
-                "read from place {} at {} µs, {len} bytes: not what the file begins with",
-                snapshot.place, snapshot.sent_us
-            );
-            findings.add(Wrong::SnapshotUntrue, what);
+        if text.get(..sure) != Some(&seen.as_bytes()[..sure]) {
+            findings.add(Wrong::SnapshotUntrue, what("not what the file begins with"));
         }
     }
 }

@@ -85,7 +85,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let done = match &args.check {
-        Some(folder) => run::check_again(folder, true).map(|findings| {
+        Some(folder) => run::check_again(folder).map(|findings| {
             print(&findings);
             findings.all() == 0
         }),

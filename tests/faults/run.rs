@@ -11,9 +11,9 @@ use rowlock::random::Random;
 use tokio::task::block_in_place;
 
 use crate::{
-    checker::{Allowed, Findings, Wrong, check},
+    checker::{Findings, Wrong, check},
     clients::Load,
-    cluster::{Cluster, LOCK_TTL, REPLICAS, Setting, VolumeKind},
+    cluster::{Cluster, LOCK_TTL, REPLICAS, Setting},
     history::{History, Hold},
     nemesis::{Active, Fault},
     sandbox::Host,
@@ -59,13 +59,12 @@ struct Run<'a> {
 
 /// Runs the scene with these faults.
 pub(crate) async fn run(ground: &Ground<'_>, scene: &Scene, seed: u64, faults: &[Fault]) -> Outcome {
-    let disk_trouble = scene.volume != VolumeKind::Folder;
     let setting = Setting {
         hosts: ground.hosts,
         binary: ground.binary,
         clock_library: ground.clock_library,
         volume: scene.volume,
-        disk_trouble,
+        disk_trouble: scene.allowed().disk_trouble,
         linked: scene.has(&[Fault::ResetAnswers, Fault::SlowClients]),
     };
     let begun = Instant::now();
@@ -81,7 +80,7 @@ pub(crate) async fn run(ground: &Ground<'_>, scene: &Scene, seed: u64, faults: &
     for &fault in faults {
         run.strike(scene, fault).await;
     }
-    run.judge(ground, scene, seed, disk_trouble).await
+    run.judge(ground, scene, seed).await
 }
 
 /// All of these in the seed's order, again and again, until there are so many.
@@ -160,7 +159,7 @@ impl Run<'_> {
         self.outcome.longest_outage = self.outcome.longest_outage.max(outage);
     }
 
-    async fn judge(self, ground: &Ground<'_>, scene: &Scene, seed: u64, disk_trouble: bool) -> Outcome {
+    async fn judge(self, ground: &Ground<'_>, scene: &Scene, seed: u64) -> Outcome {
         self.tell("ends the load");
         let (begun, tells) = (self.begun, self.tells);
         let Self { mut cluster, load, mut outcome, holds, .. } = self;
@@ -179,7 +178,7 @@ impl Run<'_> {
             outcome.findings.add(Wrong::Torn, e);
         }
         let text = fs::read(&cluster.csv).expect("a readable CSV");
-        check(&history, &text, Allowed { disk_trouble }, &mut outcome.findings);
+        check(&history, &text, scene.allowed(), &mut outcome.findings);
         if outcome.findings.all() > 0 {
             keep(ground, scene, seed, &history, &cluster, &logs, &outcome);
         }
@@ -212,11 +211,14 @@ fn keep(
 }
 
 /// Checks again what was kept.
-pub(crate) fn check_again(folder: &Path, disk_trouble: bool) -> Result<Findings, String> {
+pub(crate) fn check_again(folder: &Path) -> Result<Findings, String> {
     let read = |name: &str| fs::read(folder.join(name)).map_err(|e| format!("{}: {e}", folder.join(name).display()));
     let history: History = serde_json::from_slice(&read(RECORDS[0])?).map_err(|e| e.to_string())?;
+    // Its name begins with the scene's.
+    let name = folder.file_name().and_then(|name| name.to_str()?.rsplit_once('-'));
+    let scene = Scene::named(name.map_or("", |(scene, _)| scene))?;
     let mut findings = Findings::default();
-    check(&history, &read(RECORDS[1])?, Allowed { disk_trouble }, &mut findings);
+    check(&history, &read(RECORDS[1])?, scene.allowed(), &mut findings);
     Ok(findings)
 }
 

@@ -1,6 +1,6 @@
 //! What a run has to work with, and which faults may hit it.
 
-use crate::{cluster::VolumeKind, nemesis::Fault};
+use crate::{checker::Allowed, cluster::VolumeKind, nemesis::Fault};
 
 /// Faults that belong together.
 pub(crate) struct Scene {
@@ -91,5 +91,12 @@ impl Scene {
 
     pub(crate) fn has(&self, any: &[Fault]) -> bool {
         self.faults.iter().any(|fault| any.contains(fault))
+    }
+
+    /// What these faults explain.
+    pub(crate) fn allowed(&self) -> Allowed {
+        let disk_trouble = self.volume != VolumeKind::Folder;
+        let in_the_middle = [KillOne, KillAtPoint, KillAll, StopOne, StopAtPoint, StopAll, ForeignHalfLine];
+        Allowed { disk_trouble, short_reads: disk_trouble || self.has(&in_the_middle) }
     }
 }
