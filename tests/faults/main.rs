@@ -118,13 +118,10 @@ async fn try_all(args: &Args) -> Result<bool, String> {
         ],
     );
     let hosts = sandbox::Host::all();
-    let ground = Ground {
-        hosts: &hosts,
-        binary: &args.binary,
-        clock_library: &clock_library,
-        finds: &target,
-        tells: args.steps,
-    };
+    // Replicas are started in folders of their own.
+    let binary = args.binary.canonicalize().map_err(|e| format!("{}: {e}", args.binary.display()))?;
+    let ground =
+        Ground { hosts: &hosts, binary: &binary, clock_library: &clock_library, finds: &target, tells: args.steps };
     let mut table = Table::default();
     tokio::select! {
         // The first process of a sandbox hears no signal that it does not ask for.
