@@ -445,11 +445,15 @@ fn entry(waiting: &Waiting, granted: Instant) -> Entry<'_> {
 }
 
 /// Who has hung up needs no answer: a row that was taken stands all the same.
+///
+/// Sent by a task of the runtime: those who wait are woken on its own threads, rather than from outside by a system call each.
 fn answer(batch: Vec<Waiting>, mut with: impl FnMut(&Waiting) -> Result<Ack, AppendError>) {
-    for waiting in batch {
-        let answer = with(&waiting);
-        let _ = waiting.answer.send(answer);
-    }
+    let answers: Vec<_> = batch.into_iter().map(|waiting| (with(&waiting), waiting.answer)).collect();
+    tokio::spawn(async move {
+        for (answer, waiting) in answers {
+            let _ = waiting.send(answer);
+        }
+    });
 }
 
 fn waited_ms(waiting: &Waiting, granted: Instant) -> u64 {

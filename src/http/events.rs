@@ -20,7 +20,7 @@ use utoipa::{
 };
 
 use super::{
-    App,
+    App, Shared,
     access::{Caller, Role},
     error::ApiError,
     openapi::EventsRefused,
@@ -178,7 +178,7 @@ fn offset(value: &HeaderValue) -> Result<u64, InvalidField> {
 
 impl Watching {
     fn hello(&self, caller: Caller) -> SseEvent {
-        let App { appender, limits, .. } = &self.app;
+        let Shared { appender, limits, .. } = &*self.app;
         let body = HelloBody {
             replica: appender.replica(),
             roles: caller.roles(),

@@ -34,6 +34,7 @@ mod tagged;
 
 use std::{
     future::ready,
+    ops::Deref,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -70,9 +71,20 @@ use crate::{
     config::{Config, Origins, Switch},
 };
 
-/// What the handlers share.
+/// What the handlers share. Layers and router clone it for each request: one reference is enough to count.
 #[derive(Clone)]
-pub struct App {
+pub struct App(Arc<Shared>);
+
+impl Deref for App {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+/// What an `App` refers to.
+pub struct Shared {
     appender: Appender,
     reading: Reading,
     events: Events,
@@ -145,7 +157,7 @@ impl App {
         let (watchers, shares) = (Arc::new(Semaphore::new(events::READERS_MAX)), config.rate_limit.map(Shares::new));
         let cors_origins = config.cors_origins.clone();
         let room = Room::new(config.queue_bytes);
-        Self {
+        Self(Arc::new(Shared {
             appender,
             reading,
             events,
@@ -158,7 +170,7 @@ impl App {
             draining,
             stopped,
             tracer,
-        }
+        }))
     }
 
     /// All routes, and the layers around them.
