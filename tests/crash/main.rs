@@ -1,6 +1,7 @@
 //! Kills, stops, power cuts and failing disks, on real replicas under load: every key stands in the file exactly once.
 
 #[path = "../support/disk/mod.rs"]
+#[allow(dead_code, reason = "shared with the faults")]
 mod disk;
 mod disk_test;
 #[path = "../support/ext4.rs"]

@@ -110,6 +110,8 @@ pub(crate) struct Active {
     seen: u64,
     /// The replica that it was about had ended.
     is_void: bool,
+    /// Syncs and writes that had failed, or were cut short, before.
+    failures_before: u64,
 }
 
 /// What proves that it took place: how often it did, which must not be 0; nothing, if there was
@@ -157,7 +159,17 @@ impl Fault {
         let place = serving[random.below(serving.len())];
         let point = POINTS[random.below(POINTS.len())];
         let begun = Instant::now();
-        let mut active = Active { fault: self, begun, place, point, link: None, other: None, seen: 0, is_void: false };
+        let mut active = Active {
+            fault: self,
+            begun,
+            place,
+            point,
+            link: None,
+            other: None,
+            seen: 0,
+            is_void: false,
+            failures_before: failures(cluster, self),
+        };
         active.begin(cluster, random, holds).await;
         active
     }
@@ -220,42 +232,34 @@ impl Active {
 
     /// Waits until it was felt, where that takes something to pass by.
     pub(crate) async fn felt(&mut self, cluster: &mut Cluster<'_>) {
-        use Fault::*;
         let deadline = Instant::now() + PATIENCE;
-        let (fault, place) = (self.fault, self.place);
-        let count = |cluster: &Cluster<'_>| match fault {
-            CutFromRedis | LoseRequests | LoseAnswers | CutClients => cluster.hosts[place].dropped(),
-            ResetAnswers => cluster.to_replica(place).resets(),
-            ResetRedis => cluster.to_redis[place].resets(),
-            SlowClients => cluster.to_replica(place).delayed(),
-            SlowRedis => cluster.to_redis.iter().map(Link::delayed).sum(),
-            _ => 1,
-        };
-        let mut felt = count(cluster);
-        while felt == 0 && Instant::now() < deadline && !self.is_void {
+        while let Some(felt) = self.count(cluster) {
+            self.seen = felt;
+            // A sync that failed before may have been told to its replica only now.
+            self.is_void = !self.is_disks() && cluster.nodes[self.place].as_mut().is_none_or(Replica::has_ended);
+            if felt > 0 || self.is_void || Instant::now() > deadline {
+                return;
+            }
             tokio::time::sleep(Duration::from_millis(10)).await;
-            felt = count(cluster);
-            // A sync that failed before may have been told to it only now.
-            self.is_void = cluster.nodes[self.place].as_mut().is_none_or(Replica::has_ended);
-        }
-        if self.is_felt_later() {
-            self.seen += felt;
         }
     }
 
-    fn is_felt_later(&self) -> bool {
+    /// How often it was felt so far; nothing, if that is known otherwise.
+    fn count(&self, cluster: &Cluster<'_>) -> Option<u64> {
         use Fault::*;
-        matches!(
-            self.fault,
-            CutFromRedis
-                | LoseRequests
-                | LoseAnswers
-                | CutClients
-                | ResetAnswers
-                | ResetRedis
-                | SlowClients
-                | SlowRedis
-        )
+        Some(match self.fault {
+            CutFromRedis | LoseRequests | LoseAnswers | CutClients => cluster.hosts[self.place].dropped(),
+            ResetAnswers => cluster.to_replica(self.place).resets(),
+            ResetRedis => cluster.to_redis[self.place].resets(),
+            SlowClients => cluster.to_replica(self.place).delayed(),
+            SlowRedis => cluster.to_redis.iter().map(Link::delayed).sum(),
+            FailSync | FailWrite | ShortWrites => failures(cluster, self.fault) - self.failures_before,
+            _ => return None,
+        })
+    }
+
+    fn is_disks(&self) -> bool {
+        matches!(self.fault, Fault::FailSync | Fault::FailWrite | Fault::ShortWrites)
     }
 
     /// Ends it; who was killed is still missing then.
@@ -272,9 +276,9 @@ impl Active {
                 cluster.redis.signal("CONT");
             }
             RedisBeginsEmpty => {
-                let _ = fs::remove_dir_all(cluster.redis.folder.path().join("appendonlydir"));
+                let kept = cluster.redis.folder.path().join("appendonlydir");
+                self.seen += u64::from(fs::remove_dir_all(kept).is_ok());
                 block_in_place(|| cluster.redis.restart());
-                self.seen += 1;
             }
             RedisBeginsAgain => {
                 block_in_place(|| cluster.redis.restart());
@@ -519,17 +523,6 @@ impl Active {
 
     async fn mend_disk(&mut self, cluster: &mut Cluster<'_>) {
         let at = cluster.disk_at();
-        let deadline = Instant::now() + PATIENCE;
-        if matches!(self.fault, Fault::FailSync | Fault::FailWrite) {
-            // Whoever finds out ends.
-            while !cluster.serving().into_iter().any(|place| cluster.node(place).has_ended())
-                && Instant::now() < deadline
-            {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            let ended = cluster.serving().into_iter().filter(|&place| cluster.node(place).has_ended()).count();
-            self.seen += ended as u64;
-        }
         if self.fault == Fault::DiskGivesUp {
             for place in cluster.serving() {
                 cluster.kill(place);
@@ -538,7 +531,6 @@ impl Active {
         match &cluster.volume {
             Volume::Fuse { disk, .. } => {
                 match self.fault {
-                    Fault::ShortWrites => self.seen += 1,
                     Fault::FailWrite => {
                         ["rows.csv.journal", "rows.csv"].iter().for_each(|file| disk.fail_writes(file, 0, Errno::IO))
                     }
@@ -609,6 +601,16 @@ fn fill(path: &Path) -> bool {
         }
     }
     true
+}
+
+/// How many syncs, or writes, the disk refused or cut short by now.
+fn failures(cluster: &Cluster<'_>, fault: Fault) -> u64 {
+    match (&cluster.volume, fault) {
+        (Volume::Fuse { disk, .. }, Fault::FailSync) => disk.syncs_failed().into(),
+        (Volume::Fuse { disk, .. }, Fault::FailWrite) => disk.writes_failed().into(),
+        (Volume::Fuse { disk, .. }, Fault::ShortWrites) => disk.writes_shortened().into(),
+        _ => 0,
+    }
 }
 
 fn is_read_only(folder: &Path) -> bool {

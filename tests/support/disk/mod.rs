@@ -103,9 +103,17 @@ impl Disk {
         self.state().faults.writes.set(name, times, errno);
     }
 
+    pub(crate) fn writes_failed(&self) -> u32 {
+        self.state().faults.writes_failed
+    }
+
     /// Each write of more than a byte takes only a part.
     pub(crate) fn short_writes(&self, on: bool) {
         self.state().faults.short_writes = on;
+    }
+
+    pub(crate) fn writes_shortened(&self) -> u32 {
+        self.state().faults.writes_shortened
     }
 
     pub(crate) fn read_only(&self, on: bool) {

@@ -115,6 +115,7 @@ impl State {
     pub(super) fn write(&mut self, ino: u64, at: u64, bytes: &[u8]) -> Answer<usize> {
         self.may_change()?;
         if let Some(errno) = self.faults.writes.next(self.names.of(ino)) {
+            self.faults.writes_failed += 1;
             return Err(errno);
         }
         let end = self.end_within(ino, at + bytes.len() as u64)?;
@@ -124,6 +125,7 @@ impl State {
         }
         if self.faults.short_writes && taken > 1 {
             taken = 1 + self.random.below(taken - 1);
+            self.faults.writes_shortened += 1;
         }
         self.file_mut(ino)?.write(at as usize, &bytes[..taken]);
         Ok(taken)
