@@ -27,6 +27,7 @@ use std::{
 };
 
 use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
 
 use checker::Findings;
 use nemesis::Fault;
@@ -123,9 +124,11 @@ async fn try_all(args: &Args) -> Result<bool, String> {
     let ground =
         Ground { hosts: &hosts, binary: &binary, clock_library: &clock_library, finds: &target, tells: args.steps };
     let mut table = Table::default();
+    // The first process of a sandbox hears no signal that it does not ask for.
+    let mut terminated = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
     tokio::select! {
-        // The first process of a sandbox hears no signal that it does not ask for.
         _ = tokio::signal::ctrl_c() => return Err("stopped".to_owned()),
+        _ = terminated.recv() => return Err("stopped".to_owned()),
         () = all_runs(args, &ground, &mut table) => {}
     }
     println!("\n{}\n{}", table.by_scene(), table.by_fault());
