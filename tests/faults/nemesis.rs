@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{ErrorKind, Write},
+    os::unix::fs::FileExt,
     path::Path,
     time::{Duration, Instant},
 };
@@ -114,8 +115,7 @@ pub(crate) struct Active {
     failures_before: u64,
 }
 
-/// What proves that it took place: how often it did, which must not be 0; nothing, if there was
-/// nobody to be hit.
+/// What proves that it took place: how often it did, which must not be 0; nothing, if there was nobody to be hit.
 pub(crate) type Proof = Option<u64>;
 
 impl Fault {
@@ -583,10 +583,15 @@ impl Active {
     }
 }
 
-/// Somebody dies in the middle of a line.
+/// Somebody dies in the middle of a line, unless somebody did so just before: halves of two may look like a whole.
 fn leave_half_line(cluster: &Cluster<'_>) {
-    let mut csv = OpenOptions::new().append(true).open(&cluster.csv).expect("a CSV");
-    csv.write_all(b",,\"half").expect("written");
+    let mut csv = OpenOptions::new().append(true).read(true).open(&cluster.csv).expect("a CSV");
+    let mut last = [0];
+    let end = csv.metadata().expect("a length").len();
+    csv.read_exact_at(&mut last, end - 1).expect("a header at least");
+    if last == *b"\n" {
+        csv.write_all(b",,\"half").expect("written");
+    }
 }
 
 /// Writes until nothing more fits; whether it was for want of room.
