@@ -76,12 +76,15 @@ impl Load {
         self.shared.acked_rows.load(Ordering::Relaxed)
     }
 
-    /// How long it takes from now until a write is acknowledged that was sent after now; nothing if nobody is patient enough.
-    pub(crate) async fn back_in(&self, patience: Duration) -> Option<Duration> {
-        let (from, from_us) = (Instant::now(), self.shared.now_us());
+    /// The time by which requests are noted, in microseconds.
+    pub(crate) fn now_us(&self) -> u64 {
+        self.shared.now_us()
+    }
+
+    /// Waits for a write to be acknowledged that was sent after then; whether one was.
+    pub(crate) async fn served_since(&self, then_us: u64, patience: Duration) -> bool {
         let mut served = self.shared.served_us.subscribe();
-        let back = tokio::time::timeout(patience, served.wait_for(|&sent_us| sent_us > from_us)).await;
-        back.is_ok().then(|| from.elapsed())
+        tokio::time::timeout(patience, served.wait_for(|&sent_us| sent_us > then_us)).await.is_ok()
     }
 
     /// Lets every client settle what it has in hand, and answers all that happened.

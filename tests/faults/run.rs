@@ -24,6 +24,7 @@ use crate::{
 /// How much longer than the time to live it may take until rows are acknowledged again: Redis's own calls end after 2 s, and a
 /// machine with two cores has a bad moment now and then.
 const BACK_WITHIN: Duration = Duration::from_secs(3);
+const SUPERVISED_EVERY: Duration = Duration::from_millis(100);
 const RECORDS: [&str; 2] = ["history.json", "rows.csv"];
 
 /// What all runs share.
@@ -74,7 +75,7 @@ pub(crate) async fn run(ground: &Ground<'_>, scene: &Scene, seed: u64, faults: &
     let (outcome, is_mixed) = (Outcome::default(), scene.is_mixed);
     let mut run = Run { cluster, load, random, outcome, holds: Vec::new(), is_mixed, begun, tells: ground.tells };
     run.tell("started");
-    if run.load.back_in(PATIENCE).await.is_none() {
+    if !run.load.served_since(0, PATIENCE).await {
         run.outcome.findings.add(Wrong::LateBack, "rows were never served");
     }
     for &fault in faults {
@@ -100,8 +101,7 @@ impl Run<'_> {
     async fn strike(&mut self, scene: &Scene, fault: Fault) {
         let pause = 50 + self.random.below(250) as u64;
         tokio::time::sleep(Duration::from_millis(pause)).await;
-        self.cluster.bury();
-        self.cluster.start_missing(REPLICAS).await;
+        self.supervise().await;
         let active = self.begin(fault, None).await;
         let mut meanwhile = None;
         if self.is_mixed && bears_another(fault) {
@@ -110,7 +110,7 @@ impl Run<'_> {
             tokio::time::sleep(Duration::from_millis(pause)).await;
             meanwhile = Some(self.begin(other, Some(active.place)).await);
         } else if fault.is_survived() && !self.is_mixed && !self.cluster.is_guarded().await {
-            self.see_it_back(fault, "while it lasts").await;
+            self.see_it_back(fault, false).await;
         }
         let hold = self.random.below(400) as u64;
         tokio::time::sleep(Duration::from_millis(hold)).await;
@@ -118,9 +118,8 @@ impl Run<'_> {
             self.end(other).await;
         }
         self.end(active).await;
-        self.cluster.bury();
-        self.cluster.start_missing(REPLICAS).await;
-        self.see_it_back(fault, "afterwards").await;
+        self.supervise().await;
+        self.see_it_back(fault, true).await;
     }
 
     async fn begin(&mut self, fault: Fault, but: Option<usize>) -> Active {
@@ -147,9 +146,22 @@ impl Run<'_> {
         }
     }
 
-    async fn see_it_back(&mut self, fault: Fault, when: &str) {
-        let back = self.load.back_in(PATIENCE).await;
-        let outage = back.unwrap_or(PATIENCE);
+    /// Starts those again that have ended.
+    async fn supervise(&mut self) {
+        self.cluster.bury();
+        self.cluster.start_missing(REPLICAS).await;
+    }
+
+    async fn see_it_back(&mut self, fault: Fault, is_over: bool) {
+        let when = if is_over { "afterwards" } else { "while it lasts" };
+        let (from, from_us) = (Instant::now(), self.load.now_us());
+        while !self.load.served_since(from_us, SUPERVISED_EVERY).await && from.elapsed() < PATIENCE {
+            // Whoever is told of a failed sync only now ends now.
+            if is_over {
+                self.supervise().await;
+            }
+        }
+        let outage = from.elapsed();
         self.tell(&format!("{when}: a row after {outage:.2?}"));
         if outage > LOCK_TTL + BACK_WITHIN {
             let guarded = self.cluster.is_guarded().await;
