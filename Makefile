@@ -21,7 +21,7 @@ test-containers:
 	@tests/install-deps containers
 	tests/containers/run.py
 
-# Replicas, Redis, networks and disks that fail by a seed's schedule, and a checker that reads the file: about 45 minutes, as root.
+# Replicas, Redis, networks and disks that fail by a seed's schedule, and a checker that reads the file: about half an hour, as root.
 # The table goes into README.md. One run again: make faults SCENE=mixed SEED=7 RUNS=1
 RUNS ?= 16
 SEED ?= 1
