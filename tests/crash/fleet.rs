@@ -1,8 +1,7 @@
 //! Replicas on one file, brought back whenever they are killed, and the points at which a test waits for them.
 
 use std::{
-    fs::{self, OpenOptions},
-    io::Write,
+    fs,
     os::unix::process::ExitStatusExt,
     path::PathBuf,
     sync::{Arc, RwLock},
@@ -10,7 +9,7 @@ use std::{
 
 use crate::{
     load::{Addresses, HEADER},
-    points::REBUILD,
+    named_points::{REBUILD, arm, leave_torn_line},
     support::{Bench, On, Replica, until},
 };
 
@@ -50,9 +49,7 @@ impl Fleet {
 
     /// Makes the next replica that comes to the point kill or stop itself.
     pub(crate) fn arm(&self, point: &str, signal: &str) {
-        let prepared = self.points.join("prepared");
-        fs::write(&prepared, signal).expect("writable");
-        fs::rename(prepared, self.points.join(point)).expect("armed");
+        arm(&self.points, point, signal);
     }
 
     /// Waits until one has come there, and answers its place.
@@ -61,7 +58,7 @@ impl Fleet {
         let is_rebuild = REBUILD.contains(&point);
         until(point, async || {
             if is_rebuild {
-                self.leave_torn_line();
+                leave_torn_line(&self.bench.csv);
             }
             self.replicas.iter().any(taken_by)
         })
@@ -92,21 +89,5 @@ impl Fleet {
             replica.end().code()
         };
         self.replicas.drain(..).filter_map(end).collect()
-    }
-
-    /// Somebody else dies in the middle of a line, so that who comes next has to rebuild the file's end.
-    fn leave_torn_line(&self) {
-        let journal = fs::File::open(format!("{}.journal", self.bench.csv.display())).expect("a journal");
-        // Whoever keeps it may be the one that was hit.
-        if journal.try_lock().is_err() {
-            return;
-        }
-        let text = fs::read(&self.bench.csv).expect("readable");
-        // A replica that was killed in mid-row leaves a line open itself, which nobody may write behind.
-        let is_whole = text.ends_with(b"\n") && text.iter().filter(|&&byte| byte == b'"').count() % 2 == 0;
-        if is_whole {
-            let mut csv = OpenOptions::new().append(true).open(&self.bench.csv).expect("writable");
-            csv.write_all(b",\"torn").expect("writable");
-        }
     }
 }

@@ -8,6 +8,8 @@ mod disk_test;
 mod ext4;
 mod fleet;
 mod load;
+#[path = "../support/points.rs"]
+mod named_points;
 mod points;
 mod power;
 #[path = "../support/mod.rs"]

@@ -5,40 +5,10 @@ use std::time::Duration;
 use crate::{
     fleet::{Fleet, LOCK_TTL_MS},
     load::{Load, verify},
+    named_points::{APPEND, CHECKPOINT, REBUILD},
     support::until,
 };
 
-/// A row's own way.
-const APPEND: [&str; 8] = [
-    "lock_granted",
-    "record_half_written",
-    "record_written",
-    "record_synced",
-    "csv_half_written",
-    "csv_written",
-    "answer_due",
-    "answered",
-];
-const CHECKPOINT: [&str; 6] = [
-    "checkpoint_keys_written",
-    "checkpoint_csv_synced",
-    "checkpoint_keys_synced",
-    "header_half_written",
-    "header_written",
-    "header_synced",
-];
-pub(crate) const REBUILD: [&str; 10] = [
-    "torn_half_written",
-    "rebuild_set_aside",
-    "tail_half_written",
-    "rebuild_tail_synced",
-    "rebuild_noted",
-    "rebuild_cut",
-    "rebuild_cut_synced",
-    "rebuild_appended",
-    "rebuild_appended_synced",
-    "rebuild_ended",
-];
 /// Where a stopped process keeps no OS lock, so that the others must go on without it.
 const UNGUARDED: [&str; 3] = ["lock_granted", "answer_due", "answered"];
 const CLIENTS: usize = 12;

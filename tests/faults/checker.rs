@@ -62,7 +62,7 @@ pub(crate) struct Allowed {
 }
 
 pub(crate) fn check(history: &History, text: &[u8], allowed: Allowed, findings: &mut Findings) {
-    let (rows, _) = read(history, text, findings);
+    let rows = read(history, text, findings);
     let mut ops: Vec<_> = history.ops.iter().collect();
     ops.sort_unstable_by_key(|op| op.first);
     for op in &ops {
@@ -89,9 +89,9 @@ fn op_of<'a>(ops: &[&'a Op], number: u64) -> Option<&'a Op> {
     (number < ops[at].first + ops[at].rows).then_some(ops[at])
 }
 
-/// All rows of ours by number, and how many lines are others'. Strict: what a reader might guess at is torn.
-fn read(history: &History, text: &[u8], findings: &mut Findings) -> (HashMap<u64, Row>, u64) {
-    let (mut rows, mut foreign, mut newest) = (HashMap::new(), 0, 0);
+/// All rows of ours by number. Strict: what a reader might guess at is torn.
+fn read(history: &History, text: &[u8], findings: &mut Findings) -> HashMap<u64, Row> {
+    let (mut rows, mut newest) = (HashMap::new(), 0);
     if text.contains(&0) {
         findings.add(Wrong::Torn, "a hole");
     }
@@ -104,7 +104,7 @@ fn read(history: &History, text: &[u8], findings: &mut Findings) -> (HashMap<u64
     loop {
         let offset = reader.position().byte();
         match reader.read_record(&mut cells) {
-            Ok(false) => return (rows, foreign),
+            Ok(false) => return rows,
             Err(e) => {
                 findings.add(Wrong::Torn, e.to_string());
                 continue;
@@ -122,7 +122,6 @@ fn read(history: &History, text: &[u8], findings: &mut Findings) -> (HashMap<u64
             continue;
         }
         if cells[4].starts_with(FOREIGN) {
-            foreign += 1;
             continue;
         }
         let number = number_of(history.seed, &cells[4]).filter(|&number| row(history.seed, number) == cells[4]);

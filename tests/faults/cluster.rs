@@ -19,6 +19,7 @@ use crate::{
     ext4::{Ext4, run},
     history::HEADER,
     link::Link,
+    named_points::arm,
     sandbox::{HARNESS, HOSTS, Host, PORT},
     support::{PATIENCE, Redis, Replica},
 };
@@ -286,9 +287,7 @@ impl<'a> Cluster<'a> {
 
     /// Makes the next replica that comes to the point kill or stop itself.
     pub(crate) fn arm(&self, point: &str, signal: &str) {
-        let prepared = self.points.join("prepared");
-        fs::write(&prepared, signal).expect("writable");
-        fs::rename(prepared, self.points.join(point)).expect("armed");
+        arm(&self.points, point, signal);
     }
 
     /// Waits until one has come there; its place.

@@ -11,6 +11,8 @@ mod disk;
 mod ext4;
 mod history;
 mod link;
+#[path = "../support/points.rs"]
+mod named_points;
 mod nemesis;
 mod run;
 mod sandbox;
@@ -24,6 +26,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Instant,
 };
 
 use clap::Parser;
@@ -31,7 +34,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use checker::Findings;
 use nemesis::Fault;
-use run::{Ground, Timed};
+use run::Ground;
 use scene::{SCENES, Scene};
 use table::Table;
 
@@ -151,7 +154,8 @@ async fn all_runs(args: &Args, ground: &Ground<'_>, table: &mut Table) {
         let wanted = |fault: &Fault| args.only.is_empty() || args.only.contains(fault);
         let faults: Vec<_> = scene.faults.iter().copied().filter(wanted).collect();
         let count = args.faults.unwrap_or(faults.len());
-        let Timed { outcome, took } = run::timed(ground, scene, seed, &run::schedule(&faults, count, seed)).await;
+        let begun = Instant::now();
+        let outcome = run::run(ground, scene, seed, &run::schedule(&faults, count, seed)).await;
         println!(
             "{:>4} of {all}  {:<10} seed {seed}: {} faults, {} rows acknowledged, back within {:.1} s, {} wrong; {:.1} s",
             number + 1,
@@ -160,7 +164,7 @@ async fn all_runs(args: &Args, ground: &Ground<'_>, table: &mut Table) {
             outcome.acked_rows,
             outcome.longest_outage.as_secs_f64(),
             outcome.findings.all(),
-            took.as_secs_f64()
+            begun.elapsed().as_secs_f64()
         );
         print(&outcome.findings);
         table.add(scene.name, &outcome);

@@ -3,7 +3,6 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{ErrorKind, Write},
-    os::unix::fs::FileExt,
     path::Path,
     time::{Duration, Instant},
 };
@@ -16,6 +15,7 @@ use crate::{
     cluster::{Cluster, LOCK_TTL, REPLICAS, Volume},
     history::{FOREIGN, Hold},
     link::Link,
+    named_points::{APPEND, CHECKPOINT, REBUILD, leave_torn_line},
     sandbox::{HOSTS, PORT},
     support::{LOCK_KEY, PATIENCE, Redis, Replica},
 };
@@ -79,24 +79,8 @@ faults! {
     ScaleIn "a replica less",
 }
 
-/// The points of a row's way, a checkpoint's and a rebuild's, as the product names them.
-const POINTS: [&str; 15] = [
-    "lock_granted",
-    "record_half_written",
-    "record_written",
-    "record_synced",
-    "csv_half_written",
-    "csv_written",
-    "answer_due",
-    "answered",
-    "checkpoint_keys_written",
-    "checkpoint_csv_synced",
-    "header_half_written",
-    "header_written",
-    "rebuild_set_aside",
-    "rebuild_cut",
-    "rebuild_appended",
-];
+/// What a disk may fail to write or sync.
+const FILES: [&str; 3] = ["rows.csv.journal", "rows.csv", "rows.csv.keys"];
 
 /// A fault that goes on.
 pub(crate) struct Active {
@@ -157,7 +141,8 @@ impl Fault {
     ) -> Active {
         let serving: Vec<_> = cluster.serving().into_iter().filter(|&place| Some(place) != but).collect();
         let place = serving[random.below(serving.len())];
-        let point = POINTS[random.below(POINTS.len())];
+        let points = [&APPEND[..], &CHECKPOINT, &REBUILD].concat();
+        let point = points[random.below(points.len())];
         let begun = Instant::now();
         let mut active = Active {
             fault: self,
@@ -349,12 +334,11 @@ impl Active {
     }
 
     async fn end_at_point(&mut self, cluster: &mut Cluster<'_>) {
-        // A rebuild needs something to set aside.
-        let is_rebuild = self.point.starts_with("rebuild");
+        let is_rebuild = REBUILD.contains(&self.point);
         let deadline = Instant::now() + PATIENCE;
         let place = loop {
             if is_rebuild {
-                leave_half_line(cluster);
+                leave_torn_line(&cluster.csv);
             }
             if let Some(place) = cluster.hit(self.point, Duration::from_millis(500)).await {
                 break place;
@@ -415,10 +399,7 @@ impl Active {
         let len = || fs::metadata(&cluster.csv).map_or(0, |csv| csv.len());
         let before = len();
         self.seen += u64::from(cluster.redis.cli(&["flushall"]) == "OK");
-        let deadline = Instant::now() + LOCK_TTL / 2;
-        while len() == before && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        soon(LOCK_TTL / 2, || len() != before).await;
         cluster.signal(place, "CONT");
     }
 
@@ -433,10 +414,7 @@ impl Active {
     async fn begin_promotion(&mut self, cluster: &Cluster<'_>) {
         let (follower, link) = cluster.start_follower().await;
         link.stall(true);
-        let deadline = Instant::now() + PATIENCE;
-        while replicated(&cluster.redis) <= replicated(&follower) && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        soon(PATIENCE, || replicated(&cluster.redis) > replicated(&follower)).await;
         (self.other, self.link) = (Some(follower), Some(link));
     }
 
@@ -469,7 +447,8 @@ impl Active {
         if self.fault == Fault::PowerCut {
             return self.cut_power(cluster, random).await;
         }
-        let file = ["rows.csv.journal", "rows.csv", "rows.csv.journal", "rows.csv.keys"][random.below(4)];
+        // The journal is written and synced most, and the keys are not written by every row.
+        let (synced, written) = (FILES[random.below(4) % FILES.len()], FILES[random.below(2)]);
         let Volume::Fuse { disk, .. } = &cluster.volume else {
             match (self.fault, &cluster.volume) {
                 (Fault::DiskFull, _) => self.seen += u64::from(fill(&at.join("filler"))),
@@ -482,8 +461,8 @@ impl Active {
             return;
         };
         match self.fault {
-            Fault::FailSync => disk.fail_syncs(file, 1),
-            Fault::FailWrite => disk.fail_writes(["rows.csv.journal", "rows.csv"][random.below(2)], 1, Errno::IO),
+            Fault::FailSync => disk.fail_syncs(synced, 1),
+            Fault::FailWrite => disk.fail_writes(written, 1, Errno::IO),
             Fault::ShortWrites => disk.short_writes(true),
             Fault::ReadOnly => {
                 disk.read_only(true);
@@ -530,16 +509,9 @@ impl Active {
         }
         match &cluster.volume {
             Volume::Fuse { disk, .. } => {
-                match self.fault {
-                    Fault::FailWrite => {
-                        ["rows.csv.journal", "rows.csv"].iter().for_each(|file| disk.fail_writes(file, 0, Errno::IO))
-                    }
-                    Fault::FailSync => {
-                        ["rows.csv.journal", "rows.csv", "rows.csv.keys"]
-                            .iter()
-                            .for_each(|file| disk.fail_syncs(file, 0));
-                    }
-                    _ => {}
+                for file in FILES {
+                    disk.fail_writes(file, 0, Errno::IO);
+                    disk.fail_syncs(file, 0);
                 }
                 disk.short_writes(false);
                 disk.read_only(false);
@@ -568,11 +540,9 @@ impl Active {
 
     /// Until somebody appended to the file, or cut something off it.
     async fn until_written(&self, cluster: &Cluster<'_>) {
-        let (len, deadline) = (|| fs::metadata(&cluster.csv).map_or(0, |csv| csv.len()), Instant::now() + PATIENCE);
+        let len = || fs::metadata(&cluster.csv).map_or(0, |csv| csv.len());
         let before = len();
-        while len() == before && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        soon(PATIENCE, || len() != before).await;
     }
 
     fn set_clock(&mut self, cluster: &Cluster<'_>, ahead_us: i64) {
@@ -583,14 +553,11 @@ impl Active {
     }
 }
 
-/// Somebody dies in the middle of a line, unless somebody did so just before: halves of two may look like a whole.
-fn leave_half_line(cluster: &Cluster<'_>) {
-    let mut csv = OpenOptions::new().append(true).read(true).open(&cluster.csv).expect("a CSV");
-    let mut last = [0];
-    let end = csv.metadata().expect("a length").len();
-    csv.read_exact_at(&mut last, end - 1).expect("a header at least");
-    if last == *b"\n" {
-        csv.write_all(b",,\"half").expect("written");
+/// Waits until something is so; gives up when patience ends.
+async fn soon(patience: Duration, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
+    while !so() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 

@@ -173,7 +173,6 @@ impl Run<'_> {
 
     async fn judge(self, ground: &Ground<'_>, scene: &Scene, seed: u64) -> Outcome {
         self.tell("ends the load");
-        let (begun, tells) = (self.begun, self.tells);
         let Self { mut cluster, load, mut outcome, holds, .. } = self;
         outcome.acked_rows = load.acked_rows();
         let mut history = load.end().await;
@@ -193,9 +192,6 @@ impl Run<'_> {
         check(&history, &text, scene.allowed(), &mut outcome.findings);
         if outcome.findings.all() > 0 {
             keep(ground, scene, seed, &history, &cluster, &logs, &outcome);
-        }
-        if tells {
-            println!("  {:>6.2} s  judged", begun.elapsed().as_secs_f64());
         }
         outcome
     }
@@ -232,16 +228,4 @@ pub(crate) fn check_again(folder: &Path) -> Result<Findings, String> {
     let mut findings = Findings::default();
     check(&history, &read(RECORDS[1])?, scene.allowed(), &mut findings);
     Ok(findings)
-}
-
-/// How long a run took, beside what came of it.
-pub(crate) struct Timed {
-    pub(crate) outcome: Outcome,
-    pub(crate) took: Duration,
-}
-
-pub(crate) async fn timed(ground: &Ground<'_>, scene: &Scene, seed: u64, faults: &[Fault]) -> Timed {
-    let begun = Instant::now();
-    let outcome = run(ground, scene, seed, faults).await;
-    Timed { outcome, took: begun.elapsed() }
 }
