@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{runtime::Handle, time::Instant};
 
 use super::{
     AppendError, Change, Forced, LockChange,
@@ -53,14 +53,35 @@ pub(super) struct Committer {
     /// What kept the last idle look from its work, so that it is logged once.
     idle_trouble: Option<String>,
     watch: Watch,
-    /// Rows written under this lease so far.
-    rows_held: usize,
 }
 
 /// Where the committer tells how it fares.
 pub(super) struct Watch {
     pub(super) changes: Changes,
     pub(super) meter: Arc<Meter>,
+    /// The threads of who waits for answers.
+    pub(super) workers: Handle,
+}
+
+/// The lock, ours for one batch or more.
+struct Hold {
+    lease: Lease,
+    granted: Instant,
+    /// Whether watchers know of it, and what they were told: milliseconds that the oldest row of its first batch waited, and whether
+    /// it is held for a `sleep`.
+    told: bool,
+    waited: u64,
+    slept: bool,
+    /// Rows written under it so far.
+    rows: usize,
+    /// Who came before the last answers left may share it. What a client that is alone sends next is told apart by its token.
+    before: Option<u64>,
+}
+
+impl Hold {
+    fn new(lease: Lease) -> Self {
+        Self { lease, granted: Instant::now(), told: false, waited: 0, slept: false, rows: 0, before: None }
+    }
 }
 
 /// What becomes of the lock after a turn.
@@ -80,7 +101,7 @@ impl Committer {
         file_busy: Arc<AtomicBool>,
         watch: Watch,
     ) -> Self {
-        Self { queue, lock, storage, replica, file_busy, idle_trouble: None, watch, rows_held: 0 }
+        Self { queue, lock, storage, replica, file_busy, idle_trouble: None, watch }
     }
 
     /// Serves until the queue is closed and empty.
@@ -108,17 +129,17 @@ impl Committer {
                     Next::End => return Ok(()),
                     Next::Quiet => quiet = self.look_idly().await?,
                     Next::Order => self.force_release().await?,
-                    Next::Work => held = self.lock.acquire(|| self.wants_lock()).await,
+                    Next::Work => held = self.lock.acquire(|| self.wants_lock()).await.map(Hold::new),
                 }
             }
-            let Some(lease) = held.take() else { continue };
-            let granted = Instant::now();
+            let Some(hold) = held.take() else { continue };
+            let began = Instant::now();
             // Taken only now: what arrived while we waited for the lock shares this hold and this sync.
-            match self.queue.take(BATCH_BYTES_MAX) {
-                batch if batch.is_empty() => drop(lease.release().await),
+            match self.queue.take(BATCH_BYTES_MAX, hold.before.unwrap_or(u64::MAX)) {
+                batch if batch.is_empty() => held = self.end(hold, Leave::Release).await,
                 batch => {
                     points::reach("lock_granted");
-                    held = self.turn(lease, granted, batch).await?;
+                    held = self.turn(hold, began, batch).await?;
                 }
             }
         }
@@ -128,22 +149,40 @@ impl Committer {
         !self.queue.is_empty() && !self.queue.has_orders()
     }
 
-    /// Answers the lock, if it was had again at once.
-    async fn turn(&mut self, mut lease: Lease, granted: Instant, batch: Vec<Waiting>) -> Result<Option<Lease>, Fatal> {
+    /// Answers the lock, if it was kept or had again at once.
+    async fn turn(&mut self, mut hold: Hold, began: Instant, batch: Vec<Waiting>) -> Result<Option<Hold>, Fatal> {
         // A request with such wishes is alone in its batch.
         let Simulation { sleep, .. } = batch[0].simulation;
-        let (token, waited) = (lease.token(), waited_ms(&batch[0], granted));
-        self.note(Change::Acquired, token, |told| (told.waited_ms, told.slept) = (Some(waited), !sleep.is_zero()));
-        self.rows_held = 0;
-        let batch = if sleep.is_zero() { Ok(batch) } else { self.sleep(&mut lease, granted, sleep, batch).await? };
+        if !hold.told {
+            (hold.told, hold.waited, hold.slept) = (true, waited_ms(&batch[0], began), !sleep.is_zero());
+            self.note(Change::Acquired, hold.lease.token(), |told| {
+                (told.waited_ms, told.slept) = (Some(hold.waited), hold.slept);
+            });
+        }
+        let batch = if sleep.is_zero() { Ok(batch) } else { self.sleep(&mut hold.lease, began, sleep, batch).await? };
+        hold.before = None;
         let leave = match batch {
-            Ok(batch) => self.write(&lease, granted, sleep, batch)?,
+            Ok(batch) => self.write(&mut hold, began, sleep, batch)?,
             Err(leave) => leave,
         };
         // A checkpoint's last step is short, and the next holder would only wait for it at the file.
         self.maintain()?;
         // The answers are out: what becomes of the lock is nobody's to wait for.
-        let mut regained = None;
+        if matches!(leave, Leave::Release) && self.goes_on(&hold) && hold.lease.may_stay().await {
+            return Ok(Some(hold));
+        }
+        Ok(self.end(hold, leave).await)
+    }
+
+    /// Whether more of what waits may be written under the same lease.
+    fn goes_on(&self, hold: &Hold) -> bool {
+        hold.before.is_some_and(|before| self.queue.goes_on(before)) && !hold.slept && !self.queue.has_orders()
+    }
+
+    /// Answers the lock, if it was had again at once.
+    async fn end(&self, hold: Hold, leave: Leave) -> Option<Hold> {
+        let (mut regained, token) = (None, hold.lease.token());
+        let lease = hold.lease;
         let (change, other) = match leave {
             Leave::Release => {
                 let released;
@@ -156,13 +195,15 @@ impl Committer {
                 (Change::Abandoned, None)
             }
         };
-        self.note(change, token, |told| {
-            (told.held_ms, told.rows, told.slept) =
-                (Some(ms(granted.elapsed())), Some(self.rows_held), !sleep.is_zero());
-            (told.other, told.waited_ms) = (other, Some(waited));
-            told.ttl_ms = (change == Change::Abandoned).then(|| ms(self.lock.ttl()));
-        });
-        Ok(regained)
+        // A lock that nobody wanted any more when it came was never told of.
+        if hold.told {
+            self.note(change, token, |told| {
+                (told.held_ms, told.rows, told.slept) = (Some(ms(hold.granted.elapsed())), Some(hold.rows), hold.slept);
+                (told.other, told.waited_ms) = (other, Some(hold.waited));
+                told.ttl_ms = (change == Change::Abandoned).then(|| ms(self.lock.ttl()));
+            });
+        }
+        regained.map(Hold::new)
     }
 
     /// For who watches.
@@ -189,7 +230,7 @@ impl Committer {
             Ok(None) => {}
             Ok(Some(known)) => {
                 self.watch.meter.add(Count::Replays, known.is_ok().into());
-                answer(batch, |_| known.clone().map_err(AppendError::from));
+                self.answer(batch, |_| known.clone().map_err(AppendError::from));
                 return Ok(Err(Leave::Release));
             }
             Err(e) => return self.not_written(&e, batch, false).map(Err),
@@ -200,11 +241,11 @@ impl Committer {
             () = lease.lost() => {}
             () = self.queue.order() => self.force_release().await?,
             () = self.queue.sleeps_end() => {
-                answer(batch, |_| Err(AppendError::Draining));
+                self.answer(batch, |_| Err(AppendError::Draining));
                 return Ok(Err(Leave::Release));
             }
         }
-        answer(batch, |_| Err(AppendError::LockLost));
+        self.answer(batch, |_| Err(AppendError::LockLost));
         Ok(Err(Leave::Release))
     }
 
@@ -259,7 +300,7 @@ impl Committer {
     /// Blocks this thread, and no other, until the batch is durable; answers as it goes.
     fn write(
         &mut self,
-        lease: &Lease,
+        hold: &mut Hold,
         granted: Instant,
         slept: Duration,
         mut batch: Vec<Waiting>,
@@ -270,10 +311,13 @@ impl Committer {
             let patience = if slept.is_zero() { Instant::now() + BUSY_PATIENCE } else { earliest + slept };
             let entries: Vec<_> = batch.iter().map(|waiting| entry(waiting, granted)).collect();
             let deadline = patience.min(earliest + slept);
-            let placed = with_turn(lease, granted, deadline, |turn| self.storage.append(&entries, turn));
+            let placed = with_turn(&hold.lease, granted, deadline, |turn| self.storage.append(&entries, turn));
             let placed = match placed {
                 Ok(placed) => placed,
-                Err(e) => return self.not_written(&e, batch, !slept.is_zero()),
+                Err(e) => {
+                    hold.before = None;
+                    return self.not_written(&e, batch, !slept.is_zero());
+                }
             };
             self.file_busy.store(false, Ordering::Relaxed);
             assert!((1..=batch.len()).contains(&placed.len()), "storage answers some, in order");
@@ -282,7 +326,8 @@ impl Committer {
                 leave = Leave::Abandon;
             }
             points::reach("answer_due");
-            self.acknowledge(batch, placed, lease.token(), granted);
+            hold.before.get_or_insert_with(|| self.queue.next_place());
+            self.acknowledge(batch, placed, hold, granted);
             points::reach("answered");
             batch = rest;
         }
@@ -297,7 +342,7 @@ impl Committer {
             storage::AppendError::Sync(_) => {
                 // Not ready any more before anybody hears why.
                 self.queue.close();
-                answer(batch, |_| Err(refusal.clone()));
+                self.answer(batch, |_| Err(refusal.clone()));
                 return Err(sync_failed(e));
             }
             storage::AppendError::Fenced { mark } => {
@@ -317,17 +362,23 @@ impl Committer {
             self.queue.put_back(batch, &refusal);
         } else {
             tracing::error!(error = %e, requests = batch.len(), "a batch was not written");
-            answer(batch, |_| Err(refusal.clone()));
+            self.answer(batch, |_| Err(refusal.clone()));
         }
         Ok(leave)
     }
 
-    fn acknowledge(&mut self, batch: Vec<Waiting>, placed: Vec<Result<Placed, Refusal>>, token: u64, granted: Instant) {
-        let held = ms(granted.elapsed());
+    fn acknowledge(
+        &self,
+        batch: Vec<Waiting>,
+        placed: Vec<Result<Placed, Refusal>>,
+        hold: &mut Hold,
+        granted: Instant,
+    ) {
+        let (held, token) = (ms(granted.elapsed()), hold.lease.token());
         let sync = self.storage.last_sync();
-        self.count(&batch, &placed, granted, sync);
+        hold.rows += self.count(&batch, &placed, granted, sync);
         let mut placed = placed.into_iter();
-        answer(batch, |waiting| match placed.next().expect("one for each")? {
+        self.answer(batch, |waiting| match placed.next().expect("one for each")? {
             Placed::Replayed(ack) => Ok(ack),
             Placed::Written { offset, bytes, held_ms } => Ok(Ack {
                 rows: waiting.rows.len(),
@@ -344,7 +395,8 @@ impl Committer {
         });
     }
 
-    fn count(&mut self, batch: &[Waiting], placed: &[Result<Placed, Refusal>], granted: Instant, sync: Duration) {
+    /// Answers how many rows were written.
+    fn count(&self, batch: &[Waiting], placed: &[Result<Placed, Refusal>], granted: Instant, sync: Duration) -> usize {
         let (mut rows, mut written_bytes, mut waits, mut replays) = (0, 0, Vec::with_capacity(batch.len()), 0);
         for (waiting, placed) in batch.iter().zip(placed) {
             match placed {
@@ -362,7 +414,19 @@ impl Committer {
         if rows > 0 {
             meter.batch(rows, written_bytes, &waits, sync);
         }
-        self.rows_held += rows;
+        rows
+    }
+
+    /// Who has hung up needs no answer: a row that was taken stands all the same.
+    ///
+    /// Sent by a task of the runtime that waits for it: woken on its own threads, rather than from outside by a system call each.
+    fn answer(&self, batch: Vec<Waiting>, mut with: impl FnMut(&Waiting) -> Result<Ack, AppendError>) {
+        let answers: Vec<_> = batch.into_iter().map(|waiting| (with(&waiting), waiting.answer)).collect();
+        self.watch.workers.spawn(async move {
+            for (answer, waiting) in answers {
+                let _ = waiting.send(answer);
+            }
+        });
     }
 
     fn maintain(&mut self) -> Result<(), Fatal> {
@@ -442,18 +506,6 @@ fn entry(waiting: &Waiting, granted: Instant) -> Entry<'_> {
         waited_ms: waited_ms(waiting, granted),
         released: !waiting.simulation.skip_release,
     }
-}
-
-/// Who has hung up needs no answer: a row that was taken stands all the same.
-///
-/// Sent by a task of the runtime: those who wait are woken on its own threads, rather than from outside by a system call each.
-fn answer(batch: Vec<Waiting>, mut with: impl FnMut(&Waiting) -> Result<Ack, AppendError>) {
-    let answers: Vec<_> = batch.into_iter().map(|waiting| (with(&waiting), waiting.answer)).collect();
-    tokio::spawn(async move {
-        for (answer, waiting) in answers {
-            let _ = waiting.send(answer);
-        }
-    });
 }
 
 fn waited_ms(waiting: &Waiting, granted: Instant) -> u64 {

@@ -132,10 +132,11 @@ pub async fn open(config: &Config, meter: Arc<Meter>) -> Result<(Appender, Ended
         batch_bytes_max: storage.batch_bytes_max(),
         wait_timeout: config.wait_timeout,
     };
-    let watch = Watch { changes, meter };
+    let watch = Watch { changes, meter, workers: tokio::runtime::Handle::current() };
     let committer = Committer::new(queue, lock, storage, replica, file_busy, watch);
     let (ended, end) = oneshot::channel();
-    let runtime = tokio::runtime::Handle::current();
+    // Its calls to Redis begin and end on its own thread, without others that would have to be woken for it.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("committer".to_owned()).spawn(move || {
         // Nobody listens any more if the server went first.
         let _ = ended.send(runtime.block_on(committer.run()));

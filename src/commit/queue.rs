@@ -189,11 +189,24 @@ impl Queue {
         }
     }
 
-    /// The next batch: all that waits, up to `bytes_max`, but a request that wants a turn of its own gets one.
-    pub(super) fn take(&self, bytes_max: usize) -> Vec<Waiting> {
+    /// The place of who comes next.
+    pub(super) fn next_place(&self) -> u64 {
+        self.state().next
+    }
+
+    /// Whether the first that waits has a place before this one, and no wish for a turn of its own.
+    pub(super) fn goes_on(&self, before: u64) -> bool {
+        let state = self.state();
+        let first = state.waiting.first_key_value();
+        first.is_some_and(|(&place, first)| place < before && !first.simulation.wants_own_turn())
+    }
+
+    /// The next batch: all that waits in places before this one, up to `bytes_max`, but a request that wants a turn of its own gets
+    /// one.
+    pub(super) fn take(&self, bytes_max: usize, before: u64) -> Vec<Waiting> {
         let mut state = self.state();
         let (mut batch, mut bytes) = (Vec::with_capacity(state.waiting.len()), 0);
-        while let Some((&place, next)) = state.waiting.first_key_value() {
+        while let Some((&place, next)) = state.waiting.first_key_value().filter(|(place, _)| **place < before) {
             let own_turn = next.simulation.wants_own_turn();
             bytes += next.weight_bytes;
             if !batch.is_empty() && (own_turn || bytes > bytes_max) {
@@ -294,15 +307,27 @@ mod tests {
     fn a_request_that_sleeps_has_a_batch_of_its_own_and_keeps_its_place() {
         let queue = Arc::new(Queue::new(Bounds { rows: 10, bytes: 10_000 }));
         let _tickets: Vec<_> = [0, 0, 5, 0].into_iter().map(|sleep| admit(&queue, sleep).expect("room")).collect();
-        let sizes: Vec<_> = std::iter::repeat_with(|| queue.take(10_000).len()).take(4).collect();
+        let sizes: Vec<_> = std::iter::repeat_with(|| queue.take(10_000, u64::MAX).len()).take(4).collect();
         assert_eq!(sizes, [2, 1, 1, 0]);
+    }
+
+    #[test]
+    fn a_hold_goes_on_only_with_those_who_came_before_its_answers_left() {
+        let queue = Arc::new(Queue::new(Bounds { rows: 10, bytes: 10_000 }));
+        let _first = [0, 0].map(|sleep| admit(&queue, sleep).expect("room"));
+        let before = queue.next_place();
+        let _later = [0, 5].map(|sleep| admit(&queue, sleep).expect("room"));
+        assert!(queue.goes_on(before));
+        assert_eq!((queue.take(10_000, before).len(), queue.goes_on(before)), (2, false));
+        assert!(queue.goes_on(u64::MAX));
+        assert_eq!((queue.take(10_000, u64::MAX).len(), queue.goes_on(u64::MAX)), (1, false));
     }
 
     #[test]
     fn a_batch_ends_at_its_bytes_but_never_empty() {
         let queue = Arc::new(Queue::new(Bounds { rows: 10, bytes: 10_000 }));
         let _tickets: Vec<_> = (0..3).map(|_| admit(&queue, 0).expect("room")).collect();
-        let sizes: Vec<_> = [1, 250, 250].into_iter().map(|bytes| queue.take(bytes).len()).collect();
+        let sizes: Vec<_> = [1, 250, 250].into_iter().map(|bytes| queue.take(bytes, u64::MAX).len()).collect();
         assert_eq!(sizes, [1, 2, 0]);
     }
 
@@ -323,12 +348,12 @@ mod tests {
     fn rows_that_are_put_back_keep_their_places_and_who_hung_up_or_is_late_loses_its_own() {
         let queue = Arc::new(Queue::new(Bounds { rows: 10, bytes: 10_000 }));
         let tickets: Vec<_> = (0..4).map(|_| admit(&queue, 0).expect("room")).collect();
-        let mut batch = queue.take(250);
+        let mut batch = queue.take(250, u64::MAX);
         assert_eq!(batch.len(), 2);
         let late = Instant::now();
         batch[1].deadline = late;
         queue.put_back(batch, &AppendError::FileBusy);
-        let places: Vec<_> = queue.take(10_000).iter().map(|waiting| waiting.place).collect();
+        let places: Vec<_> = queue.take(10_000, u64::MAX).iter().map(|waiting| waiting.place).collect();
         assert_eq!(places, [0, 2, 3]);
         let mut answers: Vec<_> = tickets.into_iter().map(|(_ticket, answer)| answer).collect();
         assert_eq!(answers[1].try_recv().expect("answered"), Err(AppendError::FileBusy));
@@ -338,7 +363,7 @@ mod tests {
     fn a_row_that_was_taken_cannot_be_withdrawn() {
         let queue = Arc::new(Queue::new(Bounds { rows: 2, bytes: 10_000 }));
         let (ticket, _answer) = admit(&queue, 0).expect("room");
-        assert_eq!(queue.take(1).len(), 1);
+        assert_eq!(queue.take(1, u64::MAX).len(), 1);
         assert!(!ticket.withdraw());
     }
 }

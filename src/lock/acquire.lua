@@ -1,4 +1,4 @@
--- One look at the lock. Answers {token, 0} to the holder, or {0, ms until the holder's time runs out} to a waiter.
+-- One look at the lock. Answers {token, how many wait} to the holder, or {0, ms until the holder's time runs out} to a waiter.
 local id, now = ARGV[1], now_ms()
 local holder = redis.call('GET', KEYS[1])
 -- guard: order_of_arrival
@@ -14,10 +14,11 @@ if not holder then
 end
 -- guard: one_holder
 if holder ~= id then
+  -- guard: first_in_line_tells
+  if redis.call('LLEN', KEYS[3]) == 0 then tell(holder, 'wanted ' .. (redis.call('GET', KEYS[2]) or 0)) end
   join(id, now)
   return {0, time_left(holder)}
 end
 -- Handed over, or the answer was lost: then a new token is as good, since tokens only grow.
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-redis.call('HDEL', KEYS[4], id)
-return {next_token(), 0}
+return {next_token(), redis.call('LLEN', KEYS[3])}

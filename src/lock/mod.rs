@@ -196,14 +196,24 @@ impl Lock {
             Backend::Redis(redis) => redis.new_lease_id(),
             Backend::Embedded(_) => String::new(),
         };
+        // When the last look began that found the lock with another.
+        let mut looked = None;
         while wanted() {
+            let asked = tokio::time::Instant::now();
             let expires = match self.try_once(&id).await {
                 Ok(Try::Granted(lease)) => return Some(lease),
-                Ok(Try::Held(expires)) => expires,
+                Ok(Try::Held(expires)) => {
+                    looked = Some(asked);
+                    expires
+                }
                 Err(_) => None,
             };
             match &self.backend {
-                Backend::Redis(redis) => redis.until_next_look(pause, expires).await,
+                Backend::Redis(redis) => {
+                    if let Some((token, lease)) = redis.until_next_look(&id, looked, pause, expires).await {
+                        return Some(Lease::granted(token, Kind::Redis(lease), &self.meter));
+                    }
+                }
                 Backend::Embedded(_) => tokio::time::sleep(pause.min(expires.unwrap_or(pause))).await,
             }
             pause = (pause * 2).min(LOOK_AGAIN.1);
@@ -331,6 +341,15 @@ impl Lease {
         match &mut self.kind {
             Kind::Redis(lease) => lease.lost().await,
             Kind::Embedded(_) => std::future::pending().await,
+        }
+    }
+
+    /// Whether it may be kept for one more batch, since nobody else is known to wait for it. (The embedded lock knows no waiters,
+    /// and is acquired as quickly.)
+    pub async fn may_stay(&self) -> bool {
+        match &self.kind {
+            Kind::Redis(lease) => lease.may_stay(self.token).await,
+            Kind::Embedded(_) => false,
         }
     }
 

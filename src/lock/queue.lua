@@ -1,10 +1,10 @@
 -- What the scripts share; it stands before each of them.
 -- KEYS: 1 the lock, 2 the token counter, 3 the queue, 4 when each waiter came and last looked. ARGV: 1 lease id, 2 time to live
--- in ms. The queue holds lease ids in order of arrival. All keys share the lock's hash tag; the channel's name is the queue's.
+-- in ms. The queue holds lease ids in order of arrival. All keys share the lock's hash tag.
 
 -- A waiter looks every 250 ms at least; one that has not for this long is dead.
 local ALIVE_MS = 1000
--- A grant that its waiter does not collect in time goes on to the next.
+-- A grant that is handed over lasts this long at first; one that its waiter neither collects nor renews goes on to the next.
 local CLAIM_MS = 1000
 -- Nothing of a queue that nobody waits in stays behind.
 local KEEP_MS = 60000
@@ -58,7 +58,15 @@ local function leave(id)
   redis.call('HDEL', KEYS[4], id)
 end
 
--- Gives the lock to the longest waiter that is alive, wakes it, and answers its id; frees the lock if there is none.
+-- A replica listens on one channel, named by the queue and by what all its lease ids begin with. A foreign holder has none.
+-- Only a hint: the state is the truth, and who misses this finds it at its next look.
+local function tell(id, what)
+  local replica = string.match(id, '^.*/')
+  if replica then redis.call('PUBLISH', KEYS[3] .. ':' .. replica, what .. ' ' .. id) end
+end
+
+-- Gives the lock to the longest waiter that is alive, tells it, and answers its id; frees the lock if there is none. With what it is
+-- told (its token, and how many wait behind it) it need not ask before it begins.
 local function hand_over(now)
   while true do
     local id = redis.call('LPOP', KEYS[3])
@@ -69,12 +77,11 @@ local function hand_over(now)
     local _, seen = waiter(id)
     -- guard: skip_the_dead
     if seen and math.abs(now - seen) <= ALIVE_MS then
-      -- Until it has collected its grant, it stays known as a waiter.
+      redis.call('HDEL', KEYS[4], id)
       -- guard: claim_in_time
       redis.call('SET', KEYS[1], id, 'PX', CLAIM_MS)
       -- guard: wake
-      -- Only a hint: the state is the truth, and a waiter that misses this finds itself the holder at its next look.
-      if id ~= ARGV[1] then redis.call('PUBLISH', KEYS[3], id) end
+      if id ~= ARGV[1] then tell(id, string.format('granted %.0f %d', next_token(), redis.call('LLEN', KEYS[3]))) end
       return id
     end
     redis.call('HDEL', KEYS[4], id)

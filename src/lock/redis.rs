@@ -11,6 +11,7 @@ use std::{
 use deadpool::managed::{Object, Pool, PoolConfig, Timeouts};
 use redis::{FromRedisValue, Script, ToRedisArgs};
 use tokio::{
+    runtime::Handle,
     sync::watch,
     task::JoinHandle,
     time::{Instant, timeout},
@@ -29,19 +30,28 @@ use crate::{
 
 /// How soon a failed renewal or release is tried again.
 const TRY_AGAIN: Duration = Duration::from_millis(50);
-/// The committer, a renewal and a release that is being retried are all that can want one at once.
+/// Who acquires, a renewal, and who looks at the lock are all that can want one at once.
 const CONNECTIONS: usize = 4;
+/// `CLAIM_MS` of queue.lua.
+const CLAIM: Duration = Duration::from_millis(1000);
+/// So long a holder goes by what it was told of others who wait, before it asks: what the loss of a message may cost them.
+const STAY: Duration = Duration::from_millis(50);
 
 pub(super) struct RedisLock {
     client: Arc<Client>,
-    wake: Wake,
+    wake: Arc<Wake>,
     /// What all lease ids of this process start with: the replica's name, for people, and a random part.
     id_prefix: String,
     leases: AtomicU64,
 }
 
 struct Client {
-    pool: Pool<Connections>,
+    /// Connections of who acquires and releases, on its own runtime: no other thread has a part in a call.
+    near: Pool<Connections>,
+    /// And of renewals and whoever looks, who must not wait for that thread, which blocks in storage.
+    far: Pool<Connections>,
+    /// Where renewals run.
+    workers: Handle,
     /// The lock, the token counter, the queue, when each waiter came and last looked.
     keys: [String; 4],
     options: Options,
@@ -56,16 +66,13 @@ struct Client {
 }
 
 impl RedisLock {
+    /// Renewals will run on the runtime of who calls this; the lock is for whoever acquires it, perhaps on another.
     pub(super) fn new(url: &RedisUrl, key: &str, options: Options, reach: Arc<Reach>) -> Result<Self, OpenError> {
         let server = Arc::new(Server::parse(url.expose(), &options.tls)?);
-        let timeouts = Timeouts { wait: Some(CALL_TIMEOUT), create: Some(CREATE_TIMEOUT), recycle: Some(CALL_TIMEOUT) };
-        let config = PoolConfig { timeouts, ..PoolConfig::new(CONNECTIONS) };
-        let pool = Pool::builder(Connections::new(&server, &options.meter))
-            .config(config)
-            .runtime(deadpool::Runtime::Tokio1)
-            .build();
         let client = Arc::new(Client {
-            pool: pool.map_err(|_| OpenError::Address("no pool of connections"))?,
+            near: pool(&server, &options)?,
+            far: pool(&server, &options)?,
+            workers: Handle::current(),
             keys: [key.to_owned(), derived_key(key, "token"), derived_key(key, "queue"), derived_key(key, "seen")],
             acquire: Script::new(concat!(include_str!("queue.lua"), include_str!("acquire.lua"))),
             renew: Script::new(include_str!("renew.lua")),
@@ -79,7 +86,7 @@ impl RedisLock {
         });
         let instance = uuid::Uuid::new_v4().simple();
         let id_prefix = format!("{}/{instance}/{}/", client.options.replica, client.options.ttl.as_millis());
-        let wake = Wake::listen(server, client.keys[2].clone(), id_prefix.clone());
+        let wake = Arc::new(Wake::new(server, format!("{}:{id_prefix}", client.keys[2])));
         Ok(Self { client, wake, id_prefix, leases: AtomicU64::new(0) })
     }
 
@@ -91,12 +98,18 @@ impl RedisLock {
     /// A repeat with the same id finds again a grant whose answer was lost.
     pub(super) async fn try_acquire(&self, id: &str) -> Result<Try<(FencingToken, RedisLease)>, TryError> {
         let client = &self.client;
+        self.wake.listen();
         let asked = Instant::now();
-        let (token, expires_ms): (FencingToken, i64) = client.call(&client.acquire, id).await?;
+        let (token, more): (FencingToken, i64) = client.call(&client.acquire, id).await?;
         if token == 0 {
-            return Ok(Try::Held(u64::try_from(expires_ms).ok().map(Duration::from_millis)));
+            return Ok(Try::Held(u64::try_from(more).ok().map(Duration::from_millis)));
         }
-        Ok(Try::Granted((token, RedisLease::granted(Arc::clone(client), id.to_owned(), asked))))
+        Ok(Try::Granted((token, self.lease(id, asked, self.ttl(), more > 0))))
+    }
+
+    /// Ours since some time after it was `asked` for, and for as long as it `lasts`.
+    fn lease(&self, id: &str, asked: Instant, lasts: Duration, wanted: bool) -> RedisLease {
+        RedisLease::granted(Arc::clone(&self.client), Arc::clone(&self.wake), id.to_owned(), asked, lasts, wanted)
     }
 
     pub(super) fn ttl(&self) -> Duration {
@@ -112,7 +125,9 @@ impl RedisLock {
     }
 
     pub(super) async fn status(&self) -> Result<Status, TryError> {
-        let values: Vec<redis::Value> = self.client.call(&self.client.status, "").await?;
+        let client = &self.client;
+        let values: Vec<redis::Value> =
+            client.reach.note(client.call_once(&client.far, &client.status, "", None::<u64>).await)?;
         let mut values = values.into_iter();
         let mut next = || values.next().ok_or_else(|| TryError::Answer("the lock's status is cut short"));
         let parse_error = |_| TryError::Answer("the lock's status is of another kind");
@@ -144,7 +159,7 @@ impl RedisLock {
 
     /// A lease that nobody has is not renewed, and that is an answer.
     pub(super) async fn probe(&self) {
-        if let Err(e) = self.client.renew_now("").await {
+        if let Err(e) = self.client.renew_now(&self.client.near, "").await {
             tracing::debug!(error = %e, "Redis is out of reach");
         }
     }
@@ -163,10 +178,28 @@ impl RedisLock {
         self.client.call(&self.client.force, "").await
     }
 
-    /// Returns when it is worth while to look again.
-    pub(super) async fn until_next_look(&self, pause: Duration, holder_expires: Option<Duration>) {
+    /// Returns when it is worth while to look again, or with the lock, if it is handed over by then. `looked`: when the last look
+    /// began that found it with another; a grant is newer than that.
+    pub(super) async fn until_next_look(
+        &self,
+        id: &str,
+        looked: Option<Instant>,
+        pause: Duration,
+        holder_expires: Option<Duration>,
+    ) -> Option<(FencingToken, RedisLease)> {
         self.wake.wait(pause, holder_expires).await;
+        let (grant, looked) = (self.wake.take_grant(id)?, looked?);
+        // What is nearly over is better asked for.
+        (looked.elapsed() < CLAIM / 2).then(|| (grant.token, self.lease(id, looked, CLAIM, grant.wanted)))
     }
+}
+
+fn pool(server: &Arc<Server>, options: &Options) -> Result<Pool<Connections>, OpenError> {
+    let timeouts = Timeouts { wait: Some(CALL_TIMEOUT), create: Some(CREATE_TIMEOUT), recycle: Some(CALL_TIMEOUT) };
+    let config = PoolConfig { timeouts, ..PoolConfig::new(CONNECTIONS) };
+    let pool = Pool::builder(Connections::new(server, &options.meter)).config(config);
+    let pool = pool.runtime(deadpool::Runtime::Tokio1).build();
+    pool.map_err(|_| OpenError::Address("no pool of connections"))
 }
 
 /// The replica that a lease id of ours names.
@@ -188,16 +221,17 @@ fn derived_key(key: &str, what: &str) -> String {
 impl Client {
     /// Every script takes all keys, the lease's id and the time to live.
     async fn call<T: FromRedisValue>(&self, script: &Script, id: &str) -> Result<T, TryError> {
-        self.reach.note(self.call_once(script, id, None::<u64>).await)
+        self.reach.note(self.call_once(&self.near, script, id, None::<u64>).await)
     }
 
     async fn call_once<T: FromRedisValue>(
         &self,
+        pool: &Pool<Connections>,
         script: &Script,
         id: &str,
         more: Option<impl ToRedisArgs>,
     ) -> Result<T, TryError> {
-        let mut connection = self.pool.get().await?;
+        let mut connection = pool.get().await?;
         let mut call = script.prepare_invoke();
         for key in &self.keys {
             call.key(key);
@@ -215,32 +249,33 @@ impl Client {
         Ok(answer.map_err(|_| TryError::Answer("no answer in time"))??)
     }
 
-    async fn renew_now(&self, id: &str) -> Result<bool, TryError> {
-        self.call(&self.renew, id).await
+    async fn renew_now(&self, pool: &Pool<Connections>, id: &str) -> Result<bool, TryError> {
+        self.reach.note(self.call_once(pool, &self.renew, id, None::<u64>).await)
     }
 
     async fn raise_now(&self, id: &str, mark: FencingToken) -> Result<bool, TryError> {
-        self.reach.note(self.call_once(&self.raise, id, Some(mark)).await)
+        self.reach.note(self.call_once(&self.near, &self.raise, id, Some(mark)).await)
     }
 
     /// Answers who has the lock now, or none if it was not ours; and the new token, if we have it `again`.
     async fn release_now(&self, id: &str, again: bool) -> Result<(FencingToken, Option<String>), TryError> {
-        self.reach.note(self.call_once(&self.release, id, again.then_some("again")).await)
+        self.reach.note(self.call_once(&self.near, &self.release, id, again.then_some("again")).await)
     }
 }
 
 /// Renews every third of the time to live. One failed try ends nothing: the lease is lost when its time has truly run out.
 async fn keep_alive(client: Arc<Client>, id: String, held_until: watch::Sender<Option<Instant>>) {
     let third = client.options.ttl / 3;
-    let mut pause = third;
     let mut until = held_until.borrow().unwrap_or_else(Instant::now);
+    // A lock that was handed over lasts shorter at first.
+    let mut pause = third.min(until.saturating_duration_since(Instant::now()) / 3);
     loop {
         tokio::time::sleep_until((Instant::now() + pause).min(until)).await;
         if Instant::now() >= until {
             break;
         }
         let asked = Instant::now();
-        match tokio::time::timeout_at(until, client.renew_now(&id)).await {
+        match tokio::time::timeout_at(until, client.renew_now(&client.far, &id)).await {
             Ok(Ok(true)) => {
                 until = asked + client.options.ttl;
                 held_until.send_replace(Some(until));
@@ -265,18 +300,42 @@ async fn keep_alive(client: Arc<Client>, id: String, held_until: watch::Sender<O
 
 pub(super) struct RedisLease {
     client: Arc<Client>,
+    wake: Arc<Wake>,
     id: String,
+    granted: Instant,
+    /// Whether others waited when it was granted.
+    wanted: bool,
     /// `None` once the lease is lost.
     held_until: watch::Receiver<Option<Instant>>,
     renewal: JoinHandle<()>,
 }
 
 impl RedisLease {
-    /// Kept alive from now on, for a time to live counted from before it was `asked` for.
-    fn granted(client: Arc<Client>, id: String, asked: Instant) -> Self {
-        let (sender, held_until) = watch::channel(Some(asked + client.options.ttl));
-        let renewal = tokio::spawn(keep_alive(Arc::clone(&client), id.clone(), sender));
-        Self { client, id, held_until, renewal }
+    /// Kept alive from now on; what it `lasts` is counted from before it was `asked` for.
+    fn granted(
+        client: Arc<Client>,
+        wake: Arc<Wake>,
+        id: String,
+        asked: Instant,
+        lasts: Duration,
+        wanted: bool,
+    ) -> Self {
+        let (sender, held_until) = watch::channel(Some(asked + lasts));
+        let renewal = client.workers.spawn(keep_alive(Arc::clone(&client), id.clone(), sender));
+        Self { client, wake, id, granted: Instant::now(), wanted, held_until, renewal }
+    }
+
+    /// Whether nobody else is known to wait for it, so that it may be kept for one more batch.
+    pub(super) async fn may_stay(&self, token: FencingToken) -> bool {
+        let listens = !self.wanted && self.granted.elapsed() < STAY && self.is_held() && self.wake.is_connected();
+        if listens {
+            // Once for what has arrived to be read, and once for who listens to it.
+            for _ in 0..2 {
+                tokio::task::yield_now().await;
+            }
+        }
+        // guard: stays_unless_wanted
+        listens && !self.wake.is_wanted(&self.id, token)
     }
 
     pub(super) fn is_held(&self) -> bool {
@@ -296,7 +355,9 @@ impl RedisLease {
             let asked = Instant::now();
             match self.client.release_now(&self.id, again).await {
                 Ok((token @ 1.., _)) => {
-                    let lease = Self::granted(Arc::clone(&self.client), self.id.clone(), asked);
+                    let (client, wake, ttl) =
+                        (Arc::clone(&self.client), Arc::clone(&self.wake), self.client.options.ttl);
+                    let lease = Self::granted(client, wake, self.id.clone(), asked, ttl, false);
                     return (Released::Free, Some((token, lease)));
                 }
                 Ok((_, Some(next))) if next.is_empty() => break Released::Free,
@@ -331,7 +392,7 @@ impl RedisLease {
     pub(super) async fn abandon(self) {
         // guard: renewal_ends
         self.renewal.abort();
-        if let Err(e) = self.client.renew_now(&self.id).await {
+        if let Err(e) = self.client.renew_now(&self.client.near, &self.id).await {
             tracing::warn!(error = %e, "an abandoned lock expires sooner than a whole time to live");
         }
     }
@@ -346,6 +407,12 @@ impl Drop for RedisLease {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_grant_lasts_as_long_as_the_scripts_make_it() {
+        let scripts = include_str!("queue.lua");
+        assert!(scripts.contains(&format!("local CLAIM_MS = {}\n", CLAIM.as_millis())));
+    }
 
     #[test]
     fn a_lease_id_names_its_replica_and_a_foreign_clients_value_none() {

@@ -8,7 +8,6 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then
     redis.call('PEXPIRE', KEYS[1], ARGV[2])
     return {next_token(), ''}
   end
-  redis.call('HDEL', KEYS[4], ARGV[1])
   -- guard: hand_over
   return {0, hand_over(now_ms())}
 end

@@ -1,9 +1,8 @@
--- Answers the holder's id, the ms until its time runs out, and its token (0 while a grant is not collected yet, or for a client
--- that is none of ours); then each waiter's id and the ms that it waits, in order.
+-- Answers the holder's id, the ms until its time runs out, and the newest token, which is the holder's if that is one of ours; then
+-- each waiter's id and the ms that it waits, in order.
 local now = now_ms()
 local holder = redis.call('GET', KEYS[1])
-local token = 0
-if holder and not waiter(holder) then token = tonumber(redis.call('GET', KEYS[2]) or 0) end
+local token = tonumber(redis.call('GET', KEYS[2]) or 0)
 local answer = {holder or '', holder and redis.call('PTTL', KEYS[1]) or 0, token}
 for _, id in ipairs(redis.call('LRANGE', KEYS[3], 0, 999)) do
   local came, seen = waiter(id)

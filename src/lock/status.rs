@@ -18,7 +18,7 @@ pub struct Status {
     /// The replica that has it.
     #[schema(required)]
     pub holder: Option<String>,
-    /// Its token; none for a grant that is not collected yet.
+    /// Its token; none for a client that is none of ours.
     #[schema(required, value_type = Option<u64>)]
     pub token: Option<FencingToken>,
     /// Milliseconds until it expires, unless it is renewed. None for an embedded lock that its holder's process keeps.

@@ -9,7 +9,7 @@ use std::{
         atomic::{AtomicU32, Ordering},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use proptest::{collection::vec, prelude::*, test_runner::TestRunner};
@@ -197,6 +197,51 @@ fn in_any_order_there_is_one_holder_tokens_grow_and_the_living_are_served_in_ord
     let config = ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() };
     let run = TestRunner::new(config).run(&vec(step(), 1..20), |steps| follow(&steps, &mut real.borrow_mut()));
     run.unwrap_or_else(|e| panic!("{e}"));
+}
+
+#[test]
+fn a_holder_is_told_of_the_first_who_waits_and_a_waiter_of_its_grant() {
+    let redis = Redis::start(&[]);
+    let client = redis::Client::open(redis.url()).expect("an address");
+    let mut connection = client.get_connection().expect("connects");
+    let mut listening = client.get_connection().expect("connects");
+    let mut told = listening.as_pubsub();
+    told.psubscribe("{m}:queue:*").expect("subscribes");
+    told.set_read_timeout(Some(Duration::from_secs(10))).expect("a connection");
+    let scripts = [Script::new(&acquire()), Script::new(&release())];
+    let mut call = |script: usize, who: &str| {
+        let mut call = scripts[script].prepare_invoke();
+        KEYS.iter().for_each(|key| {
+            call.key(*key);
+        });
+        let _: redis::Value = call.arg(who).arg(TTL_MS).invoke(&mut connection).expect("the script runs");
+    };
+    for lease in ["a/1", "b/1", "c/1", "a b/1"] {
+        call(0, lease);
+    }
+    call(1, "a/1");
+    call(1, "b/1");
+    call(0, "d/1");
+    let mut next = || {
+        let message = told.get_message().expect("told in time");
+        (message.get_channel_name().to_owned(), message.get_payload::<String>().expect("text"))
+    };
+    let expected =
+        [("{m}:queue:a/", "wanted 1 a/1"), ("{m}:queue:b/", "granted 2 2 b/1"), ("{m}:queue:c/", "granted 3 1 c/1")];
+    for (channel, what) in expected {
+        assert_eq!(next(), (channel.to_owned(), what.to_owned()));
+    }
+    call(1, "c/1");
+    call(1, "a b/1");
+    call(0, "e/1");
+    let expected = [
+        ("{m}:queue:a b/", "granted 4 1 a b/1"),
+        ("{m}:queue:d/", "granted 5 0 d/1"),
+        ("{m}:queue:d/", "wanted 5 d/1"),
+    ];
+    for (channel, what) in expected {
+        assert_eq!(next(), (channel.to_owned(), what.to_owned()));
+    }
 }
 
 /// Stands between the replicas and Redis, and cuts the next answers to one script off half way.
