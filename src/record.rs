@@ -193,7 +193,8 @@ pub struct Ack {
     #[schema(value_type = u64, minimum = 1)]
     pub token: FencingToken,
     /// The replica that wrote them.
-    pub replica: String,
+    #[schema(value_type = String)]
+    pub replica: std::sync::Arc<str>,
     /// Milliseconds from arrival to the grant of the lock.
     pub waited_ms: u64,
     /// Milliseconds from the grant to the moment the rows were durable; with a key, to that when the answer was recorded.

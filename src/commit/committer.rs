@@ -47,7 +47,7 @@ pub(super) struct Committer {
     queue: Arc<Queue>,
     lock: Arc<Lock>,
     storage: Storage,
-    replica: String,
+    replica: Arc<str>,
     /// Whether the last turn found the file kept by another process.
     file_busy: Arc<AtomicBool>,
     /// What kept the last idle look from its work, so that it is logged once.
@@ -97,7 +97,7 @@ impl Committer {
         queue: Arc<Queue>,
         lock: Arc<Lock>,
         storage: Storage,
-        replica: String,
+        replica: Arc<str>,
         file_busy: Arc<AtomicBool>,
         watch: Watch,
     ) -> Self {
@@ -385,7 +385,7 @@ impl Committer {
                 offset,
                 bytes,
                 token,
-                replica: self.replica.clone(),
+                replica: Arc::clone(&self.replica),
                 waited_ms: waited_ms(waiting, granted),
                 held_ms: held_ms.unwrap_or(held),
                 released: !waiting.simulation.skip_release,
@@ -421,10 +421,10 @@ impl Committer {
     ///
     /// Sent by a task of the runtime that waits for it: woken on its own threads, rather than from outside by a system call each.
     fn answer(&self, batch: Vec<Waiting>, mut with: impl FnMut(&Waiting) -> Result<Ack, AppendError>) {
-        let answers: Vec<_> = batch.into_iter().map(|waiting| (with(&waiting), waiting.answer)).collect();
+        let answers: Vec<_> = batch.into_iter().map(|waiting| (with(&waiting), waiting)).collect();
         self.watch.workers.spawn(async move {
             for (answer, waiting) in answers {
-                let _ = waiting.send(answer);
+                let _ = waiting.answer.send(answer);
             }
         });
     }

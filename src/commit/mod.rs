@@ -118,6 +118,7 @@ pub async fn open(config: &Config, meter: Arc<Meter>) -> Result<(Appender, Ended
     meter.set(Level::QueueRowsLimit, config.queue_rows as f64);
     meter.set(Level::QueueBytesLimit, config.queue_bytes as f64);
     tokio::spawn(keep_up(Arc::downgrade(&meter)));
+    let name: Arc<str> = replica.into();
     let appender = Appender {
         queue: Arc::clone(&queue),
         lock: Arc::clone(&lock),
@@ -125,7 +126,7 @@ pub async fn open(config: &Config, meter: Arc<Meter>) -> Result<(Appender, Ended
         in_flight: InFlight::default(),
         changes: changes.clone(),
         meter: Arc::clone(&meter),
-        replica: replica.as_str().into(),
+        replica: Arc::clone(&name),
         path: storage.path().into(),
         keys_recorded: storage.keys_recorded(),
         file_busy: Arc::clone(&file_busy),
@@ -133,7 +134,7 @@ pub async fn open(config: &Config, meter: Arc<Meter>) -> Result<(Appender, Ended
         wait_timeout: config.wait_timeout,
     };
     let watch = Watch { changes, meter, workers: tokio::runtime::Handle::current() };
-    let committer = Committer::new(queue, lock, storage, replica, file_busy, watch);
+    let committer = Committer::new(queue, lock, storage, name, file_busy, watch);
     let (ended, end) = oneshot::channel();
     // Its calls to Redis begin and end on its own thread, without others that would have to be woken for it.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -280,6 +281,7 @@ impl Appender {
             // Its turn has come: the answer will be the truth, and the only one.
             Err(_) => answered.await,
         };
+        ticket.settle();
         result.unwrap_or(Err(AppendError::Internal(Outcome::Unknown)))
     }
 

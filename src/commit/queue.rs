@@ -1,7 +1,7 @@
 //! Admission: what waits for its turn, bounded in rows, bytes and time, in order of arrival.
 
 use std::{
-    collections::BTreeMap,
+    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -40,8 +40,8 @@ pub(super) struct Waiting {
 
 #[derive(Debug, Default)]
 struct State {
-    /// By order of arrival.
-    waiting: BTreeMap<u64, Waiting>,
+    /// In order of arrival.
+    waiting: VecDeque<Waiting>,
     next: u64,
     rows: usize,
     bytes: usize,
@@ -50,7 +50,12 @@ struct State {
 
 impl State {
     fn remove(&mut self, place: u64) -> Option<Waiting> {
-        let waiting = self.waiting.remove(&place)?;
+        let at = self.waiting.binary_search_by_key(&place, |waiting| waiting.place).ok()?;
+        self.take(at)
+    }
+
+    fn take(&mut self, at: usize) -> Option<Waiting> {
+        let waiting = self.waiting.remove(at)?;
         self.rows -= waiting.rows.len();
         self.bytes -= waiting.weight_bytes;
         Some(waiting)
@@ -137,16 +142,16 @@ impl Queue {
         }
         let place = state.next;
         (state.rows, state.bytes, state.next) = (rows, bytes, place + 1);
-        state.waiting.insert(place, Waiting { place, ..waiting });
+        state.waiting.push_back(Waiting { place, ..waiting });
         drop(state);
         self.changed.notify_one();
-        Ok(Ticket { queue: Arc::clone(self), place })
+        Ok(Ticket { queue: Arc::clone(self), place, settled: false })
     }
 
     /// Rows and bytes that wait, and for how long the oldest has.
     pub(super) fn load(&self) -> (usize, usize, Option<Duration>) {
         let state = self.state();
-        let oldest = state.waiting.first_key_value().map(|(_, waiting)| waiting.arrived.elapsed());
+        let oldest = state.waiting.front().map(|waiting| waiting.arrived.elapsed());
         (state.rows, state.bytes, oldest)
     }
 
@@ -178,13 +183,14 @@ impl Queue {
     pub(super) fn put_back(&self, batch: Vec<Waiting>, refusal: &AppendError) {
         let mut state = self.state();
         let now = Instant::now();
-        for waiting in batch {
+        // What was taken stood before all that waits now.
+        for waiting in batch.into_iter().rev() {
             if waiting.deadline <= now {
                 let _ = waiting.answer.send(Err(refusal.clone()));
             } else if !waiting.answer.is_closed() {
                 state.rows += waiting.rows.len();
                 state.bytes += waiting.weight_bytes;
-                state.waiting.insert(waiting.place, waiting);
+                state.waiting.push_front(waiting);
             }
         }
     }
@@ -197,8 +203,7 @@ impl Queue {
     /// Whether the first that waits has a place before this one, and no wish for a turn of its own.
     pub(super) fn goes_on(&self, before: u64) -> bool {
         let state = self.state();
-        let first = state.waiting.first_key_value();
-        first.is_some_and(|(&place, first)| place < before && !first.simulation.wants_own_turn())
+        state.waiting.front().is_some_and(|first| first.place < before && !first.simulation.wants_own_turn())
     }
 
     /// The next batch: all that waits in places before this one, up to `bytes_max`, but a request that wants a turn of its own gets
@@ -206,13 +211,13 @@ impl Queue {
     pub(super) fn take(&self, bytes_max: usize, before: u64) -> Vec<Waiting> {
         let mut state = self.state();
         let (mut batch, mut bytes) = (Vec::with_capacity(state.waiting.len()), 0);
-        while let Some((&place, next)) = state.waiting.first_key_value().filter(|(place, _)| **place < before) {
+        while let Some(next) = state.waiting.front().filter(|next| next.place < before) {
             let own_turn = next.simulation.wants_own_turn();
             bytes += next.weight_bytes;
             if !batch.is_empty() && (own_turn || bytes > bytes_max) {
                 break;
             }
-            batch.extend(state.remove(place));
+            batch.extend(state.take(0));
             if own_turn {
                 break;
             }
@@ -244,11 +249,9 @@ impl Queue {
     /// Refuses all that still wait.
     pub(super) fn refuse_all(&self, with: &AppendError) {
         let mut state = self.state();
-        while let Some((&place, _)) = state.waiting.first_key_value() {
-            if let Some(waiting) = state.remove(place) {
-                // Who has hung up needs no answer.
-                let _ = waiting.answer.send(Err(with.clone()));
-            }
+        while let Some(waiting) = state.take(0) {
+            // Who has hung up needs no answer.
+            let _ = waiting.answer.send(Err(with.clone()));
         }
     }
 }
@@ -258,6 +261,7 @@ impl Queue {
 pub(super) struct Ticket {
     queue: Arc<Queue>,
     place: u64,
+    settled: bool,
 }
 
 impl Ticket {
@@ -265,11 +269,18 @@ impl Ticket {
     pub(super) fn withdraw(&self) -> bool {
         self.queue.state().remove(self.place).is_some()
     }
+
+    /// Once the answer is there, so is no place any more.
+    pub(super) fn settle(mut self) {
+        self.settled = true;
+    }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.withdraw();
+        if !self.settled {
+            self.withdraw();
+        }
     }
 }
 

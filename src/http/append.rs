@@ -2,9 +2,8 @@
 
 use axum::{
     Json,
-    body::Body,
-    extract::State,
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    extract::{Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 
@@ -49,7 +48,8 @@ use crate::record::{Ack, KEY_BYTES_MAX, Key};
         AppendRefused,
     ),
 )]
-pub(super) async fn append(State(app): State<App>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
+pub(super) async fn append(State(app): State<App>, request: Request) -> Result<Response, ApiError> {
+    let (Parts { headers, .. }, body) = request.into_parts();
     let (media_type, key) = match check_headers(&headers) {
         Ok(checked) => checked,
         Err(e) => return Err(body::refuse(&headers, body, e).await),
@@ -63,7 +63,7 @@ pub(super) async fn append(State(app): State<App>, headers: HeaderMap, body: Bod
     let mut rows = schema.rows();
     schema.push(&request.data, &mut rows)?;
     let key = key.map(|text| Key::new(&text, &rows).ok_or(ApiError::BadKey)).transpose()?;
-    drop(body);
+    drop((headers, body));
     let ack = app.appender.append(rows, simulation, key).await?;
     let response = (StatusCode::CREATED, Json(&ack)).into_response();
     Ok(written(response, ack))

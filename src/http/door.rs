@@ -1,12 +1,15 @@
 //! At the door: who comes, whether its share is used up, and whether it may do what it asks for.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, panic::AssertUnwindSafe};
 
 use axum::{
     extract::{ConnectInfo, Request, State},
+    http::{HeaderValue, header::CACHE_CONTROL},
     middleware::Next,
     response::{IntoResponse, Response},
 };
+
+use futures_util::FutureExt;
 
 use super::{
     App,
@@ -14,6 +17,7 @@ use super::{
     body,
     error::ApiError,
 };
+use crate::commit::{AppendError, Outcome};
 
 /// Lets a request in, or refuses it before any of it is parsed.
 pub(super) async fn door(State(app): State<App>, mut request: Request, next: Next) -> Response {
@@ -22,16 +26,12 @@ pub(super) async fn door(State(app): State<App>, mut request: Request, next: Nex
     let token = caller.as_ref().ok().and_then(|caller| caller.token);
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|&ConnectInfo(peer)| peer);
     let counts = !is_probe(request.uri().path());
-    let share = match app.shares.as_ref().filter(|_| counts).map(|shares| shares.take(token, peer)) {
-        None => None,
-        Some(Ok(share)) => Some(share),
-        Some(Err((share, wait))) => {
-            let mut response = refuse(request, ApiError::RateLimited(wait)).await;
-            share.tell(response.headers_mut());
-            return response;
-        }
+    let (share, used_up) = match app.shares.as_ref().filter(|_| counts).map(|shares| shares.take(token, peer)) {
+        None => (None, None),
+        Some(Ok(share)) => (Some(share), None),
+        Some(Err((share, wait))) => (Some(share), Some(ApiError::RateLimited(wait))),
     };
-    let caller = match (needed, caller) {
+    let admitted = match (needed, caller) {
         // What is open is not refused for a token that is none of ours.
         (None, caller) => Ok(caller.unwrap_or(Caller::NOBODY)),
         (Some(_), Err(e)) => Err(e),
@@ -40,13 +40,17 @@ pub(super) async fn door(State(app): State<App>, mut request: Request, next: Nex
         (Some(_), Ok(caller)) if caller.token.is_none() => Err(ApiError::Unauthorized { unknown_token: false }),
         (Some(role), Ok(_)) => Err(ApiError::Forbidden(role.name())),
     };
-    let mut response = match caller {
+    let mut response = match used_up.map_or(admitted, Err) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
-            next.run(request).await
+            // Nothing that a handler leaves half done is looked at again: the response is all there is of it.
+            let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+            answered.unwrap_or_else(|_| ApiError::Append(AppendError::Internal(Outcome::Unknown)).into_response())
         }
         Err(e) => refuse(request, e).await,
     };
+    // Who may keep what is said by who knows that it stays the same.
+    response.headers_mut().entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     if let Some(share) = share {
         share.tell(response.headers_mut());
     }

@@ -40,10 +40,10 @@ pub(super) async fn edge(State(app): State<App>, request: Request, next: Next) -
 
     let mut response = next.run(request).await;
 
-    let id = request_id.to_str().unwrap_or_default().to_owned();
+    let id = request_id.to_str().unwrap_or_default();
     let mut problem = response.extensions_mut().remove::<Problem>();
     if let Some(problem) = &mut problem {
-        problem.request_id.clone_from(&id);
+        id.clone_into(&mut problem.request_id);
         write_problem(&mut response, problem);
         if matches!(problem.code, Code::QueueFull | Code::WaitTimeout)
             && let Some(wait) = app.appender.time_to_drain()
@@ -58,9 +58,9 @@ pub(super) async fn edge(State(app): State<App>, request: Request, next: Next) -
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     app.appender.meter().answered(&answered(&response, &method, route.as_ref(), problem.as_ref()), began.elapsed());
-    log(&response, (&id, trace_id(&trace_parent)), &method, &path, problem.as_ref(), began);
+    log(&response, (id, trace_id(&trace_parent)), &method, &path, problem.as_ref(), began);
     if let Some(span) = span {
-        span.end(&response, problem.as_ref(), &id);
+        span.end(&response, problem.as_ref(), id);
     }
     response.headers_mut().insert(REQUEST_ID, request_id);
     response.headers_mut().insert(TRACE_PARENT, trace_parent);
@@ -87,8 +87,8 @@ fn is_trace_parent(value: &[u8]) -> bool {
 }
 
 fn new_trace_parent() -> String {
-    let (trace, span) = (Uuid::new_v4().simple().to_string(), Uuid::new_v4().simple().to_string());
-    format!("00-{trace}-{}-01", &span[..16])
+    let (trace, span) = (Uuid::new_v4().as_u128(), Uuid::new_v4().as_u128() as u64);
+    format!("00-{trace:032x}-{span:016x}-01")
 }
 
 fn header_value(text: String) -> HeaderValue {

@@ -47,7 +47,7 @@ use axum::{
     body::Body,
     http::{
         HeaderMap, HeaderValue, Method, StatusCode,
-        header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
+        header::{CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
     },
     middleware::{from_fn_with_state, map_response},
     response::{IntoResponse, Response},
@@ -57,17 +57,14 @@ use error::ApiError;
 use opentelemetry_sdk::trace::SdkTracer;
 use rate::Shares;
 use tokio::sync::{Semaphore, watch};
-use tower_http::{
-    catch_panic::CatchPanicLayer, compression::CompressionLayer, decompression::RequestDecompressionLayer,
-    set_header::SetResponseHeaderLayer,
-};
+use tower_http::{compression::CompressionLayer, decompression::RequestDecompressionLayer};
 use utoipa_axum::{
     router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterExt},
     routes,
 };
 
 use crate::{
-    commit::{AppendError, Appender, Outcome, events::Events, reading::Reading},
+    commit::{Appender, events::Events, reading::Reading},
     config::{Config, Origins, Switch},
 };
 
@@ -182,12 +179,7 @@ impl App {
         let router = router
             .fallback(async |headers: HeaderMap, body: Body| body::refuse(&headers, body, ApiError::NotFound).await)
             .method_not_allowed_fallback(other_method)
-            .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
-                IntoResponse::into_response(ApiError::Append(AppendError::Internal(Outcome::Unknown)))
-            }))
-            .layer(from_fn_with_state(self.clone(), door::door))
-            // Who may keep what is said by who knows that it stays the same.
-            .layer(SetResponseHeaderLayer::if_not_present(CACHE_CONTROL, HeaderValue::from_static("no-store")));
+            .layer(from_fn_with_state(self.clone(), door::door));
         let router = match &self.cors_origins {
             Some(origins) => router.layer(cors::layer(origins)),
             None => router,

@@ -87,7 +87,7 @@ impl Span {
 
     fn written(&mut self, ack: &Ack) {
         self.set("rowlock.outcome", "written");
-        self.set("rowlock.replica", ack.replica.clone());
+        self.set("rowlock.replica", ack.replica.to_string());
         self.set("rowlock.rows", number(ack.rows as u64));
         self.set("rowlock.offset", number(ack.offset));
         self.set("rowlock.token", number(ack.token));

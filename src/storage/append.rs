@@ -214,7 +214,7 @@ impl<D: Disk> Ledger<D> {
                 offset,
                 bytes,
                 token: turn.token,
-                replica: String::new(),
+                replica: "".into(),
                 waited_ms: entry.waited_ms,
                 held_ms: held,
                 released: entry.released,

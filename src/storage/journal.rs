@@ -360,7 +360,7 @@ mod tests {
             offset: 7,
             bytes: 8,
             token: 9,
-            replica: String::new(),
+            replica: "".into(),
             waited_ms: 1,
             held_ms: 2,
             released: true,

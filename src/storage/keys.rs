@@ -141,7 +141,7 @@ impl Keys {
             offset: key.offset,
             bytes: u64::from(key.bytes),
             token: key.token,
-            replica: self.names.get(usize::from(key.replica)).map(|name| name.to_string()).unwrap_or_default(),
+            replica: self.names.get(usize::from(key.replica)).map_or_else(|| "".into(), |name| (&**name).into()),
             waited_ms: u64::from(key.waited_ms),
             held_ms: u64::from(key.held_ms),
             released: key.released,
