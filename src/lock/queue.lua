@@ -4,7 +4,7 @@
 
 -- A waiter looks every 250 ms at least; one that has not for this long is dead.
 local ALIVE_MS = 1000
--- A grant that is handed over lasts this long at first; one that its waiter neither collects nor renews goes on to the next.
+-- A grant that is handed over lasts this long at first, or its time to live if that is shorter; one that its waiter neither collects nor renews goes on to the next.
 local CLAIM_MS = 1000
 -- Nothing of a queue that nobody waits in stays behind.
 local KEEP_MS = 60000
@@ -31,12 +31,17 @@ local function waiter(id)
   return tonumber(came), tonumber(seen)
 end
 
+-- The time to live that a lease of ours asks for, in ms; nil for a foreign client's.
+local function ttl_of(id)
+  return tonumber(string.match(id, '/' .. string.rep('%x', 32) .. '/(%d+)/%d+$'))
+end
+
 -- How long the holder's time lasts, in ms. More than a lease of ours ever gets means that Redis's clock went back since it was
 -- granted: its time begins now, or one that nobody releases would bind everybody for as long as the clock was wrong.
 local function time_left(holder)
   local left = redis.call('PTTL', KEYS[1])
-  local given = string.match(holder, '/' .. string.rep('%x', 32) .. '/(%d+)/%d+$')
-  local most = given and math.max(tonumber(given), CLAIM_MS)
+  local given = ttl_of(holder)
+  local most = given and math.max(given, CLAIM_MS)
   -- guard: clock_went_back
   if most and left > most then
     redis.call('PEXPIRE', KEYS[1], most)
@@ -59,10 +64,10 @@ local function leave(id)
 end
 
 -- A replica listens on one channel, named by the queue and by what all its lease ids begin with. A foreign holder has none.
--- Only a hint: the state is the truth, and who misses this finds it at its next look.
+-- Only a hint: the state is the truth, and who misses this finds it at its next look. So a user that may not publish is no failure.
 local function tell(id, what)
   local replica = string.match(id, '^.*/')
-  if replica then redis.call('PUBLISH', KEYS[3] .. ':' .. replica, what .. ' ' .. id) end
+  if replica then redis.pcall('PUBLISH', KEYS[3] .. ':' .. replica, what .. ' ' .. id) end
 end
 
 -- Gives the lock to the longest waiter that is alive, tells it, and answers its id; frees the lock if there is none. With what it is
@@ -78,8 +83,9 @@ local function hand_over(now)
     -- guard: skip_the_dead
     if seen and math.abs(now - seen) <= ALIVE_MS then
       redis.call('HDEL', KEYS[4], id)
+      local lasts = math.min(CLAIM_MS, ttl_of(id) or CLAIM_MS)
       -- guard: claim_in_time
-      redis.call('SET', KEYS[1], id, 'PX', CLAIM_MS)
+      redis.call('SET', KEYS[1], id, 'PX', lasts)
       -- guard: wake
       if id ~= ARGV[1] then tell(id, string.format('granted %.0f %d', next_token(), redis.call('LLEN', KEYS[3]))) end
       return id

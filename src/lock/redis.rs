@@ -189,8 +189,9 @@ impl RedisLock {
     ) -> Option<(FencingToken, RedisLease)> {
         self.wake.wait(pause, holder_expires).await;
         let (grant, looked) = (self.wake.take_grant(id)?, looked?);
+        let lasts = CLAIM.min(self.ttl());
         // What is nearly over is better asked for.
-        (looked.elapsed() < CLAIM / 2).then(|| (grant.token, self.lease(id, looked, CLAIM, grant.wanted)))
+        (looked.elapsed() < lasts / 2).then(|| (grant.token, self.lease(id, looked, lasts, grant.wanted)))
     }
 }
 

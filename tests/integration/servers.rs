@@ -20,10 +20,11 @@ async fn takes_turns(bench: &Bench, url: &str, more: &[(&str, &str)]) {
     assert_eq!((tokens.len(), tokens.is_sorted()), (40, true));
 }
 
-fn readmes_acl() -> Vec<String> {
+fn allow_what_readme_says(redis: &Redis) {
     let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("readable");
     let line = readme.lines().find_map(|line| line.strip_prefix("ACL SETUSER ")).expect("README names the least ACL");
-    line.split(' ').map(str::to_owned).collect()
+    let acl: Vec<&str> = ["acl", "setuser"].into_iter().chain(line.split(' ')).collect();
+    assert_eq!(redis.cli(&acl), "OK");
 }
 
 #[tokio::test]
@@ -31,9 +32,7 @@ async fn a_user_with_no_more_than_readmes_acl_is_enough_also_on_a_unix_socket() 
     let folder = TempDir::new().expect("a folder");
     let socket = folder.path().join("redis.sock").display().to_string();
     let redis = Redis::start(&["--unixsocket", &socket]);
-    let acl = readmes_acl();
-    let acl: Vec<&str> = ["acl", "setuser"].into_iter().chain(acl.iter().map(String::as_str)).collect();
-    assert_eq!(redis.cli(&acl), "OK");
+    allow_what_readme_says(&redis);
     let bench = Bench::new(On::Embedded);
     takes_turns(&bench, &format!("redis://rowlock:secret@127.0.0.1:{}", redis.port()), &[]).await;
     let bench = Bench::new(On::Embedded);
@@ -41,6 +40,15 @@ async fn a_user_with_no_more_than_readmes_acl_is_enough_also_on_a_unix_socket() 
     let denied = redis.cli(&["acl", "log"]);
     assert!(!denied.contains("reason"), "something was denied: {denied}");
     assert!(redis.cli(&["info", "commandstats"]).contains("cmdstat_publish"), "turns were handed over");
+}
+
+#[tokio::test]
+async fn a_user_that_may_neither_publish_nor_subscribe_finds_its_turns_by_looking() {
+    let redis = Redis::start(&[]);
+    allow_what_readme_says(&redis);
+    assert_eq!(redis.cli(&["acl", "setuser", "rowlock", "resetchannels", "-publish", "-subscribe"]), "OK");
+    let bench = Bench::new(On::Embedded);
+    takes_turns(&bench, &format!("redis://rowlock:secret@127.0.0.1:{}", redis.port()), &[]).await;
 }
 
 fn openssl(folder: &Path, args: &str) {
