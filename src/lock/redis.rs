@@ -104,12 +104,7 @@ impl RedisLock {
         if token == 0 {
             return Ok(Try::Held(u64::try_from(more).ok().map(Duration::from_millis)));
         }
-        Ok(Try::Granted((token, self.lease(id, asked, self.ttl(), more > 0))))
-    }
-
-    /// Ours since some time after it was `asked` for, and for as long as it `lasts`.
-    fn lease(&self, id: &str, asked: Instant, lasts: Duration, wanted: bool) -> RedisLease {
-        RedisLease::granted(Arc::clone(&self.client), Arc::clone(&self.wake), id.to_owned(), asked, lasts, wanted)
+        Ok(Try::Granted((token, RedisLease::granted(client, &self.wake, id, asked, self.ttl(), more > 0))))
     }
 
     pub(super) fn ttl(&self) -> Duration {
@@ -191,7 +186,8 @@ impl RedisLock {
         let (grant, looked) = (self.wake.take_grant(id)?, looked?);
         let lasts = CLAIM.min(self.ttl());
         // What is nearly over is better asked for.
-        (looked.elapsed() < lasts / 2).then(|| (grant.token, self.lease(id, looked, lasts, grant.wanted)))
+        let lease = || RedisLease::granted(&self.client, &self.wake, id, looked, lasts, grant.wanted);
+        (looked.elapsed() < lasts / 2).then(|| (grant.token, lease()))
     }
 }
 
@@ -314,14 +310,15 @@ pub(super) struct RedisLease {
 impl RedisLease {
     /// Kept alive from now on; what it `lasts` is counted from before it was `asked` for.
     fn granted(
-        client: Arc<Client>,
-        wake: Arc<Wake>,
-        id: String,
+        client: &Arc<Client>,
+        wake: &Arc<Wake>,
+        id: &str,
         asked: Instant,
         lasts: Duration,
         wanted: bool,
     ) -> Self {
         let (sender, held_until) = watch::channel(Some(asked + lasts));
+        let (client, wake, id) = (Arc::clone(client), Arc::clone(wake), id.to_owned());
         let renewal = client.workers.spawn(keep_alive(Arc::clone(&client), id.clone(), sender));
         Self { client, wake, id, granted: Instant::now(), wanted, held_until, renewal }
     }
@@ -355,9 +352,8 @@ impl RedisLease {
             let asked = Instant::now();
             match self.client.release_now(&self.id, again).await {
                 Ok((token @ 1.., _)) => {
-                    let (client, wake, ttl) =
-                        (Arc::clone(&self.client), Arc::clone(&self.wake), self.client.options.ttl);
-                    let lease = Self::granted(client, wake, self.id.clone(), asked, ttl, false);
+                    let ttl = self.client.options.ttl;
+                    let lease = Self::granted(&self.client, &self.wake, &self.id, asked, ttl, false);
                     return (Released::Free, Some((token, lease)));
                 }
                 Ok((_, Some(next))) if next.is_empty() => break Released::Free,
