@@ -124,7 +124,10 @@ impl Committer {
         let mut quiet = self.look_idly().await?;
         let mut held = None;
         loop {
-            if held.is_none() {
+            if held.is_some() {
+                // Nobody else waits. Where cores are scarce, threads that have rows go first: their rows share this sync.
+                std::thread::yield_now();
+            } else {
                 match self.queue.next(quiet).await {
                     Next::End => return Ok(()),
                     Next::Quiet => quiet = self.look_idly().await?,

@@ -3,13 +3,13 @@
 use std::{net::SocketAddr, panic::AssertUnwindSafe};
 
 use axum::{
-    extract::{ConnectInfo, Request, State},
+    Router,
+    extract::Request,
     http::{HeaderValue, header::CACHE_CONTROL},
-    middleware::Next,
     response::{IntoResponse, Response},
 };
-
 use futures_util::FutureExt;
+use tower::ServiceExt;
 
 use super::{
     App,
@@ -19,12 +19,11 @@ use super::{
 };
 use crate::commit::{AppendError, Outcome};
 
-/// Lets a request in, or refuses it before any of it is parsed.
-pub(super) async fn door(State(app): State<App>, mut request: Request, next: Next) -> Response {
+/// Lets a request in to the router, or refuses it before any of it is parsed.
+pub(super) async fn door(app: &App, peer: SocketAddr, mut request: Request, router: Router) -> Response {
     let needed = Role::needed(request.method(), request.uri().path());
     let caller = app.access.caller(request.headers());
     let token = caller.as_ref().ok().and_then(|caller| caller.token);
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|&ConnectInfo(peer)| peer);
     let counts = !is_probe(request.uri().path());
     let (share, used_up) = match app.shares.as_ref().filter(|_| counts).map(|shares| shares.take(token, peer)) {
         None => (None, None),
@@ -44,8 +43,10 @@ pub(super) async fn door(State(app): State<App>, mut request: Request, next: Nex
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             // Nothing that a handler leaves half done is looked at again: the response is all there is of it.
-            let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
-            answered.unwrap_or_else(|_| ApiError::Append(AppendError::Internal(Outcome::Unknown)).into_response())
+            match AssertUnwindSafe(router.oneshot(request)).catch_unwind().await {
+                Ok(Ok(response)) => response,
+                Err(_) => ApiError::Append(AppendError::Internal(Outcome::Unknown)).into_response(),
+            }
         }
         Err(e) => refuse(request, e).await,
     };

@@ -4,9 +4,8 @@ use std::time::{Duration, Instant};
 
 use axum::{
     body::Body,
-    extract::{MatchedPath, Request, State},
+    extract::Request,
     http::{HeaderMap, HeaderName, HeaderValue, Method, header},
-    middleware::Next,
     response::Response,
 };
 use uuid::Uuid;
@@ -26,19 +25,23 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 /// The longest that a client is told to stay away.
 const COME_BACK_MAX: Duration = Duration::from_secs(60);
 
-/// Takes over or makes `X-Request-Id` and `traceparent`, and returns both.
-pub(super) async fn edge(State(app): State<App>, request: Request, next: Next) -> Response {
+/// Takes over or makes `X-Request-Id` and `traceparent`, and returns both with what `within` answers.
+pub(super) async fn edge<F: Future<Output = Response>>(
+    app: &App,
+    route: Option<&str>,
+    request: Request,
+    within: impl FnOnce(Request) -> F,
+) -> Response {
     let began = Instant::now();
     let request_id = take_over(request.headers(), &REQUEST_ID, is_request_id)
         .unwrap_or_else(|| header_value(Uuid::new_v4().to_string()));
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let route = request.extensions().get::<MatchedPath>().cloned();
     let span = app.tracer.as_ref();
-    let span = span.and_then(|tracer| Span::begin(tracer, request.headers(), &method, &path, route.as_ref()));
+    let span = span.and_then(|tracer| Span::begin(tracer, request.headers(), &method, &path, route));
     let trace_parent = take_over(request.headers(), &TRACE_PARENT, is_trace_parent)
         .unwrap_or_else(|| header_value(span.as_ref().map_or_else(new_trace_parent, Span::trace_parent)));
 
-    let mut response = next.run(request).await;
+    let mut response = within(request).await;
 
     let id = request_id.to_str().unwrap_or_default();
     let mut problem = response.extensions_mut().remove::<Problem>();
@@ -57,7 +60,7 @@ pub(super) async fn edge(State(app): State<App>, request: Request, next: Next) -
         // Whoever keeps connections open makes the next one elsewhere.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    app.appender.meter().answered(&answered(&response, &method, route.as_ref(), problem.as_ref()), began.elapsed());
+    app.appender.meter().answered(&answered(&response, &method, route, problem.as_ref()), began.elapsed());
     log(&response, (id, trace_id(&trace_parent)), &method, &path, problem.as_ref(), began);
     if let Some(span) = span {
         span.end(&response, problem.as_ref(), id);

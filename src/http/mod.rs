@@ -33,7 +33,9 @@ mod span;
 mod tagged;
 
 use std::{
+    convert::Infallible,
     future::ready,
+    net::SocketAddr,
     ops::Deref,
     sync::{
         Arc,
@@ -45,11 +47,12 @@ pub use access::{Access, AccessError};
 use axum::{
     Router,
     body::Body,
+    extract::Request,
     http::{
         HeaderMap, HeaderValue, Method, StatusCode,
         header::{CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
     },
-    middleware::{from_fn_with_state, map_response},
+    middleware::map_response,
     response::{IntoResponse, Response},
 };
 use body::Room;
@@ -57,7 +60,8 @@ use error::ApiError;
 use opentelemetry_sdk::trace::SdkTracer;
 use rate::Shares;
 use tokio::sync::{Semaphore, watch};
-use tower_http::{compression::CompressionLayer, decompression::RequestDecompressionLayer};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_http::{compression::CompressionLayer, cors::CorsLayer, decompression::RequestDecompressionLayer};
 use utoipa_axum::{
     router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterExt},
     routes,
@@ -65,10 +69,10 @@ use utoipa_axum::{
 
 use crate::{
     commit::{Appender, events::Events, reading::Reading},
-    config::{Config, Origins, Switch},
+    config::{Config, Switch},
 };
 
-/// What the handlers share. Layers and router clone it for each request: one reference is enough to count.
+/// What the handlers share. The router clones it for each request: one reference is enough to count.
 #[derive(Clone)]
 pub struct App(Arc<Shared>);
 
@@ -92,7 +96,6 @@ pub struct Shared {
     /// For bodies that are under way.
     room: Room,
     limits: Limits,
-    cors_origins: Option<Origins>,
     draining: Draining,
     /// True once nothing more is taken: streams end then.
     stopped: watch::Receiver<bool>,
@@ -142,8 +145,7 @@ impl Draining {
 }
 
 impl App {
-    /// Serves `parts` within the limits that `config` sets. To be called where tasks can be started.
-    pub fn new(parts: Parts, config: &Config) -> Self {
+    fn new(parts: Parts, config: &Config) -> Self {
         let Parts { appender, reading, events, access, draining, stopped, tracer } = parts;
         let limits = Limits {
             body_bytes_max: config.body_limit,
@@ -152,7 +154,6 @@ impl App {
             simulation: config.simulation == Switch::On,
         };
         let (watchers, shares) = (Arc::new(Semaphore::new(events::READERS_MAX)), config.rate_limit.map(Shares::new));
-        let cors_origins = config.cors_origins.clone();
         let room = Room::new(config.queue_bytes);
         Self(Arc::new(Shared {
             appender,
@@ -163,28 +164,59 @@ impl App {
             shares,
             room,
             limits,
-            cors_origins,
             draining,
             stopped,
             tracer,
         }))
     }
+}
 
-    /// All routes, and the layers around them.
-    pub fn router(self) -> Router {
+/// All that a client sees: the routes, and around them edge, CORS and door. These three stand outside of the router, since each layer
+/// in it would cost every request a copy of all that is further in, and memory for its future.
+pub struct Site {
+    app: App,
+    router: Router,
+    cors: Option<CorsLayer>,
+    paths: Vec<String>,
+}
+
+impl Site {
+    /// Serves `parts` within the limits that `config` sets. To be called where tasks can be started.
+    pub fn new(parts: Parts, config: &Config) -> Self {
+        let app = App::new(parts, config);
         let (router, api) = routes().split_for_parts();
-        scrape::expected(&api).iter().for_each(|answered| self.appender.meter().expect(answered));
+        scrape::expected(&api).iter().for_each(|answered| app.appender.meter().expect(answered));
         #[cfg(feature = "ceiling")]
         let router = ceiling::add(router);
         let router = router
             .fallback(async |headers: HeaderMap, body: Body| body::refuse(&headers, body, ApiError::NotFound).await)
             .method_not_allowed_fallback(other_method)
-            .layer(from_fn_with_state(self.clone(), door::door));
-        let router = match &self.cors_origins {
-            Some(origins) => router.layer(cors::layer(origins)),
-            None => router,
-        };
-        router.layer(from_fn_with_state(self.clone(), edge::edge)).with_state(self)
+            .with_state(app.clone());
+        let cors = config.cors_origins.as_ref().map(cors::layer);
+        Self { app, router, cors, paths: api.paths.paths.into_keys().collect() }
+    }
+
+    /// Answers a request that came from `peer`.
+    pub async fn answer(&self, peer: SocketAddr, request: Request) -> Response {
+        // As the contract writes it; none leads nowhere.
+        let route = self.paths.iter().map(String::as_str).find(|to| leads(to, request.uri().path()));
+        edge::edge(&self.app, route, request, |request| self.answer_pages(peer, request)).await
+    }
+
+    /// Answers what may come from a page of another origin.
+    async fn answer_pages(&self, peer: SocketAddr, request: Request) -> Response {
+        let answer = |request| door::door(&self.app, peer, request, self.router.clone());
+        let Some(cors) = &self.cors else { return answer(request).await };
+        let door = service_fn(|request| async { Ok::<_, Infallible>(answer(request).await) });
+        Box::pin(cors.layer(door).oneshot(request)).await.unwrap_or_else(|never| match never {})
+    }
+}
+
+/// Whether a path of the contract, which may end in one part by choice, is this one.
+fn leads(to: &str, path: &str) -> bool {
+    match to.split_once('{') {
+        None => path == to,
+        Some((start, _)) => path.strip_prefix(start).is_some_and(|rest| !rest.is_empty() && !rest.contains('/')),
     }
 }
 
@@ -236,4 +268,20 @@ fn contract() -> String {
     let mut api = routes().into_openapi();
     openapi::finish(&mut api);
     api.to_yaml().expect("a contract is plain data")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::leads;
+
+    #[test]
+    fn a_path_is_named_as_the_contract_has_it() {
+        assert!(leads("/rows", "/rows") && leads("/docs/{asset}", "/docs/index.css"));
+        for (to, path) in [("/rows", "/rows/"), ("/rows", "/rows.csv"), ("/docs", "/docs/index.css")] {
+            assert!(!leads(to, path), "{to} {path}");
+        }
+        for path in ["/docs", "/docs/", "/docs/a/b", "/web/a"] {
+            assert!(!leads("/docs/{asset}", path), "{path}");
+        }
+    }
 }

@@ -37,15 +37,14 @@ enum Client {
 }
 
 impl Client {
-    fn new(token: Option<u128>, peer: Option<SocketAddr>) -> Self {
-        match (token, peer.map(|peer| peer.ip().to_canonical())) {
+    fn new(token: Option<u128>, peer: SocketAddr) -> Self {
+        match (token, peer.ip().to_canonical()) {
             (Some(token), _) => Self::Token(token),
             // Whoever has one address of version 6 has all of its network.
-            (None, Some(IpAddr::V6(address))) => {
+            (None, IpAddr::V6(address)) => {
                 Self::Address(IpAddr::V6((address.to_bits() & !u128::from(u64::MAX)).into()))
             }
-            (None, Some(address)) => Self::Address(address),
-            (None, None) => Self::Other,
+            (None, address) => Self::Address(address),
         }
     }
 }
@@ -95,7 +94,7 @@ impl Shares {
     ///
     /// # Errors
     /// How long to wait for the next one, if the bucket is empty.
-    pub(super) fn take(&self, token: Option<u128>, peer: Option<SocketAddr>) -> Result<Share, (Share, Duration)> {
+    pub(super) fn take(&self, token: Option<u128>, peer: SocketAddr) -> Result<Share, (Share, Duration)> {
         let crowded = self.crowded.load(Ordering::Relaxed);
         let client = if crowded { Client::Other } else { Client::new(token, peer) };
         let share = |left: u32, wait_s| Share { left, wait_s, rate: self.rate };
@@ -139,8 +138,8 @@ mod tests {
         RateLimit { per_second: number(per_second), burst: number(burst) }
     }
 
-    fn peer(address: &str) -> Option<SocketAddr> {
-        Some(SocketAddr::new(address.parse().expect("an address"), 1))
+    fn peer(address: &str) -> SocketAddr {
+        SocketAddr::new(address.parse().expect("an address"), 1)
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, time::Duration};
 
 use axum::{
-    extract::{MatchedPath, State},
+    extract::State,
     http::{Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -85,7 +85,7 @@ fn set_volume(meter: &Meter, volume: Volume) {
 pub(super) fn answered<'a>(
     response: &Response,
     method: &Method,
-    route: Option<&'a MatchedPath>,
+    route: Option<&'a str>,
     problem: Option<&Problem>,
 ) -> Answered<'a> {
     let outcome = match (response.extensions().get::<Ack>(), problem) {
@@ -96,7 +96,7 @@ pub(super) fn answered<'a>(
     };
     Answered {
         method: METHODS.into_iter().find(|known| *known == method.as_str()).unwrap_or(OTHER),
-        route: Cow::Borrowed(route.map_or(OTHER, MatchedPath::as_str)),
+        route: Cow::Borrowed(route.unwrap_or(OTHER)),
         status: response.status().as_u16(),
         code: problem.map_or(Cow::Borrowed(NONE), |problem| Cow::Owned(problem.code.to_string())),
         outcome,

@@ -6,7 +6,6 @@ use std::{
 };
 
 use axum::{
-    extract::MatchedPath,
     http::{HeaderMap, Method},
     response::Response,
 };
@@ -39,10 +38,10 @@ impl Span {
         headers: &HeaderMap,
         method: &Method,
         path: &str,
-        route: Option<&MatchedPath>,
+        route: Option<&str>,
     ) -> Option<Self> {
         let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &HeaderExtractor(headers));
-        let route = route.map(|route| route.as_str().to_owned());
+        let route = route.map(str::to_owned);
         // Probes ask several times a second, and are of interest to who asks in a trace of his own.
         if matches!(route.as_deref(), Some("/livez" | "/readyz" | "/metrics")) && !parent.has_active_span() {
             return None;

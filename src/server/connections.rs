@@ -1,13 +1,12 @@
 //! Connections: accepted up to a bound, with bounds on how long and how large a request's head may be, and let go in the end.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Router, body::Body, extract::ConnectInfo};
-use hyper::{body::Incoming, server::conn::http1};
+use axum::body::Body;
+use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::{GracefulShutdown, Watcher},
-    service::TowerToHyperService,
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -15,9 +14,9 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::timeout,
 };
-use tower::ServiceExt;
 
 use super::tls::Tls;
+use crate::http::Site;
 
 /// How long a request's head may take to arrive, and a connection stay without one.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -32,7 +31,7 @@ const TELLING: Duration = Duration::from_secs(1);
 
 /// What connections are served with.
 pub(super) struct Connections {
-    pub(super) router: Router,
+    pub(super) site: Arc<Site>,
     pub(super) tls: Option<Arc<Tls>>,
     pub(super) connections_max: usize,
 }
@@ -74,12 +73,12 @@ impl Connections {
         if let Err(e) = stream.set_nodelay(true) {
             tracing::debug!(error = %e, "cannot set TCP_NODELAY");
         }
-        let (router, acceptor) = (self.router.clone(), self.tls.as_ref().map(|tls| tls.acceptor()));
+        let (site, acceptor) = (Arc::clone(&self.site), self.tls.as_ref().map(|tls| tls.acceptor()));
         tokio::spawn(async move {
             let _place = place;
-            let Some(acceptor) = acceptor else { return one(stream, peer, router, watcher).await };
+            let Some(acceptor) = acceptor else { return one(stream, peer, &site, watcher).await };
             match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => one(stream, peer, router, watcher).await,
+                Ok(Ok(stream)) => one(stream, peer, &site, watcher).await,
                 Ok(Err(e)) => tracing::debug!(%peer, error = %e, "no TLS"),
                 Err(_) => tracing::debug!(%peer, "no TLS in time"),
             }
@@ -88,22 +87,15 @@ impl Connections {
 }
 
 /// Serves one connection to its end.
-async fn one(
-    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
-    peer: SocketAddr,
-    router: Router,
-    watcher: Watcher,
-) {
-    let service = router.map_request(move |request: hyper::Request<Incoming>| {
-        let mut request = request.map(Body::new);
-        request.extensions_mut().insert(ConnectInfo(peer));
-        request
+async fn one(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, peer: SocketAddr, site: &Site, watcher: Watcher) {
+    let service = service_fn(|request: Request<Incoming>| async {
+        Ok::<_, Infallible>(site.answer(peer, request.map(Body::new)).await)
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        .serve_connection(TokioIo::new(stream), service);
     if let Err(e) = watcher.watch(connection).await {
         tracing::debug!(%peer, error = %e, "a connection failed");
     }

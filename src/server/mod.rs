@@ -22,7 +22,7 @@ pub use traces::TracesError;
 use crate::{
     commit::{self, Appender, Ended, Fatal, events::Events, reading::Reading},
     config::{Config, Switch},
-    http::{Access, AccessError, App, Draining, Parts},
+    http::{Access, AccessError, Draining, Parts, Site},
     metrics::Meter,
 };
 
@@ -99,8 +99,8 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
         stopped: stopped.clone(),
         tracer: traces.as_ref().map(Traces::tracer),
     };
-    let router = App::new(parts, &config).router();
-    let connections = Connections { router, tls, connections_max: config.max_connections };
+    let site = Arc::new(Site::new(parts, &config));
+    let connections = Connections { site, tls, connections_max: config.max_connections };
     let server = tokio::spawn(connections.serve(listener, stopped));
     let result = Serving { config, appender, events, draining, stop, server, ended }.until_end(leave).await;
     if let Some(traces) = traces {
