@@ -1,12 +1,6 @@
 //! `POST /append/batch`: many rows, all or none.
 
-use axum::{
-    Json,
-    body::Body,
-    extract::State,
-    http::{HeaderMap, StatusCode},
-    response::{IntoResponse, Response},
-};
+use axum::{body::Body, extract::State, http::HeaderMap, response::Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -82,8 +76,7 @@ pub(super) async fn append_batch(State(app): State<App>, headers: HeaderMap, bod
     let rows = parser.finish()?;
     let key = key.map(|text| Key::new(&text, &rows).ok_or(ApiError::BadKey)).transpose()?;
     let ack = app.appender.append(rows, Simulation::default(), key).await?;
-    let response = (StatusCode::CREATED, Json(BatchAck { rows: ack.rows, ack: &ack })).into_response();
-    Ok(written(response, ack))
+    Ok(written(&BatchAck { rows: ack.rows, ack: &ack }, &ack))
 }
 
 fn check_headers(headers: &HeaderMap) -> Result<(BatchType, Option<String>), ApiError> {

@@ -34,12 +34,12 @@ pub(super) async fn edge<F: Future<Output = Response>>(
 ) -> Response {
     let began = Instant::now();
     let request_id = take_over(request.headers(), &REQUEST_ID, is_request_id)
-        .unwrap_or_else(|| header_value(Uuid::new_v4().to_string()));
+        .unwrap_or_else(|| header_value(Uuid::new_v4().hyphenated().encode_lower(&mut [0; 36])));
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let span = app.tracer.as_ref();
     let span = span.and_then(|tracer| Span::begin(tracer, request.headers(), &method, &path, route));
     let trace_parent = take_over(request.headers(), &TRACE_PARENT, is_trace_parent)
-        .unwrap_or_else(|| header_value(span.as_ref().map_or_else(new_trace_parent, Span::trace_parent)));
+        .unwrap_or_else(|| header_value(&span.as_ref().map_or_else(new_trace_parent, Span::trace_parent)));
 
     let mut response = within(request).await;
 
@@ -90,11 +90,12 @@ fn is_trace_parent(value: &[u8]) -> bool {
 }
 
 fn new_trace_parent() -> String {
-    let (trace, span) = (Uuid::new_v4().as_u128(), Uuid::new_v4().as_u128() as u64);
-    format!("00-{trace:032x}-{span:016x}-01")
+    let (mut trace, mut span) = ([0; 32], [0; 32]);
+    let [trace, span] = [&mut trace, &mut span].map(|hex| &*Uuid::new_v4().simple().encode_lower(hex));
+    ["00-", trace, "-", &span[16..], "-01"].concat()
 }
 
-fn header_value(text: String) -> HeaderValue {
+fn header_value(text: &str) -> HeaderValue {
     HeaderValue::try_from(text).expect("hex digits and dashes make a header")
 }
 
@@ -107,7 +108,7 @@ fn write_problem(response: &mut Response, problem: &Problem) {
 
 /// The part of a valid `traceparent` by which logs of several services are found together.
 fn trace_id(trace_parent: &HeaderValue) -> &str {
-    trace_parent.to_str().ok().and_then(|text| text.split('-').nth(1)).unwrap_or_default()
+    trace_parent.to_str().ok().and_then(|text| text.get(3..35)).unwrap_or_default()
 }
 
 fn log(
