@@ -332,6 +332,7 @@ impl RedisLease {
                 tokio::task::yield_now().await;
             }
         }
+        // guard: stays_unless_wanted
         listens && !self.wake.is_wanted(&self.id, token)
     }
 

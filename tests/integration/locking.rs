@@ -8,10 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rowlock::lock::{self, Lock};
 use serde_json::json;
 use tokio::join;
 
-use crate::support::{Bench, LOCK_KEY, On, QUEUE_KEY, Replica, answer, until, until_free, until_held};
+use crate::support::{Bench, LOCK_KEY, On, QUEUE_KEY, Redis, Replica, answer, until, until_free, until_held};
 
 async fn a_sleeping_row_is_waited_for(on: On) {
     let bench = Bench::new(on);
@@ -314,6 +315,30 @@ async fn who_keeps_the_lock_for_more_batches_gives_it_to_the_first_who_wants_it(
     // It does keep it: a token is one hold's.
     let tokens: std::collections::HashSet<_> = rows.iter().map(|row| &row["token"]).collect();
     assert!(tokens.len() < rows.len(), "{} tokens for {} rows", tokens.len(), rows.len());
+}
+
+#[tokio::test]
+async fn a_holder_that_somebody_waits_for_does_not_stay_for_one_more_batch() {
+    let redis = Redis::start(&[]);
+    let [holder, other] = ["a", "b"].map(|replica| {
+        let (replica, ttl) = (replica.to_owned(), Duration::from_secs(30));
+        let options = lock::Options { replica, ttl, tls: lock::TlsFiles::default(), meter: Arc::default() };
+        Lock::redis(&redis.url().to_owned().into(), LOCK_KEY, options).expect("an address")
+    });
+    // Its listener connects by and by.
+    let lease = loop {
+        let lease = holder.acquire(|| true).await.expect("the lock");
+        if lease.may_stay().await {
+            break lease;
+        }
+        lease.release().await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    };
+    let waiting = tokio::spawn(async move { other.acquire(|| true).await });
+    while holder.status().await.is_none_or(|status| status.waiters.is_empty()) {}
+    assert!(!lease.may_stay().await, "it was told");
+    lease.release().await;
+    assert!(waiting.await.expect("no panic").is_some());
 }
 
 #[tokio::test]
