@@ -31,15 +31,16 @@ pub(super) enum MediaType {
 pub(super) fn media_type(headers: &HeaderMap) -> Result<MediaType, ApiError> {
     let mut values = headers.get_all(header::CONTENT_TYPE).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return Err(ApiError::UnsupportedMediaType) };
+    if headers.contains_key(header::CONTENT_ENCODING) {
+        return Err(ApiError::UnsupportedMediaType);
+    }
     // Nearly all say this, and nothing else is to be parsed then.
-    if value == "application/json" && !headers.contains_key(header::CONTENT_ENCODING) {
+    if value == "application/json" {
         return Ok(MediaType::Json);
     }
     let mime: mime::Mime =
         value.to_str().ok().and_then(|text| text.parse().ok()).ok_or(ApiError::UnsupportedMediaType)?;
-    if mime.get_param(mime::CHARSET).is_some_and(|charset| charset != mime::UTF_8)
-        || headers.contains_key(header::CONTENT_ENCODING)
-    {
+    if mime.get_param(mime::CHARSET).is_some_and(|charset| charset != mime::UTF_8) {
         return Err(ApiError::UnsupportedMediaType);
     }
     match mime.essence_str() {
