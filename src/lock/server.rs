@@ -78,6 +78,19 @@ impl Server {
         AsyncConnectionConfig::new().set_connection_timeout(Some(CALL_TIMEOUT)).set_response_timeout(Some(CALL_TIMEOUT))
     }
 
+    async fn connect(&self) -> RedisResult<Connection> {
+        let config = Self::calls();
+        Ok(match self {
+            Self::Single(client) => {
+                Connection::Single(client.get_multiplexed_async_connection_with_config(&config).await?)
+            }
+            Self::Sentinel(sentinels) => {
+                Connection::Single(sentinels.lock().await.get_async_connection_with_config(&config).await?)
+            }
+            Self::Cluster { cluster, .. } => Connection::Cluster(cluster.get_async_connection().await?),
+        })
+    }
+
     /// A connection for subscriptions alone.
     pub(super) async fn subscriber(&self) -> RedisResult<PubSub> {
         match self {
@@ -116,17 +129,9 @@ impl Manager for Connections {
     type Type = Connection;
     type Error = RedisError;
 
+    /// Boxed, or every call would carry room for the connecting that hardly one of them does.
     async fn create(&self) -> Result<Connection, RedisError> {
-        let config = Server::calls();
-        let connection = match &*self.server {
-            Server::Single(client) => {
-                Connection::Single(client.get_multiplexed_async_connection_with_config(&config).await?)
-            }
-            Server::Sentinel(sentinels) => {
-                Connection::Single(sentinels.lock().await.get_async_connection_with_config(&config).await?)
-            }
-            Server::Cluster { cluster, .. } => Connection::Cluster(cluster.get_async_connection().await?),
-        };
+        let connection = Box::pin(self.server.connect()).await?;
         self.meter.count(Count::ConnectionsOpened);
         Ok(connection)
     }
