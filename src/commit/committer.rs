@@ -16,7 +16,7 @@ use super::{
     queue::{Next, Queue, Waiting},
 };
 use crate::{
-    lock::{Lease, Lock, Released},
+    lock::{Again, Lease, Lock, Place, Released, Wanted},
     metrics::{Count, Meter},
     points,
     record::{Ack, Simulation, ms},
@@ -31,6 +31,8 @@ const BUSY_PATIENCE: Duration = Duration::from_millis(500);
 const QUIET: Duration = Duration::from_secs(1);
 /// How soon a lock that was out of reach is tried again while there is no work.
 const OUT_OF_REACH: Duration = Duration::from_millis(250);
+/// A place among those who wait for the lock is kept for so long while no rows have come.
+const SOON: Duration = Duration::from_millis(30);
 /// How soon a checkpoint's end is looked for while there is no work.
 const CHECKPOINTING: Duration = Duration::from_millis(20);
 
@@ -74,14 +76,33 @@ struct Hold {
     slept: bool,
     /// Rows written under it so far.
     rows: usize,
+    /// Whether several requests shared a batch of it.
+    shared: bool,
     /// Who came before the last answers left may share it. What a client that is alone sends next is told apart by its token.
     before: Option<u64>,
 }
 
 impl Hold {
     fn new(lease: Lease) -> Self {
-        Self { lease, granted: Instant::now(), told: false, waited: 0, slept: false, rows: 0, before: None }
+        Self {
+            lease,
+            granted: Instant::now(),
+            told: false,
+            waited: 0,
+            slept: false,
+            rows: 0,
+            shared: false,
+            before: None,
+        }
     }
+}
+
+/// What there is of the lock between two turns.
+enum Kept {
+    Nothing,
+    Hold(Hold),
+    /// A place among those who wait for it.
+    Place(Place),
 }
 
 /// What becomes of the lock after a turn.
@@ -122,28 +143,47 @@ impl Committer {
 
     async fn serve(&mut self) -> Result<(), Fatal> {
         let mut quiet = self.look_idly().await?;
-        let mut held = None;
+        let mut kept = Kept::Nothing;
         loop {
-            if held.is_some() {
-                // Nobody else waits. Where cores are scarce, threads that have rows go first: their rows share this sync.
-                std::thread::yield_now();
-            } else {
-                match self.queue.next(quiet).await {
+            let held = match kept {
+                Kept::Hold(hold) => {
+                    // Nobody else waits. Where cores are scarce, threads that have rows go first: their rows share this sync.
+                    std::thread::yield_now();
+                    Some(hold)
+                }
+                Kept::Place(place) => {
+                    let soon = Instant::now() + SOON;
+                    let wanted = || self.wants_lock() || self.awaits_rows() && Instant::now() < soon;
+                    self.lock.acquire_from(place, wanted).await.map(Hold::new)
+                }
+                Kept::Nothing => match self.queue.next(quiet).await {
                     Next::End => return Ok(()),
-                    Next::Quiet => quiet = self.look_idly().await?,
-                    Next::Order => self.force_release().await?,
-                    Next::Work => held = self.lock.acquire(|| self.wants_lock()).await.map(Hold::new),
-                }
-            }
-            let Some(hold) = held.take() else { continue };
-            let began = Instant::now();
-            // Taken only now: what arrived while we waited for the lock shares this hold and this sync.
-            match self.queue.take(BATCH_BYTES_MAX, hold.before.unwrap_or(u64::MAX)) {
-                batch if batch.is_empty() => held = self.end(hold, Leave::Release).await,
-                batch => {
-                    points::reach("lock_granted");
-                    held = self.turn(hold, began, batch).await?;
-                }
+                    Next::Quiet => {
+                        quiet = self.look_idly().await?;
+                        None
+                    }
+                    Next::Order => {
+                        self.force_release().await?;
+                        None
+                    }
+                    Next::Work => self.lock.acquire(|| self.wants_lock()).await.map(Hold::new),
+                },
+            };
+            kept = match held {
+                Some(hold) => self.use_hold(hold).await?,
+                None => Kept::Nothing,
+            };
+        }
+    }
+
+    async fn use_hold(&mut self, hold: Hold) -> Result<Kept, Fatal> {
+        let began = Instant::now();
+        // Taken only now: what arrived while we waited for the lock shares this hold and this sync.
+        match self.queue.take(BATCH_BYTES_MAX, hold.before.unwrap_or(u64::MAX)) {
+            batch if batch.is_empty() => Ok(self.end(hold, Leave::Release).await),
+            batch => {
+                points::reach("lock_granted");
+                self.turn(hold, began, batch).await
             }
         }
     }
@@ -152,8 +192,23 @@ impl Committer {
         !self.queue.is_empty() && !self.queue.has_orders()
     }
 
-    /// Answers the lock, if it was kept or had again at once.
-    async fn turn(&mut self, mut hold: Hold, began: Instant, batch: Vec<Waiting>) -> Result<Option<Hold>, Fatal> {
+    fn awaits_rows(&self) -> bool {
+        !self.queue.is_closed() && !self.queue.has_orders()
+    }
+
+    /// Where others wait, several clients that were just answered here have sent more by the time that it is our turn again: one call
+    /// saved, and one wake-up. A turn that nobody needs is passed on at once, and no more are asked for until rows come.
+    fn wanted_again(&self, hold: &Hold) -> Wanted {
+        // guard: place_ahead
+        let soon = hold.shared && self.awaits_rows();
+        match (self.wants_lock(), soon) {
+            (true, _) => Wanted::Now,
+            (false, true) => Wanted::Soon,
+            (false, false) => Wanted::Not,
+        }
+    }
+
+    async fn turn(&mut self, mut hold: Hold, began: Instant, batch: Vec<Waiting>) -> Result<Kept, Fatal> {
         // A request with such wishes is alone in its batch.
         let Simulation { sleep, .. } = batch[0].simulation;
         if !hold.told {
@@ -172,7 +227,7 @@ impl Committer {
         self.maintain()?;
         // The answers are out: what becomes of the lock is nobody's to wait for.
         if matches!(leave, Leave::Release) && self.goes_on(&hold) && hold.lease.may_stay().await {
-            return Ok(Some(hold));
+            return Ok(Kept::Hold(hold));
         }
         Ok(self.end(hold, leave).await)
     }
@@ -182,14 +237,14 @@ impl Committer {
         hold.before.is_some_and(|before| self.queue.goes_on(before)) && !hold.slept && !self.queue.has_orders()
     }
 
-    /// Answers the lock, if it was had again at once.
-    async fn end(&self, hold: Hold, leave: Leave) -> Option<Hold> {
-        let (mut regained, token) = (None, hold.lease.token());
+    /// Answers what is left of the lock, or has come of it at once.
+    async fn end(&self, hold: Hold, leave: Leave) -> Kept {
+        let (mut again, token, wanted) = (None, hold.lease.token(), self.wanted_again(&hold));
         let lease = hold.lease;
         let (change, other) = match leave {
             Leave::Release => {
                 let released;
-                (released, regained) = lease.pass_on(self.wants_lock()).await;
+                (released, again) = lease.pass_on(wanted).await;
                 left(released)
             }
             Leave::Raise(mark) => left(lease.release_and_raise(mark).await),
@@ -206,7 +261,11 @@ impl Committer {
                 told.ttl_ms = (change == Change::Abandoned).then(|| ms(self.lock.ttl()));
             });
         }
-        regained.map(Hold::new)
+        match again {
+            Some(Again::Granted(lease)) => Kept::Hold(Hold::new(lease)),
+            Some(Again::Waits(place)) => Kept::Place(place),
+            None => Kept::Nothing,
+        }
     }
 
     /// For who watches.
@@ -380,6 +439,7 @@ impl Committer {
         let (held, token) = (ms(granted.elapsed()), hold.lease.token());
         let sync = self.storage.last_sync();
         hold.rows += self.count(&batch, &placed, granted, sync);
+        hold.shared |= batch.len() > 1;
         let mut placed = placed.into_iter();
         self.answer(batch, |waiting| match placed.next().expect("one for each")? {
             Placed::Replayed(ack) => Ok(ack),

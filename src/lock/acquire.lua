@@ -9,7 +9,7 @@ end
 if not holder then
   -- Expired, or freed by somebody who knows of no queue: the longest waiter is next, which may be the caller.
   join(id, now)
-  hand_over(now)
+  hand_over(now, id)
   holder = redis.call('GET', KEYS[1])
 end
 -- guard: one_holder

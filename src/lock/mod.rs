@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use self::redis::Place;
 use self::redis::{RedisLease, RedisLock};
 use embedded::{EmbeddedLease, EmbeddedLock};
 pub use server::TlsFiles;
@@ -191,26 +192,34 @@ impl Lock {
     ///
     /// A backend out of reach is tried again for as long as somebody waits.
     pub async fn acquire(&self, wanted: impl Fn() -> bool) -> Option<Lease> {
-        let mut pause = LOOK_AGAIN.0;
-        let id = match &self.backend {
-            Backend::Redis(redis) => redis.new_lease_id(),
-            Backend::Embedded(_) => String::new(),
+        let place = match &self.backend {
+            Backend::Redis(redis) => redis.new_place(),
+            Backend::Embedded(_) => Place::default(),
         };
-        // When the last look began that found the lock with another.
-        let mut looked = None;
+        self.acquire_from(place, wanted).await
+    }
+
+    /// The same from a place that a release answered.
+    pub async fn acquire_from(&self, mut place: Place, wanted: impl Fn() -> bool) -> Option<Lease> {
+        let mut pause = LOOK_AGAIN.0;
+        let mut stands = place.looked.is_some();
         while wanted() {
-            let asked = tokio::time::Instant::now();
-            let expires = match self.try_once(&id).await {
-                Ok(Try::Granted(lease)) => return Some(lease),
-                Ok(Try::Held(expires)) => {
-                    looked = Some(asked);
-                    expires
+            let expires = if std::mem::take(&mut stands) {
+                None
+            } else {
+                let asked = tokio::time::Instant::now();
+                match self.try_once(&place.id).await {
+                    Ok(Try::Granted(lease)) => return Some(lease),
+                    Ok(Try::Held(expires)) => {
+                        place.looked = Some(asked);
+                        expires
+                    }
+                    Err(_) => None,
                 }
-                Err(_) => None,
             };
             match &self.backend {
                 Backend::Redis(redis) => {
-                    if let Some((token, lease)) = redis.until_next_look(&id, looked, pause, expires).await {
+                    if let Some((token, lease)) = redis.until_next_look(&place, pause, expires).await {
                         return Some(Lease::granted(token, Kind::Redis(lease), &self.meter));
                     }
                 }
@@ -220,7 +229,7 @@ impl Lock {
         }
         // Neither our place nor a grant whose answer was lost must make others wait.
         if let Backend::Redis(redis) = &self.backend {
-            redis.give_up(&id).await;
+            redis.give_up(&place.id).await;
         }
         None
     }
@@ -278,6 +287,25 @@ impl Lock {
         };
         Ok(Try::Granted(Lease::granted(token, kind, &self.meter)))
     }
+}
+
+/// Whether who gives the lock back is to have it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// Others may have it.
+    Not,
+    /// There is nothing to do yet, but likely will be by its next turn: a place in the queue, if others wait.
+    Soon,
+    /// At once if nobody else waits, else a place in the queue.
+    Now,
+}
+
+/// What a release left of the wish to have the lock again.
+pub enum Again<L = Lease> {
+    /// Another lease, since nobody else waited.
+    Granted(L),
+    /// Wait here: `Lock::acquire_from` goes on.
+    Waits(Place),
 }
 
 enum Kind {
@@ -355,22 +383,25 @@ impl Lease {
 
     /// Gives the lock back.
     pub async fn release(self) -> Released {
-        self.pass_on(false).await.0
+        self.pass_on(Wanted::Not).await.0
     }
 
-    /// Gives the lock back, unless it is wanted `again` and nobody else waits: then it is ours at once, under a new token. (The
-    /// embedded lock knows no waiters, and is acquired as quickly.)
-    pub async fn pass_on(self, again: bool) -> (Released, Option<Self>) {
+    /// Gives the lock back, and has it again as far as it is wanted. (The embedded lock knows no queue, and is acquired as quickly.)
+    pub async fn pass_on(self, wanted: Wanted) -> (Released, Option<Again>) {
         let left = Left::of(&self);
-        let (released, regained) = match self.kind {
-            Kind::Redis(lease) => lease.release(again).await,
+        let (released, again) = match self.kind {
+            Kind::Redis(lease) => lease.release(wanted).await,
             Kind::Embedded(lease) => {
                 lease.release();
                 (Released::Free, None)
             }
         };
         let released = left.count(released);
-        (released, regained.map(|(token, lease)| Self::granted(token, Kind::Redis(lease), &left.meter)))
+        let again = again.map(|again| match again {
+            Again::Granted((token, lease)) => Again::Granted(Self::granted(token, Kind::Redis(lease), &left.meter)),
+            Again::Waits(place) => Again::Waits(place),
+        });
+        (released, again)
     }
 
     fn granted(token: FencingToken, kind: Kind, meter: &Arc<Meter>) -> Self {

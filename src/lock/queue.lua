@@ -10,6 +10,7 @@ local CLAIM_MS = 1000
 local KEEP_MS = 60000
 -- Nor of a counter that nobody counts with: the journal's mark is the truth, and raises it.
 local KEEP_TOKEN_MS = 86400000
+local KEEP_EVERY = 16
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -20,6 +21,23 @@ local function next_token()
   local token = redis.call('INCR', KEYS[2])
   -- guard: counter_expires
   redis.call('PEXPIRE', KEYS[2], KEEP_TOKEN_MS)
+  return token
+end
+
+-- The queue is kept by each look, and the counter by each grant to who looks.
+local function keep_queue()
+  redis.call('PEXPIRE', KEYS[3], KEEP_MS)
+  redis.call('PEXPIRE', KEYS[4], KEEP_MS)
+end
+
+-- Where one hand-over follows the other and nobody looks, a few of them keep both.
+local function next_token_handed_over()
+  local token = redis.call('INCR', KEYS[2])
+  -- guard: busy_queue_stays
+  if token % KEEP_EVERY == 1 then
+    redis.call('PEXPIRE', KEYS[2], KEEP_TOKEN_MS)
+    keep_queue()
+  end
   return token
 end
 
@@ -50,12 +68,16 @@ local function time_left(holder)
   return left
 end
 
-local function join(id, now)
-  local came = waiter(id) or now
-  if not redis.call('LPOS', KEYS[3], id) then redis.call('RPUSH', KEYS[3], id) end
+local function note_waiter(id, came, now)
   redis.call('HSET', KEYS[4], id, string.format('%.0f %.0f', came, now))
-  redis.call('PEXPIRE', KEYS[3], KEEP_MS)
-  redis.call('PEXPIRE', KEYS[4], KEEP_MS)
+end
+
+-- For a look: one that stands in the queue keeps its place.
+local function join(id, now)
+  local came = waiter(id)
+  if not (came and redis.call('LPOS', KEYS[3], id)) then redis.call('RPUSH', KEYS[3], id) end
+  note_waiter(id, came or now, now)
+  keep_queue()
 end
 
 local function leave(id)
@@ -70,9 +92,9 @@ local function tell(id, what)
   if replica then redis.pcall('PUBLISH', KEYS[3] .. ':' .. replica, what .. ' ' .. id) end
 end
 
--- Gives the lock to the longest waiter that is alive, tells it, and answers its id; frees the lock if there is none. With what it is
--- told (its token, and how many wait behind it) it need not ask before it begins.
-local function hand_over(now)
+-- Gives the lock to the longest waiter that is alive, tells it unless it is `own`, the caller's, and answers its id; frees the lock if
+-- there is none. With what it is told (its token, and how many wait behind it) it need not ask before it begins.
+local function hand_over(now, own)
   while true do
     local id = redis.call('LPOP', KEYS[3])
     if not id then
@@ -80,17 +102,15 @@ local function hand_over(now)
       return ''
     end
     local _, seen = waiter(id)
+    redis.call('HDEL', KEYS[4], id)
     -- guard: skip_the_dead
     if seen and math.abs(now - seen) <= ALIVE_MS then
-      redis.call('HDEL', KEYS[4], id)
       local lasts = math.min(CLAIM_MS, ttl_of(id) or CLAIM_MS)
       -- guard: claim_in_time
       redis.call('SET', KEYS[1], id, 'PX', lasts)
       -- guard: wake
-      if id ~= ARGV[1] then tell(id, string.format('granted %.0f %d', next_token(), redis.call('LLEN', KEYS[3]))) end
+      if id ~= own then tell(id, string.format('granted %.0f %d', next_token_handed_over(), redis.call('LLEN', KEYS[3]))) end
       return id
     end
-    redis.call('HDEL', KEYS[4], id)
   end
 end
-

@@ -5,5 +5,5 @@ local function above(a, b)
   return a > b
 end
 local token = redis.call('GET', KEYS[2])
-if not token or above(ARGV[3], token) then redis.call('SET', KEYS[2], ARGV[3]) end
+if not token or above(ARGV[3], token) then redis.call('SET', KEYS[2], ARGV[3], 'PX', KEEP_TOKEN_MS) end
 return 1

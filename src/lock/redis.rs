@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    LockKind, OpenError, Options, Reach, Released, State, Status, Try, TryError, Waiter,
+    Again, LockKind, OpenError, Options, Reach, Released, State, Status, Try, TryError, Waiter, Wanted,
     server::{CALL_TIMEOUT, CREATE_TIMEOUT, Connections, Server},
     wake::Wake,
 };
@@ -40,9 +40,14 @@ const STAY: Duration = Duration::from_millis(50);
 pub(super) struct RedisLock {
     client: Arc<Client>,
     wake: Arc<Wake>,
-    /// What all lease ids of this process start with: the replica's name, for people, and a random part.
-    id_prefix: String,
-    leases: AtomicU64,
+}
+
+/// Where a lease stands that is not ours yet: it has a name, and a place in the queue from its first look on.
+#[derive(Default)]
+pub struct Place {
+    pub(super) id: String,
+    /// When the last look began that found the lock with another; a grant is newer than that.
+    pub(super) looked: Option<Instant>,
 }
 
 struct Client {
@@ -54,6 +59,9 @@ struct Client {
     workers: Handle,
     /// The lock, the token counter, the queue, when each waiter came and last looked.
     keys: [String; 4],
+    /// What all lease ids of this process start with: the replica's name, for people, and a random part.
+    id_prefix: String,
+    leases: AtomicU64,
     options: Options,
     reach: Arc<Reach>,
     acquire: Script,
@@ -69,6 +77,7 @@ impl RedisLock {
     /// Renewals will run on the runtime of who calls this; the lock is for whoever acquires it, perhaps on another.
     pub(super) fn new(url: &RedisUrl, key: &str, options: Options, reach: Arc<Reach>) -> Result<Self, OpenError> {
         let server = Arc::new(Server::parse(url.expose(), &options.tls)?);
+        let instance = uuid::Uuid::new_v4().simple();
         let client = Arc::new(Client {
             near: pool(&server, &options)?,
             far: pool(&server, &options)?,
@@ -76,23 +85,23 @@ impl RedisLock {
             keys: [key.to_owned(), derived_key(key, "token"), derived_key(key, "queue"), derived_key(key, "seen")],
             acquire: Script::new(concat!(include_str!("queue.lua"), include_str!("acquire.lua"))),
             renew: Script::new(include_str!("renew.lua")),
-            raise: Script::new(include_str!("raise.lua")),
+            raise: Script::new(concat!(include_str!("queue.lua"), include_str!("raise.lua"))),
             release: Script::new(concat!(include_str!("queue.lua"), include_str!("release.lua"))),
             status: Script::new(concat!(include_str!("queue.lua"), include_str!("status.lua"))),
             next_token: Script::new(concat!(include_str!("queue.lua"), include_str!("next_token.lua"))),
             force: Script::new(concat!(include_str!("queue.lua"), include_str!("force.lua"))),
+            id_prefix: format!("{}/{instance}/{}/", options.replica, options.ttl.as_millis()),
+            leases: AtomicU64::new(0),
             options,
             reach,
         });
-        let instance = uuid::Uuid::new_v4().simple();
-        let id_prefix = format!("{}/{instance}/{}/", client.options.replica, client.options.ttl.as_millis());
-        let wake = Arc::new(Wake::new(server, format!("{}:{id_prefix}", client.keys[2])));
-        Ok(Self { client, wake, id_prefix, leases: AtomicU64::new(0) })
+        let wake = Arc::new(Wake::new(server, format!("{}:{}", client.keys[2], client.id_prefix)));
+        Ok(Self { client, wake })
     }
 
-    /// A name that no other lease of any replica has, and that tells people who holds the lock and scripts for how long at most.
-    pub(super) fn new_lease_id(&self) -> String {
-        format!("{}{}", self.id_prefix, self.leases.fetch_add(1, Ordering::Relaxed))
+    /// For a lease that was not asked for yet.
+    pub(super) fn new_place(&self) -> Place {
+        Place { id: self.client.new_lease_id(), looked: None }
     }
 
     /// A repeat with the same id finds again a grant whose answer was lost.
@@ -114,7 +123,7 @@ impl RedisLock {
     /// Leaves the queue, and clears what a lost answer may have left behind, once and as well as can be.
     pub(super) async fn give_up(&self, id: &str) {
         // guard: give_up
-        if let Err(e) = self.client.release_now(id, false).await {
+        if let Err(e) = self.client.release_now(id, None, Wanted::Not).await {
             tracing::debug!(error = %e, "a lease in doubt is left to expire");
         }
     }
@@ -173,17 +182,15 @@ impl RedisLock {
         self.client.call(&self.client.force, "").await
     }
 
-    /// Returns when it is worth while to look again, or with the lock, if it is handed over by then. `looked`: when the last look
-    /// began that found it with another; a grant is newer than that.
+    /// Returns when it is worth while to look again, or with the lock, if it is handed over by then.
     pub(super) async fn until_next_look(
         &self,
-        id: &str,
-        looked: Option<Instant>,
+        Place { id, looked }: &Place,
         pause: Duration,
         holder_expires: Option<Duration>,
     ) -> Option<(FencingToken, RedisLease)> {
         self.wake.wait(pause, holder_expires).await;
-        let (grant, looked) = (self.wake.take_grant(id)?, looked?);
+        let (grant, looked) = (self.wake.take_grant(id)?, (*looked)?);
         let lasts = CLAIM.min(self.ttl());
         // What is nearly over is better asked for.
         let lease = || RedisLease::granted(&self.client, &self.wake, id, looked, lasts, grant.wanted);
@@ -216,6 +223,11 @@ fn derived_key(key: &str, what: &str) -> String {
 }
 
 impl Client {
+    /// A name that no other lease of any replica has, and that tells people who holds the lock and scripts for how long at most.
+    fn new_lease_id(&self) -> String {
+        format!("{}{}", self.id_prefix, self.leases.fetch_add(1, Ordering::Relaxed))
+    }
+
     /// Every script takes all keys, the lease's id and the time to live.
     async fn call<T: FromRedisValue>(&self, script: &Script, id: &str) -> Result<T, TryError> {
         self.reach.note(self.call_once(&self.near, script, id, None::<u64>).await)
@@ -226,7 +238,7 @@ impl Client {
         pool: &Pool<Connections>,
         script: &Script,
         id: &str,
-        more: Option<impl ToRedisArgs>,
+        more: impl ToRedisArgs,
     ) -> Result<T, TryError> {
         let mut connection = pool.get().await?;
         let mut call = script.prepare_invoke();
@@ -254,9 +266,15 @@ impl Client {
         self.reach.note(self.call_once(&self.near, &self.raise, id, Some(mark)).await)
     }
 
-    /// Answers who has the lock now, or none if it was not ours; and the new token, if we have it `again`.
-    async fn release_now(&self, id: &str, again: bool) -> Result<(FencingToken, Option<String>), TryError> {
-        self.reach.note(self.call_once(&self.near, &self.release, id, again.then_some("again")).await)
+    /// Answers who has the lock now, or none if it was not ours; and the token, if it is the lease that is wanted `next`.
+    async fn release_now(
+        &self,
+        id: &str,
+        next: Option<&str>,
+        wanted: Wanted,
+    ) -> Result<(FencingToken, Option<String>), TryError> {
+        let soon = (wanted == Wanted::Soon).then_some("soon");
+        self.reach.note(self.call_once(&self.near, &self.release, id, (next, soon)).await)
     }
 }
 
@@ -345,22 +363,27 @@ impl RedisLease {
         let _ = self.held_until.wait_for(Option::is_none).await;
     }
 
-    /// Tries again while the lease would otherwise block others. Who wants it `again` has it under a new token, if nobody waits.
-    pub(super) async fn release(self, again: bool) -> (Released, Option<(FencingToken, Self)>) {
+    /// Tries again while the lease would otherwise block others.
+    pub(super) async fn release(self, wanted: Wanted) -> (Released, Option<Again<(FencingToken, Self)>>) {
         self.renewal.abort();
+        let mut next = (wanted != Wanted::Not).then(|| Place { id: self.client.new_lease_id(), looked: None });
         let mut asked_before = false;
         let released = loop {
             let asked = Instant::now();
-            match self.client.release_now(&self.id, again).await {
+            match self.client.release_now(&self.id, next.as_ref().map(|next| &*next.id), wanted).await {
                 Ok((token @ 1.., _)) => {
-                    let ttl = self.client.options.ttl;
-                    let lease = Self::granted(&self.client, &self.wake, &self.id, asked, ttl, false);
-                    return (Released::Free, Some((token, lease)));
+                    let (ttl, id) = (self.client.options.ttl, next.unwrap_or_default().id);
+                    let lease = Self::granted(&self.client, &self.wake, &id, asked, ttl, false);
+                    return (Released::Free, Some(Again::Granted((token, lease))));
                 }
-                Ok((_, Some(next))) if next.is_empty() => break Released::Free,
+                Ok((_, Some(holder))) if holder.is_empty() => return (Released::Free, None),
                 // Done by the try whose answer was lost.
                 Ok((_, None)) if asked_before => break Released::Free,
-                Ok((_, Some(next))) => break Released::HandedOver(replica_of(&next).unwrap_or_default().to_owned()),
+                Ok((_, Some(holder))) => {
+                    // Stands behind it, without a look of its own.
+                    next.iter_mut().for_each(|next| next.looked = Some(asked));
+                    break Released::HandedOver(replica_of(&holder).unwrap_or_default().to_owned());
+                }
                 Ok((_, None)) => {
                     tracing::warn!(lease = self.id, "the lock was no longer ours when it was released");
                     break Released::Lost;
@@ -374,7 +397,8 @@ impl RedisLease {
             asked_before = true;
             tokio::time::sleep(TRY_AGAIN).await;
         };
-        (released, None)
+        // Also where no answer tells of it: it may stand in the queue, or have the lock.
+        (released, next.map(Again::Waits))
     }
 
     /// Raised before it is handed over, so that the next holder's token is new.
@@ -383,7 +407,7 @@ impl RedisLease {
         if let Err(e) = self.client.raise_now(&self.id, mark).await {
             tracing::warn!(error = %e, "cannot raise the token; trying again at the next grant");
         }
-        self.release(false).await.0
+        self.release(Wanted::Not).await.0
     }
 
     pub(super) async fn abandon(self) {

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rowlock::lock::{self, Lock};
+use rowlock::lock::{self, Again, Lock, Released, Wanted};
 use serde_json::json;
 use tokio::join;
 
@@ -317,14 +317,72 @@ async fn who_keeps_the_lock_for_more_batches_gives_it_to_the_first_who_wants_it(
     assert!(tokens.len() < rows.len(), "{} tokens for {} rows", tokens.len(), rows.len());
 }
 
+fn lock_of(redis: &Redis, replica: &str) -> Lock {
+    let (replica, ttl) = (replica.to_owned(), Duration::from_secs(30));
+    let options = lock::Options { replica, ttl, tls: lock::TlsFiles::default(), meter: Arc::default() };
+    Lock::redis(&redis.url().to_owned().into(), LOCK_KEY, options).expect("an address")
+}
+
+/// How often scripts were called.
+fn script_calls(redis: &Redis) -> u64 {
+    let stats = redis.cli(&["info", "commandstats"]);
+    let calls = stats.split("cmdstat_evalsha:calls=").nth(1).and_then(|rest| rest.split(',').next());
+    calls.and_then(|calls| calls.parse().ok()).expect("a number")
+}
+
+#[tokio::test]
+async fn who_gives_the_lock_back_and_wants_it_again_waits_behind_the_others_without_asking_for_it() {
+    let redis = Redis::start(&[]);
+    let [first, second] = ["a", "b"].map(|replica| Arc::new(lock_of(&redis, replica)));
+    let mut calls_of_turns = Vec::new();
+    for _ in 0..20 {
+        let lease = first.acquire(|| true).await.expect("the lock");
+        let waiting = tokio::spawn({
+            let second = Arc::clone(&second);
+            async move { second.acquire(|| true).await.expect("the lock") }
+        });
+        while first.status().await.is_none_or(|status| status.waiters.is_empty()) {}
+        let (released, again) = lease.pass_on(Wanted::Soon).await;
+        assert_eq!(released, Released::HandedOver("b".to_owned()));
+        let Some(Again::Waits(place)) = again else { panic!("a place") };
+        let second_lease = waiting.await.expect("no panic");
+        let waiters: Vec<_> =
+            first.status().await.expect("in reach").waiters.into_iter().map(|it| it.replica).collect();
+        assert_eq!(waiters, ["a"]);
+        let before = script_calls(&redis);
+        assert_eq!(second_lease.release().await, Released::HandedOver("a".to_owned()));
+        let again = first.acquire_from(place, || true).await.expect("the lock");
+        calls_of_turns.push(script_calls(&redis) - before);
+        // Nobody else waits: who has nothing to do yet leaves the lock free.
+        let (released, again) = again.pass_on(Wanted::Soon).await;
+        assert!(released == Released::Free && again.is_none());
+        assert_eq!(first.status().await.map(|status| status.state), Some(lock::State::Free));
+    }
+    calls_of_turns.sort_unstable();
+    // The release, which tells it; a message that comes late, or before its listener is there, is made up for by a look.
+    assert_eq!(calls_of_turns[10], 1, "{calls_of_turns:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_over_between_busy_replicas_is_one_call_and_no_place_is_left_behind() {
+    let bench = Bench::new(On::Redis);
+    let replicas = [(); 3].map(|()| bench.replica(&[]));
+    let load = replicas.each_ref().map(Busy::keep);
+    until("enough rows", async || std::fs::metadata(&bench.csv).expect("a file").len() > 200_000).await;
+    let tokens = bench.redis().cli(&["get", "{rowlock:rows.csv}:token"]).parse::<u64>().expect("a number");
+    let calls = script_calls(bench.redis());
+    assert!(calls < tokens * 3 / 2, "{calls} calls for {tokens} tokens");
+    for busy in load {
+        busy.end().await;
+    }
+    until_free(&bench).await;
+    until("nobody waits", async || bench.redis().cli(&["exists", QUEUE_KEY]) == "0").await;
+}
+
 #[tokio::test]
 async fn a_holder_that_somebody_waits_for_does_not_stay_for_one_more_batch() {
     let redis = Redis::start(&[]);
-    let [holder, other] = ["a", "b"].map(|replica| {
-        let (replica, ttl) = (replica.to_owned(), Duration::from_secs(30));
-        let options = lock::Options { replica, ttl, tls: lock::TlsFiles::default(), meter: Arc::default() };
-        Lock::redis(&redis.url().to_owned().into(), LOCK_KEY, options).expect("an address")
-    });
+    let [holder, other] = ["a", "b"].map(|replica| lock_of(&redis, replica));
     // Its listener connects by and by.
     let lease = loop {
         let lease = holder.acquire(|| true).await.expect("the lock");

@@ -30,15 +30,24 @@ fn release() -> String {
     [QUEUE, include_str!("../../src/lock/release.lua")].concat()
 }
 
-/// What may happen, to one of five leases.
+const NO_MORE: (Option<usize>, Option<&str>) = (None, None);
+
+/// Each of five replicas has two leases, and wants one after the other.
+const LEASES: usize = 10;
+
+fn next_lease(who: usize) -> usize {
+    (who + LEASES / 2) % LEASES
+}
+
+/// What may happen, to one of the leases.
 #[derive(Debug, Clone, Copy)]
 enum Step {
     /// A try, or one more look.
     Look(usize),
     /// The holder gives the lock back, a waiter gives up, anybody else is wrong.
     Release(usize),
-    /// The same by one who wants it again.
-    Again(usize),
+    /// The same by one whose replica wants it again, as another lease: now, or soon.
+    Again(usize, bool),
     /// The waiter is not seen any more.
     Die(usize),
     /// The holder's time runs out, or somebody deletes the key: an abandoned lock ends like this, too.
@@ -49,7 +58,7 @@ enum Step {
 struct Model {
     holder: Option<usize>,
     waiting: VecDeque<usize>,
-    dead: [bool; 5],
+    dead: [bool; LEASES],
     last_token: u64,
 }
 
@@ -99,9 +108,16 @@ impl Model {
         None
     }
 
-    /// Whether the holder has it again, since nobody waits.
-    fn again(&self, who: usize) -> bool {
-        self.holder == Some(who) && self.waiting.is_empty()
+    /// The holder's replica waits behind the others from now on, if there are any or it wants it now. Who has it then, if it was this
+    /// one's.
+    fn again(&mut self, who: usize, soon: bool) -> Option<String> {
+        if self.holder == Some(who) && !(soon && self.waiting.is_empty()) {
+            let next = next_lease(who);
+            assert!(!self.waiting.contains(&next), "a name of its own");
+            self.dead[next] = false;
+            self.waiting.push_back(next);
+        }
+        self.release(who)
     }
 }
 
@@ -111,7 +127,7 @@ struct Real<'a> {
 }
 
 impl Real<'_> {
-    fn call<T: redis::FromRedisValue>(&mut self, script: usize, who: usize, more: Option<&str>) -> T {
+    fn call<T: redis::FromRedisValue>(&mut self, script: usize, who: usize, more: (Option<usize>, Option<&str>)) -> T {
         let mut call = self.scripts[script].prepare_invoke();
         KEYS.iter().for_each(|key| {
             call.key(*key);
@@ -135,7 +151,7 @@ fn follow(steps: &[Step], real: &mut Real<'_>) -> Result<(), TestCaseError> {
     for step in steps {
         match *step {
             Step::Look(who) => {
-                let (token, _): (u64, i64) = real.call(0, who, None);
+                let (token, _): (u64, i64) = real.call(0, who, NO_MORE);
                 prop_assert_eq!(token > 0, model.look(who), "{} looks: {:?}", who, &model);
                 if token > 0 {
                     prop_assert!(token > model.last_token, "tokens go back");
@@ -143,17 +159,23 @@ fn follow(steps: &[Step], real: &mut Real<'_>) -> Result<(), TestCaseError> {
                 }
             }
             Step::Release(who) => {
-                let next: (u64, Option<String>) = real.call(1, who, None);
+                let next: (u64, Option<String>) = real.call(1, who, NO_MORE);
                 prop_assert_eq!(next, (0, model.release(who)), "{} releases: {:?}", who, &model);
             }
-            Step::Again(who) => {
-                let (token, next): (u64, Option<String>) = real.call(1, who, Some("again"));
-                prop_assert_eq!(token > 0, model.again(who), "{} wants it again: {:?}", who, &model);
-                if token > 0 {
-                    prop_assert!(token > model.last_token, "tokens go back");
-                    model.last_token = token;
-                } else {
-                    prop_assert_eq!(next, model.release(who), "{} releases: {:?}", who, &model);
+            Step::Again(who, soon) => {
+                let next = next_lease(who);
+                // Each lease is asked for once: a name that waits already is none that a replica would want next.
+                if !model.waiting.contains(&next) {
+                    let (token, holder): (u64, Option<String>) =
+                        real.call(1, who, (Some(next), soon.then_some("soon")));
+                    let expected = model.again(who, soon);
+                    let has_it = expected == Some(next.to_string());
+                    let expected = if has_it { Some(String::new()) } else { expected };
+                    prop_assert_eq!((token > 0, holder), (has_it, expected), "{} wants it again: {:?}", who, &model);
+                    if has_it {
+                        prop_assert!(token > model.last_token, "tokens go back");
+                        model.last_token = token;
+                    }
                 }
             }
             // A holder that dies is the expiry's.
@@ -177,11 +199,11 @@ fn follow(steps: &[Step], real: &mut Real<'_>) -> Result<(), TestCaseError> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let who = 0..5_usize;
+    let who = 0..LEASES;
     prop_oneof![
         6 => who.clone().prop_map(Step::Look),
         4 => who.clone().prop_map(Step::Release),
-        4 => who.clone().prop_map(Step::Again),
+        4 => (who.clone(), any::<bool>()).prop_map(|(who, soon)| Step::Again(who, soon)),
         1 => who.prop_map(Step::Die),
         1 => Just(Step::Expire),
     ]
@@ -197,6 +219,30 @@ fn in_any_order_there_is_one_holder_tokens_grow_and_the_living_are_served_in_ord
     let config = ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() };
     let run = TestRunner::new(config).run(&vec(step(), 1..20), |steps| follow(&steps, &mut real.borrow_mut()));
     run.unwrap_or_else(|e| panic!("{e}"));
+}
+
+/// Without anybody who looks, and so keeps them.
+#[test]
+fn a_queue_that_never_empties_is_kept_and_so_is_the_counter() {
+    let redis = Redis::start(&[]);
+    let mut connection = redis::Client::open(redis.url()).and_then(|client| client.get_connection()).expect("connects");
+    let scripts = [Script::new(&acquire()), Script::new(&release())];
+    let mut real = Real { redis: &mut connection, scripts: &scripts };
+    for who in [0, 1] {
+        let _: (u64, i64) = real.call(0, who, NO_MORE);
+    }
+    for key in &KEYS[1..] {
+        let shortened: bool = real.redis.pexpire(key, 40_000).expect("answers");
+        assert!(shortened, "{key} is there");
+    }
+    for turn in 0..20 {
+        let held: (u64, Option<String>) = real.call(1, turn, (Some(turn + 2), None));
+        assert_eq!(held, (0, Some((turn + 1).to_string())), "the two take turns");
+    }
+    for key in &KEYS[1..] {
+        let left: i64 = real.redis.pttl(key).expect("answers");
+        assert!(left > 50_000, "{key} is kept for {left} ms");
+    }
 }
 
 #[test]
