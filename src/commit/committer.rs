@@ -78,7 +78,7 @@ struct Hold {
     rows: usize,
     /// Whether several requests shared a batch of it.
     shared: bool,
-    /// Who came before the last answers left may share it. What a client that is alone sends next is told apart by its token.
+    /// Who has a place before this one may share it. What a client sends next that had its batch for itself is told apart by its token.
     before: Option<u64>,
 }
 
@@ -388,7 +388,7 @@ impl Committer {
                 leave = Leave::Abandon;
             }
             points::reach("answer_due");
-            hold.before.get_or_insert_with(|| self.queue.next_place());
+            hold.before.get_or_insert_with(|| if batch.len() > 1 { u64::MAX } else { self.queue.next_place() });
             self.acknowledge(batch, placed, hold, granted);
             points::reach("answered");
             batch = rest;
