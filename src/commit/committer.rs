@@ -146,11 +146,7 @@ impl Committer {
         let mut kept = Kept::Nothing;
         loop {
             let held = match kept {
-                Kept::Hold(hold) => {
-                    // Nobody else waits. Where cores are scarce, threads that have rows go first: their rows share this sync.
-                    std::thread::yield_now();
-                    Some(hold)
-                }
+                Kept::Hold(hold) => Some(hold),
                 Kept::Place(place) => {
                     let soon = Instant::now() + SOON;
                     let wanted = || self.wants_lock() || self.awaits_rows() && Instant::now() < soon;
@@ -226,8 +222,15 @@ impl Committer {
         // A checkpoint's last step is short, and the next holder would only wait for it at the file.
         self.maintain()?;
         // The answers are out: what becomes of the lock is nobody's to wait for.
-        if matches!(leave, Leave::Release) && self.goes_on(&hold) && hold.lease.may_stay().await {
-            return Ok(Kept::Hold(hold));
+        let may_go_on = matches!(leave, Leave::Release) && (hold.shared || self.goes_on(&hold));
+        if may_go_on && hold.lease.may_stay().await {
+            if hold.shared {
+                // Nobody else waits. Where cores are scarce, threads that have rows go first: their rows share the next sync.
+                std::thread::yield_now();
+            }
+            if self.goes_on(&hold) {
+                return Ok(Kept::Hold(hold));
+            }
         }
         Ok(self.end(hold, leave).await)
     }
