@@ -10,6 +10,7 @@ local CLAIM_MS = 1000
 local KEEP_MS = 60000
 -- Nor of a counter that nobody counts with: the journal's mark is the truth, and raises it.
 local KEEP_TOKEN_MS = 86400000
+-- So many hand-overs renew both, which cost a call each.
 local KEEP_EVERY = 16
 
 local function now_ms()
