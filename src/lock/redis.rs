@@ -381,7 +381,9 @@ impl RedisLease {
                 Ok((_, None)) if asked_before => break Released::Free,
                 Ok((_, Some(holder))) => {
                     // Stands behind it, without a look of its own.
-                    next.iter_mut().for_each(|next| next.looked = Some(asked));
+                    if let Some(next) = &mut next {
+                        next.looked = Some(asked);
+                    }
                     break Released::HandedOver(replica_of(&holder).unwrap_or_default().to_owned());
                 }
                 Ok((_, None)) => {

@@ -323,10 +323,10 @@ fn lock_of(redis: &Redis, replica: &str) -> Lock {
     Lock::redis(&redis.url().to_owned().into(), LOCK_KEY, options).expect("an address")
 }
 
-/// How often scripts were called.
-fn script_calls(redis: &Redis) -> u64 {
-    let stats = redis.cli(&["info", "commandstats"]);
-    let calls = stats.split("cmdstat_evalsha:calls=").nth(1).and_then(|rest| rest.split(',').next());
+/// How often Redis was asked for this so far, by scripts too.
+fn calls_of(command: &str, redis: &Redis) -> u64 {
+    let (stats, before) = (redis.cli(&["info", "commandstats"]), format!("cmdstat_{command}:calls="));
+    let calls = stats.split(&before).nth(1).and_then(|rest| rest.split(',').next());
     calls.and_then(|calls| calls.parse().ok()).expect("a number")
 }
 
@@ -349,10 +349,10 @@ async fn who_gives_the_lock_back_and_wants_it_again_waits_behind_the_others_with
         let waiters: Vec<_> =
             first.status().await.expect("in reach").waiters.into_iter().map(|it| it.replica).collect();
         assert_eq!(waiters, ["a"]);
-        let before = script_calls(&redis);
+        let before = calls_of("evalsha", &redis);
         assert_eq!(second_lease.release().await, Released::HandedOver("a".to_owned()));
         let again = first.acquire_from(place, || true).await.expect("the lock");
-        calls_of_turns.push(script_calls(&redis) - before);
+        calls_of_turns.push(calls_of("evalsha", &redis) - before);
         // Nobody else waits: who has nothing to do yet leaves the lock free.
         let (released, again) = again.pass_on(Wanted::Soon).await;
         assert!(released == Released::Free && again.is_none());
@@ -370,7 +370,7 @@ async fn a_hand_over_between_busy_replicas_is_one_call_and_no_place_is_left_behi
     let load = replicas.each_ref().map(Busy::keep);
     until("enough rows", async || std::fs::metadata(&bench.csv).expect("a file").len() > 200_000).await;
     let tokens = bench.redis().cli(&["get", "{rowlock:rows.csv}:token"]).parse::<u64>().expect("a number");
-    let calls = script_calls(bench.redis());
+    let calls = calls_of("evalsha", bench.redis());
     assert!(calls < tokens * 3 / 2, "{calls} calls for {tokens} tokens");
     for busy in load {
         busy.end().await;
@@ -580,9 +580,7 @@ async fn a_hand_over_wakes_its_one_waiter_and_nobody_else() {
         bench.redis().cli(&["del", LOCK_KEY]);
     };
     join!(futures_util::future::join_all(posts), freeing);
-    let stats = bench.redis().cli(&["info", "commandstats"]);
-    let published = stats.split("cmdstat_publish:calls=").nth(1).expect("some were woken");
-    let published: u32 = published.split(',').next().and_then(|calls| calls.parse().ok()).expect("a number");
+    let published = calls_of("publish", bench.redis());
     // One for each hand-over; the first may have found the free lock by its own look.
     assert!((4..=5).contains(&published), "{published} wake-ups for five waiters");
 }
