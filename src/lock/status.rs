@@ -24,7 +24,7 @@ pub struct Status {
     /// Milliseconds until it expires, unless it is renewed. None for an embedded lock that its holder's process keeps.
     #[schema(required)]
     pub ttl_ms: Option<u64>,
-    /// In order, the next one first. The embedded lock knows of none.
+    /// In order, the next one first. One that was just busy may stand there before its next rows come. The embedded lock knows of none.
     pub waiters: Vec<Waiter>,
 }
 
