@@ -11,8 +11,7 @@ use std::{
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rowlock::{
-    record::Rows,
-    schema::Data,
+    csv::{rows::Rows, schema::Data},
     storage::{Entry, Options, Placed, Storage, Turn},
 };
 use tempfile::TempDir;

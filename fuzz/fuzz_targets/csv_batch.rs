@@ -1,4 +1,4 @@
 //! A body of `/append/batch` as CSV.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| rowlock::http::fuzzing::csv_batch(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| rowlock::http::testing::fuzz::csv_batch(data));

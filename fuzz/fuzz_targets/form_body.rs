@@ -1,4 +1,4 @@
 //! A body of `/append` as a form.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| rowlock::http::fuzzing::form_body(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| rowlock::http::testing::fuzz::form_body(data));

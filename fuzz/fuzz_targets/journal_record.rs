@@ -1,4 +1,4 @@
 //! A journal's headers and records.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| rowlock::storage::fuzzing::journal_record(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| rowlock::storage::testing::fuzz::journal_record(data));

@@ -1,4 +1,4 @@
 //! A body of `/append` as JSON.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| rowlock::http::fuzzing::json_body(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| rowlock::http::testing::fuzz::json_body(data));

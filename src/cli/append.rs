@@ -4,12 +4,17 @@ use std::{borrow::Cow, io::Read, time::Duration};
 
 use serde::Serialize;
 
-use super::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, WRONG_USAGE, serve::open_failed};
+use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, WRONG_USAGE, serve::open_failed};
 use crate::{
+    api::acknowledgement::Ack,
     commit::{self, AppendError, Appender},
     config::{Config, Switch},
-    record::{Ack, KEY_BYTES_MAX, Key, Rows, Simulation},
-    schema::Data,
+    csv::{
+        idempotency_key::{KEY_BYTES_MAX, Key},
+        rows::Rows,
+        schema::Data,
+    },
+    simulation::Simulation,
 };
 
 /// What to append, and how.

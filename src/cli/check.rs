@@ -4,7 +4,7 @@ use std::{fmt::Write, path::PathBuf, sync::LazyLock};
 
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 
-use super::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, serve::open_failed};
+use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, serve::open_failed};
 use crate::{
     commit::{self, RepairError},
     config::Config,

@@ -11,7 +11,7 @@ use hyper::Method;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::{Exit, FAILED, WRONG_USAGE};
+use crate::cli::{Exit, FAILED, WRONG_USAGE};
 use crate::{
     client::{Connector, Target, Trust},
     config::Config,

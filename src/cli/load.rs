@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Exit, FAILED, WRONG_USAGE, append::parse_sleep};
+use crate::cli::{Exit, FAILED, WRONG_USAGE, append::parse_sleep};
 use crate::{
     client::{Connector, Target, Trust},
     config::{parse_run_time, parse_whole},

@@ -2,11 +2,11 @@
 
 use serde::Serialize;
 
-use super::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, serve::open_failed};
+use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, serve::open_failed};
 use crate::{
+    api::lock_status::{LockState, LockStatus, Waiter},
     commit::{self, AppendError, Forced},
     config::Config,
-    lock::{State, Status, Waiter},
 };
 
 /// What to do about the lock.
@@ -59,14 +59,14 @@ fn say<T: Serialize>(value: &T, json: bool, describe: impl Fn(&T) -> String) -> 
     if json { serde_json::to_string(value) } else { Ok(describe(value)) }
 }
 
-fn describe(status: &Status) -> String {
+fn describe(status: &LockStatus) -> String {
     let token = status.token.map(|token| format!(", token {token}")).unwrap_or_default();
     let ttl = status.ttl_ms.map(|ms| format!(", expires in {ms} ms unless renewed")).unwrap_or_default();
     let holder = status.holder.as_deref().unwrap_or_default();
     let mut text = match status.state {
-        State::Free => "free".to_owned(),
-        State::Held => format!("held by {holder}{token}{ttl}"),
-        State::Foreign => format!("held by a client that is no replica{ttl}"),
+        LockState::Free => "free".to_owned(),
+        LockState::Held => format!("held by {holder}{token}{ttl}"),
+        LockState::Foreign => format!("held by a client that is no replica{ttl}"),
     };
     for (place, Waiter { replica, waited_ms }) in status.waiters.iter().enumerate() {
         text.push_str(&format!("\n{:>3}. {replica} waits {waited_ms} ms", place + 1));

@@ -1,6 +1,6 @@
 //! `rowlock serve`.
 
-use super::{Exit, FAILED, SYNC_FAILED, WRONG_USAGE};
+use crate::cli::{Exit, FAILED, SYNC_FAILED, WRONG_USAGE};
 use crate::{
     commit,
     config::Config,

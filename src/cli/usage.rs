@@ -6,7 +6,7 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
-use super::{Exit, WRONG_USAGE};
+use crate::cli::{Exit, WRONG_USAGE};
 
 /// An empty variable is as good as none.
 pub(super) fn without_empty_variables(command: Command) -> Command {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    schema::InvalidField,
+    csv::schema::InvalidField,
     storage::{self, Refusal},
 };
 

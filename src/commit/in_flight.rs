@@ -5,11 +5,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use super::AppendError;
+use crate::commit::AppendError;
 
 /// The hashes of these keys.
 #[derive(Debug, Clone, Default)]
-pub(super) struct InFlight(Arc<Mutex<HashSet<u128>>>);
+pub(crate) struct InFlight(Arc<Mutex<HashSet<u128>>>);
 
 impl InFlight {
     fn keys(&self) -> MutexGuard<'_, HashSet<u128>> {
@@ -17,14 +17,14 @@ impl InFlight {
     }
 
     /// Takes a key for as long as the answer lives.
-    pub(super) fn enter(&self, hash: u128) -> Result<Entered, AppendError> {
+    pub(crate) fn enter(&self, hash: u128) -> Result<Entered, AppendError> {
         if self.keys().insert(hash) { Ok(Entered { keys: self.clone(), hash }) } else { Err(AppendError::KeyInFlight) }
     }
 }
 
 /// A key that is under way until this is dropped.
 #[derive(Debug)]
-pub(super) struct Entered {
+pub(crate) struct Entered {
     keys: InFlight,
     hash: u128,
 }

@@ -3,11 +3,11 @@
 //! `Appender` is the handle that http calls, `Committer` the task behind it that owns lock and file. Only this room sees
 //! both.
 
-mod changes;
 mod committer;
 mod error;
-pub mod events;
 mod in_flight;
+mod lock_changes;
+pub mod peer_events;
 mod queue;
 pub mod reading;
 mod repair;
@@ -21,26 +21,28 @@ use std::{
     time::Duration,
 };
 
-pub use crate::lock::{State as LockState, Status as LockStatus};
-use changes::Changes;
-pub use changes::{Change, LockChange};
-pub use committer::Fatal;
-use committer::{Committer, Watch};
-pub use error::{AppendError, Outcome};
-use in_flight::InFlight;
-use queue::{Bounds, Queue, Waiting};
-pub use repair::{RepairError, repair};
+pub use crate::api::events::{Change, LockChange};
+pub use crate::api::lock_status::{LockState, LockStatus};
+pub use crate::commit::committer::Fatal;
+use crate::commit::committer::{Committer, Watch};
+pub use crate::commit::error::{AppendError, Outcome};
+use crate::commit::in_flight::InFlight;
+use crate::commit::lock_changes::Changes;
+use crate::commit::queue::{Bounds, Queue, Waiting};
+pub use crate::commit::repair::{RepairError, repair};
 use tokio::{
     sync::oneshot,
     time::{Instant, timeout_at},
 };
 
 use crate::{
+    api::acknowledgement::Ack,
     config::{Config, Switch, UnlockedVolume},
+    csv::{idempotency_key::Key, rows::Rows, schema::Schema},
+    fencing::FencingToken,
     lock::{self, Lock},
     metrics::{Level, Meter},
-    record::{Ack, FencingToken, Key, Rows, Simulation},
-    schema::Schema,
+    simulation::Simulation,
     storage::{self, Storage},
 };
 
@@ -196,7 +198,7 @@ fn open_embedded(options: lock::Options, csv: &Path) -> Result<Lock, lock::OpenE
 ///
 /// # Errors
 /// If the lock can't be opened, or, within, is out of reach.
-pub async fn lock_status(config: &Config) -> Result<Result<lock::Status, AppendError>, OpenError> {
+pub async fn lock_status(config: &Config) -> Result<Result<LockStatus, AppendError>, OpenError> {
     let replica = config.replica_name();
     let lock = open_lock(config, &replica)?;
     Ok(lock.status().await.ok_or(AppendError::LockUnavailable(config.wait_timeout)))
@@ -289,7 +291,7 @@ impl Appender {
     ///
     /// # Errors
     /// `LockUnavailable`, if the lock is out of reach.
-    pub async fn lock_status(&self) -> Result<lock::Status, AppendError> {
+    pub async fn lock_status(&self) -> Result<LockStatus, AppendError> {
         self.lock.status().await.ok_or(AppendError::LockUnavailable(self.wait_timeout))
     }
 

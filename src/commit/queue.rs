@@ -11,31 +11,35 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{AppendError, Forced};
-use crate::record::{Ack, Key, Rows, Simulation};
+use crate::commit::{AppendError, Forced};
+use crate::{
+    api::acknowledgement::Ack,
+    csv::{idempotency_key::Key, rows::Rows},
+    simulation::Simulation,
+};
 
 /// What may wait in one replica.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bounds {
-    pub(super) rows: usize,
-    pub(super) bytes: usize,
+pub(crate) struct Bounds {
+    pub(crate) rows: usize,
+    pub(crate) bytes: usize,
 }
 
 /// The rows of one request, waiting.
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(crate) struct Waiting {
     /// Its place in the order of arrival; given when it is admitted.
-    pub(super) place: u64,
-    pub(super) key: Option<Key>,
+    pub(crate) place: u64,
+    pub(crate) key: Option<Key>,
     /// How many keys had been recorded by then, as far as this replica knew.
-    pub(super) keys_seen: u64,
-    pub(super) rows: Rows,
-    pub(super) weight_bytes: usize,
-    pub(super) simulation: Simulation,
-    pub(super) arrived: Instant,
+    pub(crate) keys_seen: u64,
+    pub(crate) rows: Rows,
+    pub(crate) weight_bytes: usize,
+    pub(crate) simulation: Simulation,
+    pub(crate) arrived: Instant,
     /// Until when the rows may wait for their turn; their own `sleep` is not part of it.
-    pub(super) deadline: Instant,
-    pub(super) answer: oneshot::Sender<Result<Ack, AppendError>>,
+    pub(crate) deadline: Instant,
+    pub(crate) answer: oneshot::Sender<Result<Ack, AppendError>>,
 }
 
 #[derive(Debug, Default)]
@@ -64,7 +68,7 @@ impl State {
 
 /// What there is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Next {
+pub(crate) enum Next {
     /// A forced release.
     Order,
     Work,
@@ -75,7 +79,7 @@ pub(super) enum Next {
 }
 
 #[derive(Debug)]
-pub(super) struct Queue {
+pub(crate) struct Queue {
     state: Mutex<State>,
     changed: Notify,
     /// Forced releases that were asked for, and not done yet.
@@ -87,10 +91,10 @@ pub(super) struct Queue {
 }
 
 /// A forced release that somebody waits for.
-pub(super) type Order = oneshot::Sender<Result<Forced, AppendError>>;
+pub(crate) type Order = oneshot::Sender<Result<Forced, AppendError>>;
 
 impl Queue {
-    pub(super) fn new(bounds: Bounds) -> Self {
+    pub(crate) fn new(bounds: Bounds) -> Self {
         Self {
             state: Mutex::default(),
             changed: Notify::new(),
@@ -106,7 +110,7 @@ impl Queue {
     }
 
     /// Asks the committer to take the lock from whoever has it.
-    pub(super) fn order_release(&self) -> oneshot::Receiver<Result<Forced, AppendError>> {
+    pub(crate) fn order_release(&self) -> oneshot::Receiver<Result<Forced, AppendError>> {
         let (order, done) = oneshot::channel();
         self.orders.lock().expect("no holder of the orders panics").push(order);
         self.ordered.notify_one();
@@ -114,23 +118,23 @@ impl Queue {
         done
     }
 
-    pub(super) fn take_orders(&self) -> Vec<Order> {
+    pub(crate) fn take_orders(&self) -> Vec<Order> {
         std::mem::take(&mut *self.orders.lock().expect("no holder of the orders panics"))
     }
 
-    pub(super) fn has_orders(&self) -> bool {
+    pub(crate) fn has_orders(&self) -> bool {
         !self.orders.lock().expect("no holder of the orders panics").is_empty()
     }
 
     /// Returns when a forced release is asked for.
-    pub(super) async fn order(&self) {
+    pub(crate) async fn order(&self) {
         while !self.has_orders() {
             self.ordered.notified().await;
         }
     }
 
     /// Takes rows in, if there is room for them.
-    pub(super) fn admit(self: &Arc<Self>, waiting: Waiting) -> Result<Ticket, AppendError> {
+    pub(crate) fn admit(self: &Arc<Self>, waiting: Waiting) -> Result<Ticket, AppendError> {
         let mut state = self.state();
         if state.closed {
             return Err(AppendError::Draining);
@@ -149,18 +153,18 @@ impl Queue {
     }
 
     /// Rows and bytes that wait, and for how long the oldest has.
-    pub(super) fn load(&self) -> (usize, usize, Option<Duration>) {
+    pub(crate) fn load(&self) -> (usize, usize, Option<Duration>) {
         let state = self.state();
         let oldest = state.waiting.front().map(|waiting| waiting.arrived.elapsed());
         (state.rows, state.bytes, oldest)
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.state().waiting.is_empty()
     }
 
     /// Waits until there is something to do, or for as long as `quiet`.
-    pub(super) async fn next(&self, quiet: Duration) -> Next {
+    pub(crate) async fn next(&self, quiet: Duration) -> Next {
         let deadline = Instant::now() + quiet;
         loop {
             let changed = self.changed.notified();
@@ -180,7 +184,7 @@ impl Queue {
 
     /// Gives rows their old places back, for another turn: they are certain not to have been written. Those whose time is up
     /// are refused.
-    pub(super) fn put_back(&self, batch: Vec<Waiting>, refusal: &AppendError) {
+    pub(crate) fn put_back(&self, batch: Vec<Waiting>, refusal: &AppendError) {
         let mut state = self.state();
         let now = Instant::now();
         // What was taken stood before all that waits now.
@@ -196,19 +200,19 @@ impl Queue {
     }
 
     /// The place of who comes next.
-    pub(super) fn next_place(&self) -> u64 {
+    pub(crate) fn next_place(&self) -> u64 {
         self.state().next
     }
 
     /// Whether the first that waits has a place before this one, and no wish for a turn of its own.
-    pub(super) fn goes_on(&self, before: u64) -> bool {
+    pub(crate) fn goes_on(&self, before: u64) -> bool {
         let state = self.state();
         state.waiting.front().is_some_and(|first| first.place < before && !first.simulation.wants_own_turn())
     }
 
     /// The next batch: all that waits in places before this one, up to `bytes_max`, but a request that wants a turn of its own gets
     /// one.
-    pub(super) fn take(&self, bytes_max: usize, before: u64) -> Vec<Waiting> {
+    pub(crate) fn take(&self, bytes_max: usize, before: u64) -> Vec<Waiting> {
         let mut state = self.state();
         let (mut batch, mut bytes) = (Vec::with_capacity(state.waiting.len()), 0);
         while let Some(next) = state.waiting.front().filter(|next| next.place < before) {
@@ -226,28 +230,28 @@ impl Queue {
     }
 
     /// Lets nobody in any more; who waits already keeps its place.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.state().closed = true;
         self.changed.notify_one();
     }
 
-    pub(super) fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.state().closed
     }
 
     /// From now on nobody sleeps before a write.
-    pub(super) fn end_sleeps(&self) {
+    pub(crate) fn end_sleeps(&self) {
         self.time_is_up.send_replace(true);
     }
 
     /// Returns when sleeps are to end.
-    pub(super) async fn sleeps_end(&self) {
+    pub(crate) async fn sleeps_end(&self) {
         // An error would mean that the queue is gone, and with it who asks.
         let _ = self.time_is_up.subscribe().wait_for(|up| *up).await;
     }
 
     /// Refuses all that still wait.
-    pub(super) fn refuse_all(&self, with: &AppendError) {
+    pub(crate) fn refuse_all(&self, with: &AppendError) {
         let mut state = self.state();
         while let Some(waiting) = state.take(0) {
             // Who has hung up needs no answer.
@@ -258,7 +262,7 @@ impl Queue {
 
 /// A place in the queue. Dropping it gives the place up: a client that hung up costs nothing.
 #[derive(Debug)]
-pub(super) struct Ticket {
+pub(crate) struct Ticket {
     queue: Arc<Queue>,
     place: u64,
     settled: bool,
@@ -266,12 +270,12 @@ pub(super) struct Ticket {
 
 impl Ticket {
     /// Whether the place was still there to give up: then the rows are certain never to be written.
-    pub(super) fn withdraw(&self) -> bool {
+    pub(crate) fn withdraw(&self) -> bool {
         self.queue.state().remove(self.place).is_some()
     }
 
     /// Once the answer is there, so is no place any more.
-    pub(super) fn settle(mut self) {
+    pub(crate) fn settle(mut self) {
         self.settled = true;
     }
 }
@@ -289,7 +293,7 @@ mod tests {
     use std::borrow::Cow;
 
     use super::*;
-    use crate::schema::{Data, Schema};
+    use crate::csv::schema::{Data, Schema};
 
     type Answer = oneshot::Receiver<Result<Ack, AppendError>>;
 

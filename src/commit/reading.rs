@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
-use super::{Appender, OpenError};
+use crate::commit::{Appender, OpenError};
 pub use crate::storage::{News, Page, ReadError, Row, Snapshot, Volume};
 use crate::{config::Config, storage::Reader};
 
@@ -78,17 +78,17 @@ impl Reading {
     }
 
     /// As `news`, for a thread that may block.
-    pub(super) fn news_now(&self, from: u64, rows_max: usize) -> Result<News, ReadError> {
+    pub(crate) fn news_now(&self, from: u64, rows_max: usize) -> Result<News, ReadError> {
         work(&mut self.reader.blocking_lock(), |reader| reader.news(from, rows_max))
     }
 
     /// Where the last row ends.
-    pub(super) fn end_now(&self) -> Result<u64, ReadError> {
+    pub(crate) fn end_now(&self) -> Result<u64, ReadError> {
         work(&mut self.reader.blocking_lock(), Reader::committed)
     }
 
     /// File, journal and volume, as of the last reading.
-    pub(super) fn volume_now(&self) -> Result<Volume, ReadError> {
+    pub(crate) fn volume_now(&self) -> Result<Volume, ReadError> {
         work(&mut self.reader.blocking_lock(), |reader| Ok(reader.volume()?))
     }
 

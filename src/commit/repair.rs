@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{OpenError, open_lock, storage_options};
+use crate::commit::{OpenError, open_lock, storage_options};
 use crate::{
     config::Config,
     storage::{self, CheckOptions, Plan, Replaced, Storage},

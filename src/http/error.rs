@@ -9,15 +9,15 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::rate::whole_seconds;
+use crate::http::middleware::rate_limit::whole_seconds;
 use crate::{
     commit::{AppendError, Outcome, reading::ReadError},
-    schema::InvalidField,
+    csv::schema::InvalidField,
 };
 
 /// A refusal, as http knows it.
 #[derive(Debug, Clone, thiserror::Error)]
-pub(super) enum ApiError {
+pub(crate) enum ApiError {
     #[error("{}", .0.detail)]
     InvalidField(#[from] InvalidField),
     #[error("{0}")]
@@ -78,7 +78,7 @@ impl From<ReadError> for ApiError {
 /// Why a request was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Code {
+pub(crate) enum Code {
     BrokenBody,
     BadKey,
     Unauthorized,
@@ -115,11 +115,11 @@ impl std::fmt::Display for Code {
 }
 
 /// What a code always comes with.
-pub(super) struct Facts {
-    pub(super) status: StatusCode,
-    pub(super) title: &'static str,
+pub(crate) struct Facts {
+    pub(crate) status: StatusCode,
+    pub(crate) title: &'static str,
     /// How soon the same request may succeed, if it ever may.
-    pub(super) retry_after_secs: Option<u64>,
+    pub(crate) retry_after_secs: Option<u64>,
 }
 
 impl Facts {
@@ -133,7 +133,7 @@ impl Facts {
 }
 
 impl Code {
-    pub(super) fn facts(self) -> Facts {
+    pub(crate) fn facts(self) -> Facts {
         use StatusCode as S;
         match self {
             Self::BrokenBody => Facts::refused(S::BAD_REQUEST, "The body cannot be read"),
@@ -255,7 +255,7 @@ impl ApiError {
     "field": "sleep",
     "request_id": "9a7b990b-f970-4bd5-8d89-91b1664e3210",
 }))]
-pub(super) struct Problem {
+pub(crate) struct Problem {
     /// `urn:rowlock:problem:` and the code.
     #[schema(format = "uri")]
     r#type: String,
@@ -265,18 +265,18 @@ pub(super) struct Problem {
     #[schema(minimum = 400, maximum = 599)]
     status: u16,
     /// What is wrong, and what is accepted.
-    pub(super) detail: String,
-    pub(super) code: Code,
+    pub(crate) detail: String,
+    pub(crate) code: Code,
     /// The same request may succeed later; `Retry-After` says when to try.
     retryable: bool,
-    pub(super) outcome: Outcome,
+    pub(crate) outcome: Outcome,
     /// The field that is wrong, for `invalid_field` and `not_a_row_start`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     field: Option<String>,
     // Only the outermost layer knows it.
     /// As `X-Request-Id` has it.
-    pub(super) request_id: String,
+    pub(crate) request_id: String,
 }
 
 impl IntoResponse for ApiError {

@@ -4,18 +4,18 @@ use std::ops::RangeInclusive;
 
 use percent_encoding::percent_decode_str;
 
-use crate::schema::InvalidField;
+use crate::csv::schema::InvalidField;
 
 /// The parameters of one request.
 #[derive(Debug)]
-pub(super) struct Parameters(Vec<(&'static str, Option<String>)>);
+pub(crate) struct Parameters(Vec<(&'static str, Option<String>)>);
 
 impl Parameters {
     /// Takes these and no others.
     ///
     /// # Errors
     /// Names the first that is unknown or comes twice.
-    pub(super) fn parse(query: Option<&str>, accepted: &[&'static str]) -> Result<Self, InvalidField> {
+    pub(crate) fn parse(query: Option<&str>, accepted: &[&'static str]) -> Result<Self, InvalidField> {
         let mut found = Self(accepted.iter().map(|name| (*name, None)).collect());
         for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -32,7 +32,7 @@ impl Parameters {
     }
 
     /// The value of one that was given.
-    pub(super) fn take(&mut self, name: &str) -> Option<String> {
+    pub(crate) fn take(&mut self, name: &str) -> Option<String> {
         self.0.iter_mut().find(|(known, _)| *known == name)?.1.take()
     }
 
@@ -40,7 +40,7 @@ impl Parameters {
     ///
     /// # Errors
     /// If it is none.
-    pub(super) fn count(
+    pub(crate) fn count(
         &mut self,
         name: &'static str,
         bounds: RangeInclusive<usize>,
@@ -53,6 +53,6 @@ impl Parameters {
 }
 
 /// `+1`, which Rust would read as well, is no number here.
-pub(super) fn digits(text: &str) -> Option<u64> {
+pub(crate) fn digits(text: &str) -> Option<u64> {
     text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
 }

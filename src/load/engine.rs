@@ -14,7 +14,8 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
+use crate::client::{Connection, Connector};
+use crate::load::{
     Amount, Plan,
     book::{Book, State},
     exchange::{Attempt, Requests},
@@ -22,7 +23,6 @@ use super::{
     rows::Generator,
     tally::{Tally, Times},
 };
-use crate::client::{Connection, Connector};
 
 /// A request that is not known to be written, or not to be, is tried again for so long.
 pub(super) const RETRY_FOR: Duration = Duration::from_secs(60);

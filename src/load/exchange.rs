@@ -8,10 +8,10 @@ use hyper::{Method, Request, StatusCode, header, header::HeaderValue};
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use super::{Plan, Sleep, rows::Generator};
+use crate::load::{Plan, Sleep, rows::Generator};
 use crate::{
     client::{Connection, Connector, Target},
-    schema::quote,
+    csv::schema::quote,
 };
 
 /// No answer of ours is longer.

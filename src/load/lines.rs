@@ -2,7 +2,7 @@
 
 use memchr::memchr;
 
-use crate::quoting::{QuoteCheck, QuoteFault};
+use crate::csv::strict_quotes::{QuoteCheck, QuoteFault};
 
 /// No record is longer: a quote that is still open then was never meant to be.
 const RECORD_BYTES_MAX: usize = 64 << 20;

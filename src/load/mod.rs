@@ -25,15 +25,15 @@ use rustix::{
 };
 use tokio::task::LocalSet;
 
-use self::{
+use crate::client::{Connector, Target};
+use crate::load::{
     engine::{Engine, Phase},
     rows::Generator,
 };
-pub use self::{
+pub use crate::load::{
     report::{Mode, Report, Verification},
     verify::{Fault, Finding},
 };
-use crate::client::{Connector, Target};
 
 /// The shortest row: it must hold the run's mark and its number.
 pub const ROW_BYTES_MIN: usize = rows::ROW_BYTES_MIN;

@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use hdrhistogram::Histogram;
 
-use super::report::{Latencies, Report};
+use crate::load::report::{Latencies, Report};
 
 const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 760.0;

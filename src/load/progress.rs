@@ -4,7 +4,7 @@ use std::{rc::Rc, time::Duration};
 
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{Amount, engine::Engine, report::ms_text};
+use crate::load::{Amount, engine::Engine, report::ms_text};
 
 const EVERY: Duration = Duration::from_millis(500);
 

@@ -7,12 +7,12 @@ use http_body_util::BodyExt;
 use hyper::{Method, header};
 use tokio::time::timeout;
 
-use super::{
+use crate::client::{Connector, Target};
+use crate::load::{
     Generator, Plan, Verification, VerifyFrom,
     book::Book,
     verify::{Verdict, Verifier, verify_file},
 };
-use crate::client::{Connector, Target};
 
 /// The longest between two pieces.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(60);

@@ -10,7 +10,7 @@ use hdrhistogram::Histogram;
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 
-use super::{
+use crate::load::{
     Amount, Fault, Plan,
     engine::{Engine, Phase, RETRY_FOR},
     tally::{Replica, Timeline},

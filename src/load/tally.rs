@@ -8,7 +8,7 @@ use std::{
 
 use hdrhistogram::Histogram;
 
-use super::exchange::Receipt;
+use crate::load::exchange::Receipt;
 
 /// Longer latencies than an hour count as an hour.
 const LATENCY_US_MAX: u64 = 3_600_000_000;

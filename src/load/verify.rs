@@ -7,12 +7,12 @@ use csv_core::{ReadRecordResult, Reader, ReaderBuilder, Terminator};
 use memchr::{memchr, memmem};
 use serde::Serialize;
 
-use super::{
+use crate::csv::schema::Schema;
+use crate::load::{
     book::{Book, State},
     lines::{Line, Lines},
     rows::Generator,
 };
-use crate::schema::Schema;
 
 const CHUNK_BYTES: usize = 256 << 10;
 const SAMPLES_MAX: usize = 3;

@@ -13,13 +13,16 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{LockKind, Options, State as Held, Status, Try};
-use crate::record::{FencingToken, ms};
+use crate::{
+    api::lock_status::{LockKind, LockState, LockStatus},
+    lock::{Options, Try},
+};
+use crate::{fencing::FencingToken, time::ms};
 
 /// One write of this size at offset 0 replaces the state as a whole.
 const STATE_BYTES: usize = 256;
 
-pub(super) struct EmbeddedLock {
+pub(crate) struct EmbeddedLock {
     path: PathBuf,
     file: Arc<File>,
     options: Options,
@@ -35,14 +38,14 @@ struct State {
 }
 
 impl EmbeddedLock {
-    pub(super) fn open(path: &Path, options: Options) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path, options: Options) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         let lock = Self { path: path.to_owned(), file: Arc::new(file), options };
         lock.read_state()?;
         Ok(lock)
     }
 
-    pub(super) fn ttl(&self) -> Duration {
+    pub(crate) fn ttl(&self) -> Duration {
         self.options.ttl
     }
 
@@ -66,13 +69,13 @@ impl EmbeddedLock {
         }
     }
 
-    pub(super) fn status(&self) -> io::Result<Status> {
+    pub(crate) fn status(&self) -> io::Result<LockStatus> {
         let (kept, state) = (self.is_kept()?, self.read_state()?);
         let left = state.abandoned_until_ms.saturating_sub(unix_ms());
         let held = kept || left > 0;
-        Ok(Status {
+        Ok(LockStatus {
             lock: LockKind::Embedded,
-            state: if held { Held::Held } else { Held::Free },
+            state: if held { LockState::Held } else { LockState::Free },
             holder: held.then_some(state.holder),
             token: held.then_some(state.token),
             ttl_ms: (!kept && held).then_some(left),
@@ -80,12 +83,12 @@ impl EmbeddedLock {
         })
     }
 
-    pub(super) fn next_token(&self) -> io::Result<FencingToken> {
+    pub(crate) fn next_token(&self) -> io::Result<FencingToken> {
         Ok(self.read_state()?.token + 1)
     }
 
     /// Ends the time for which an abandoned lock binds. One that a process keeps is its own until that ends.
-    pub(super) fn force(&self) -> io::Result<bool> {
+    pub(crate) fn force(&self) -> io::Result<bool> {
         let Some(mut lease) = self.try_lock()? else { return Ok(false) };
         let bound = lease.state.abandoned_until_ms > unix_ms();
         lease.state.abandoned_until_ms = 0;
@@ -106,7 +109,7 @@ impl EmbeddedLock {
         Ok(Some(lease))
     }
 
-    pub(super) fn try_acquire(&self) -> io::Result<Try<(FencingToken, EmbeddedLease)>> {
+    pub(crate) fn try_acquire(&self) -> io::Result<Try<(FencingToken, EmbeddedLease)>> {
         let Some(mut lease) = self.try_lock()? else { return Ok(Try::Held(None)) };
         let left = Duration::from_millis(lease.state.abandoned_until_ms.saturating_sub(unix_ms()));
         if !left.is_zero() {
@@ -130,7 +133,7 @@ fn unix_ms() -> u64 {
 }
 
 /// Holds the OS lock until dropped.
-pub(super) struct EmbeddedLease {
+pub(crate) struct EmbeddedLease {
     file: Arc<File>,
     ttl: Duration,
     state: State,
@@ -145,16 +148,16 @@ impl EmbeddedLease {
         self.file.write_all_at(&text, 0)
     }
 
-    pub(super) fn release(self) {}
+    pub(crate) fn release(self) {}
 
-    pub(super) fn release_and_raise(mut self, mark: FencingToken) {
+    pub(crate) fn release_and_raise(mut self, mark: FencingToken) {
         self.state.token = self.state.token.max(mark);
         if let Err(e) = self.write_state() {
             tracing::warn!(error = %e, "cannot raise the token; trying again at the next grant");
         }
     }
 
-    pub(super) fn abandon(mut self) {
+    pub(crate) fn abandon(mut self) {
         self.state.abandoned_until_ms = unix_ms() + ms(self.ttl);
         if let Err(e) = self.write_state() {
             tracing::warn!(error = %e, "an abandoned lock is free at once");

@@ -4,9 +4,6 @@
 
 mod embedded;
 mod redis;
-mod server;
-mod status;
-mod wake;
 
 use std::{
     path::Path,
@@ -14,16 +11,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use self::redis::Place;
-use self::redis::{RedisLease, RedisLock};
-use embedded::{EmbeddedLease, EmbeddedLock};
-pub use server::TlsFiles;
-pub use status::{LockKind, State, Status, Waiter};
+pub use crate::api::lock_status::{LockKind, LockState, LockStatus, Waiter};
+use crate::lock::embedded::{EmbeddedLease, EmbeddedLock};
+pub use crate::lock::redis::lease::Place;
+use crate::lock::redis::lease::{RedisLease, RedisLock};
+pub use crate::lock::redis::topology::TlsFiles;
 
 use crate::{
     config::RedisUrl,
+    fencing::{FencingToken, LeaseId},
     metrics::{Count, Level, Meter, Spread},
-    record::{FencingToken, LeaseId},
 };
 
 /// How soon, at first and at most, a waiter looks again whether the lock is free.
@@ -243,7 +240,7 @@ impl Lock {
     }
 
     /// Who has the lock, and who waits for it. `None`: the backend is out of reach.
-    pub async fn status(&self) -> Option<Status> {
+    pub async fn status(&self) -> Option<LockStatus> {
         match &self.backend {
             Backend::Redis(redis) => redis.status().await.ok(),
             Backend::Embedded(embedded) => self.reach.note(embedded.status().map_err(TryError::from)).ok(),

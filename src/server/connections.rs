@@ -15,8 +15,8 @@ use tokio::{
     time::timeout,
 };
 
-use super::tls::Tls;
 use crate::http::Site;
+use crate::server::tls::Tls;
 
 /// How long a request's head may take to arrive, and a connection stay without one.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);

@@ -6,9 +6,11 @@ mod traces;
 
 use std::{future::pending, net::SocketAddr, sync::Arc, time::Duration};
 
-use connections::Connections;
-use tls::Tls;
-pub use tls::TlsError;
+use crate::server::connections::Connections;
+use crate::server::tls::Tls;
+pub use crate::server::tls::TlsError;
+use crate::server::traces::Traces;
+pub use crate::server::traces::TracesError;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -16,11 +18,9 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, timeout, timeout_at},
 };
-use traces::Traces;
-pub use traces::TracesError;
 
 use crate::{
-    commit::{self, Appender, Ended, Fatal, events::Events, reading::Reading},
+    commit::{self, Appender, Ended, Fatal, peer_events::Events, reading::Reading},
     config::{Config, Switch},
     http::{Access, AccessError, Draining, Parts, Site},
     metrics::Meter,

@@ -4,7 +4,7 @@ use std::io;
 
 /// The files that belong together: the CSV and what lies beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(crate) enum Place {
     /// The rows.
     Csv,
     /// `<csv>.journal`.
@@ -19,15 +19,15 @@ pub(super) enum Place {
 
 /// Where an append landed, as the file's end told afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Landed {
+pub(crate) struct Landed {
     /// Offset of the first byte.
-    pub(super) start: u64,
+    pub(crate) start: u64,
     /// Offset after the last byte; further away than the bytes are long if somebody wrote in between.
-    pub(super) end: u64,
+    pub(crate) end: u64,
 }
 
 /// Files by place. Nothing is durable before `sync` has returned.
-pub(super) trait Disk {
+pub(crate) trait Disk {
     fn len(&self, place: Place) -> io::Result<u64>;
     /// Reads until `buffer` is full or the file ends, and says how far that was.
     fn read_at(&self, place: Place, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
@@ -57,7 +57,7 @@ pub(super) trait Disk {
 }
 
 /// Reads a stretch of a file as a stream.
-pub(super) struct Stretch<'a, D> {
+pub(crate) struct Stretch<'a, D> {
     disk: &'a D,
     place: Place,
     at: u64,
@@ -66,7 +66,7 @@ pub(super) struct Stretch<'a, D> {
 
 impl<'a, D: Disk> Stretch<'a, D> {
     /// The bytes from `start` to `end`, or to the file's end.
-    pub(super) fn new(disk: &'a D, place: Place, start: u64, end: u64) -> Self {
+    pub(crate) fn new(disk: &'a D, place: Place, start: u64, end: u64) -> Self {
         Self { disk, place, at: start, end }
     }
 }

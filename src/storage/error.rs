@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::schema::HeaderError;
+use crate::csv::schema::HeaderError;
 
 /// Why the CSV can't be used; each prints as one line that names the file.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +59,7 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    pub(super) fn io(path: &std::path::Path, doing: &'static str, source: io::Error) -> Self {
+    pub(crate) fn io(path: &std::path::Path, doing: &'static str, source: io::Error) -> Self {
         Self::Io { path: path.to_owned(), doing, source }
     }
 }
@@ -74,7 +74,7 @@ pub enum AppendError {
     #[error("the token is stale: {mark} is recorded")]
     Fenced {
         /// The newest token recorded.
-        mark: crate::record::FencingToken,
+        mark: crate::fencing::FencingToken,
     },
     /// The lease ran out before the first byte; nothing was written.
     #[error("the lease was lost before the write")]
@@ -106,7 +106,7 @@ pub enum AppendError {
 pub enum Refusal {
     /// Its rows don't fit the file.
     #[error(transparent)]
-    InvalidField(#[from] crate::schema::InvalidField),
+    InvalidField(#[from] crate::csv::schema::InvalidField),
     /// Its key came with other data before.
     #[error("the key was used with other data")]
     KeyReused,
@@ -122,12 +122,12 @@ pub enum Refusal {
 }
 
 /// No room on the volume, or none left for this user.
-pub(super) fn is_full(e: &io::Error) -> bool {
+pub(crate) fn is_full(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 impl AppendError {
-    pub(super) fn before(doing: &'static str) -> impl Fn(io::Error) -> Self {
+    pub(crate) fn before(doing: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| {
             if is_full(&source) { Self::DiskFull(source) } else { Self::Before { doing, source } }
         }

@@ -15,12 +15,13 @@ use rustix::{
     io::{Errno, pwritev},
 };
 
-use super::{
-    AppendError, create,
+use crate::failpoints;
+use crate::storage::{
+    AppendError,
     disk::{Disk, Landed, Place},
     journal::Layout,
+    side_files,
 };
-use crate::points;
 
 /// Room in the CSV is made in steps of this size.
 const RESERVE_BYTES: u64 = 4 << 20;
@@ -29,7 +30,7 @@ const BOOKKEEPING_BYTES: u64 = 64 << 10;
 
 /// The open files of one CSV.
 #[derive(Debug)]
-pub(super) struct Files {
+pub(crate) struct Files {
     path: PathBuf,
     journal_path: PathBuf,
     csv: File,
@@ -43,7 +44,7 @@ pub(super) struct Files {
 }
 
 /// `<csv><suffix>`.
-pub(super) fn beside(csv: &Path, suffix: &str) -> PathBuf {
+pub(crate) fn beside(csv: &Path, suffix: &str) -> PathBuf {
     let mut path = csv.as_os_str().to_owned();
     path.push(suffix);
     path.into()
@@ -91,7 +92,7 @@ fn open_to_write(path: &Path) -> io::Result<File> {
 
 impl Files {
     /// Opens what is there already.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let csv = OpenOptions::new().read(true).append(true).open(path)?;
         let journal = Arc::new(open_to_write(&beside(path, ".journal"))?);
         Ok(Self {
@@ -106,7 +107,7 @@ impl Files {
     }
 
     /// For who changes nothing. Where nothing lies beside the CSV yet, only its own bytes may be asked for.
-    pub(super) fn open_to_read(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open_to_read(path: &Path) -> io::Result<Self> {
         let csv = File::open(path)?;
         let open = |suffix| match File::open(beside(path, suffix)) {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
@@ -121,7 +122,7 @@ impl Files {
     }
 
     /// Whether one handle's lock keeps another handle out, as it must.
-    pub(super) fn locks_work(&self) -> io::Result<bool> {
+    pub(crate) fn locks_work(&self) -> io::Result<bool> {
         let second = open_to_write(&beside(&self.path, ".journal"))?;
         match self.journal.try_lock() {
             // Somebody else's lock was in our way: so they do.
@@ -138,18 +139,18 @@ impl Files {
     }
 
     /// Goes on without locks.
-    pub(super) fn accept_unlocked(&mut self) {
+    pub(crate) fn accept_unlocked(&mut self) {
         self.locks = false;
     }
 
     /// Room left on the volume, for who is not root, and the volume's size.
-    pub(super) fn volume_bytes(&self) -> io::Result<(u64, u64)> {
+    pub(crate) fn volume_bytes(&self) -> io::Result<(u64, u64)> {
         let volume = fstatvfs(&self.csv)?;
         Ok((volume.f_bavail * volume.f_frsize, volume.f_blocks * volume.f_frsize))
     }
 
     /// Takes the OS lock, trying until `deadline`, 1 to 50 ms apart; and makes sure that path and open file are still one.
-    pub(super) fn lock(&self, deadline: Instant) -> Result<OsLock, AppendError> {
+    pub(crate) fn lock(&self, deadline: Instant) -> Result<OsLock, AppendError> {
         let lock = if self.locks { self.take_lock(deadline)? } else { OsLock(None) };
         // guard: same_file
         self.refuse_replaced()?;
@@ -201,7 +202,7 @@ impl Files {
     fn open_side(&self, place: Place) -> io::Result<File> {
         let file = OpenOptions::new().read(true).append(true).create(true).open(self.side(place))?;
         if file.metadata()?.len() == 0 {
-            create::like_csv(&file, &self.path)?;
+            side_files::like_csv(&file, &self.path)?;
         }
         Ok(file)
     }
@@ -245,13 +246,13 @@ impl Disk for Arc<Files> {
             Place::Journal => {
                 let point = if offset < Layout::REAL.mark() { "header_half_written" } else { "record_half_written" };
                 let bytes = parts.iter().map(|part| part.len()).sum();
-                let half = points::half(point, bytes);
+                let half = failpoints::half(point, bytes);
                 if half == bytes {
                     return write_all_parts_at(&self.journal, offset, parts);
                 }
                 let text = parts.concat();
                 self.journal.write_all_at(&text[..half], offset)?;
-                points::reach(point);
+                failpoints::reach(point);
                 self.journal.write_all_at(&text[half..], offset + half as u64)
             }
             _ => self.with(place, |file| write_all_parts_at(file, offset, parts)),
@@ -270,9 +271,9 @@ impl Disk for Arc<Files> {
                 Place::Torn => "torn_half_written",
                 Place::Journal | Place::Keys | Place::Tail(_) => "tail_half_written",
             };
-            let first = file.write(&bytes[..points::half(point, bytes.len())])?;
+            let first = file.write(&bytes[..failpoints::half(point, bytes.len())])?;
             let start = file.stream_position()? - first as u64;
-            points::reach(point);
+            failpoints::reach(point);
             if first == bytes.len() {
                 return Ok(Landed { start, end: start + first as u64 });
             }
@@ -311,7 +312,7 @@ impl Disk for Arc<Files> {
             Place::Csv | Place::Journal | Place::Keys => self.with(place, File::sync_data),
             Place::Torn | Place::Tail(_) => {
                 self.with(place, File::sync_all)?;
-                File::open(create::directory_of(&self.path))?.sync_all()
+                File::open(side_files::directory_of(&self.path))?.sync_all()
             }
         }
     }
@@ -319,7 +320,7 @@ impl Disk for Arc<Files> {
 
 /// The OS lock, freed when dropped. A process that is stopped keeps it, one that is killed loses it.
 #[derive(Debug)]
-pub(super) struct OsLock(Option<Arc<File>>);
+pub(crate) struct OsLock(Option<Arc<File>>);
 
 impl Drop for OsLock {
     fn drop(&mut self) {

@@ -12,14 +12,14 @@ use std::io;
 
 use bytes::{Buf, BufMut};
 
-use super::{
+use crate::fencing::{FencingToken, LeaseId};
+use crate::storage::{
     disk::{Disk, Place},
     keys::Remembered,
 };
-use crate::record::{FencingToken, LeaseId};
 
 /// The version of everything here. A newer one is refused; an older one would be read, and written anew at a checkpoint.
-pub(super) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 /// Start of a header in every version, followed by the body's length and checksum; the body starts with the version.
 const MAGIC: &[u8; 8] = b"rowlockJ";
 /// Checksum, body length, sequence.
@@ -27,79 +27,79 @@ const RECORD_PREFIX_BYTES: usize = 16;
 
 /// How the journal is divided up.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     /// Bytes that a disk overwrites as one, at best.
-    pub(super) page: u64,
+    pub(crate) page: u64,
 }
 
 impl Layout {
-    pub(super) const REAL: Self = Self { page: 4096 };
-    pub(super) const HEADERS: u64 = 2;
+    pub(crate) const REAL: Self = Self { page: 4096 };
+    pub(crate) const HEADERS: u64 = 2;
 
-    pub(super) fn mark(self) -> u64 {
+    pub(crate) fn mark(self) -> u64 {
         Self::HEADERS * self.page
     }
 
     /// Whether the mark says that somebody's sync failed.
-    pub(super) fn is_in_doubt(self, pages: &[u8]) -> bool {
+    pub(crate) fn is_in_doubt(self, pages: &[u8]) -> bool {
         pages.get(self.mark() as usize).is_some_and(|&mark| mark != 0)
     }
 
     /// Where the records begin.
-    pub(super) fn space(self) -> u64 {
+    pub(crate) fn space(self) -> u64 {
         self.mark() + self.page
     }
 
-    pub(super) fn whole_pages(self, bytes: u64) -> u64 {
+    pub(crate) fn whole_pages(self, bytes: u64) -> u64 {
         bytes.next_multiple_of(self.page)
     }
 
     /// The largest record that always finds room once nothing else is kept: on one side of any place in the space.
-    pub(super) fn record_bytes_max(self, journal_bytes: u64) -> u64 {
+    pub(crate) fn record_bytes_max(self, journal_bytes: u64) -> u64 {
         (journal_bytes - self.space()) / 2 / self.page * self.page
     }
 }
 
 /// What a checkpoint made sure of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Header {
+pub(crate) struct Header {
     /// This journal's random number.
-    pub(super) journal: u128,
+    pub(crate) journal: u128,
     /// Grows with each header written.
-    pub(super) number: u64,
+    pub(crate) number: u64,
     /// The journal's size.
-    pub(super) bytes: u64,
+    pub(crate) bytes: u64,
     /// The last record whose rows are durable in the CSV.
-    pub(super) base: u64,
+    pub(crate) base: u64,
     /// Where the record after it stands, or page 3 if it did not fit there.
-    pub(super) next: u64,
+    pub(crate) next: u64,
     /// How much of the CSV is durable and whole.
-    pub(super) csv_bytes: u64,
+    pub(crate) csv_bytes: u64,
     /// Of the last bytes of these, to tell another file.
-    pub(super) csv_print: u32,
+    pub(crate) csv_print: u32,
     /// The newest token among the records up to `base`, and its lease.
-    pub(super) mark: FencingToken,
-    pub(super) lease: LeaseId,
+    pub(crate) mark: FencingToken,
+    pub(crate) lease: LeaseId,
     /// Keys written to `<csv>.keys` in this journal's life.
-    pub(super) keys: u64,
+    pub(crate) keys: u64,
     /// A rebuild of what follows `csv_bytes` is under way.
-    pub(super) rebuild: Option<Rebuild>,
+    pub(crate) rebuild: Option<Rebuild>,
 }
 
 /// The CSV's new tail is durable in a file of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Rebuild {
-    pub(super) bytes: u64,
+pub(crate) struct Rebuild {
+    pub(crate) bytes: u64,
     /// Which of the two tail files.
-    pub(super) which: u8,
+    pub(crate) which: u8,
     /// Where what stood in the CSV begins in `<csv>.torn`, and how long it is.
-    pub(super) torn_at: u64,
-    pub(super) old_bytes: u64,
+    pub(crate) torn_at: u64,
+    pub(crate) old_bytes: u64,
 }
 
 /// Why a header can't be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum HeaderFault {
+pub(crate) enum HeaderFault {
     /// Neither is whole.
     Damaged,
     /// Written by a newer version.
@@ -108,11 +108,11 @@ pub(super) enum HeaderFault {
 
 impl Header {
     /// After the last record that the checkpoint covers.
-    pub(super) fn cursor(&self) -> Cursor {
+    pub(crate) fn cursor(&self) -> Cursor {
         Cursor { sequence: self.base, next: self.next }
     }
 
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut body = Vec::with_capacity(160);
         body.put_u32_le(FORMAT);
         body.put_u128_le(self.journal);
@@ -173,7 +173,7 @@ impl Header {
     }
 
     /// The newest of the two, and which page it is on.
-    pub(super) fn newest(pages: &[u8], layout: Layout) -> Result<(Self, u64), HeaderFault> {
+    pub(crate) fn newest(pages: &[u8], layout: Layout) -> Result<(Self, u64), HeaderFault> {
         let page = |slot: u64| {
             let (from, to) = ((slot * layout.page) as usize, ((slot + 1) * layout.page) as usize);
             Self::decode(pages.get(from..to.min(pages.len())).unwrap_or_default())
@@ -193,34 +193,34 @@ impl Header {
 
 /// One batch, as it was committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct JournalRecord {
-    pub(super) sequence: u64,
-    pub(super) token: FencingToken,
-    pub(super) lease: LeaseId,
+pub(crate) struct JournalRecord {
+    pub(crate) sequence: u64,
+    pub(crate) token: FencingToken,
+    pub(crate) lease: LeaseId,
     /// Where the payload stands in the CSV, or was to stand.
-    pub(super) offset: u64,
+    pub(crate) offset: u64,
     /// How much of the payload closes a line that somebody else left open.
-    pub(super) lead: u8,
-    pub(super) replica: Box<str>,
+    pub(crate) lead: u8,
+    pub(crate) replica: Box<str>,
     /// The number of the first of `keys`.
-    pub(super) first_key: u64,
-    pub(super) keys: Vec<Remembered>,
+    pub(crate) first_key: u64,
+    pub(crate) keys: Vec<Remembered>,
     /// The rows; none for a token that is recorded ahead of a sleep.
-    pub(super) payload: Vec<u8>,
+    pub(crate) payload: Vec<u8>,
 }
 
 impl JournalRecord {
-    pub(super) fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         self.offset + self.payload.len() as u64
     }
 
     /// Bytes beside the payload.
-    pub(super) fn overhead_bytes(keys: usize) -> usize {
+    pub(crate) fn overhead_bytes(keys: usize) -> usize {
         RECORD_PREFIX_BYTES + 8 + 16 + 8 + 1 + 1 + u8::MAX as usize + 8 + 4 + keys * Remembered::BYTES
     }
 
     /// All that stands before the payload: a large one is written from where it is.
-    pub(super) fn encode_head(&self, journal: u128) -> Vec<u8> {
+    pub(crate) fn encode_head(&self, journal: u128) -> Vec<u8> {
         let mut text = Vec::with_capacity(Self::overhead_bytes(self.keys.len()));
         text.put_bytes(0, 8);
         text.put_u64_le(self.sequence);
@@ -269,13 +269,13 @@ fn checksum(journal: u128, text: &[u8]) -> u32 {
 
 /// A place in the chain of records: after which one, and where the following one stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Cursor {
-    pub(super) sequence: u64,
-    pub(super) next: u64,
+pub(crate) struct Cursor {
+    pub(crate) sequence: u64,
+    pub(crate) next: u64,
 }
 
 /// Reads the record that follows, if it has been written in full.
-pub(super) fn read_after(
+pub(crate) fn read_after(
     disk: &impl Disk,
     layout: Layout,
     head: &Header,
@@ -291,7 +291,7 @@ pub(super) fn read_after(
 }
 
 /// All records since the checkpoint that the header tells of.
-pub(super) fn records_since(disk: &impl Disk, layout: Layout, head: &Header) -> io::Result<Vec<JournalRecord>> {
+pub(crate) fn records_since(disk: &impl Disk, layout: Layout, head: &Header) -> io::Result<Vec<JournalRecord>> {
     let (mut records, mut cursor) = (Vec::new(), head.cursor());
     while let Some((record, next)) = read_after(disk, layout, head, cursor)? {
         records.push(record);
@@ -330,7 +330,7 @@ fn read_at(
 
 /// Offset and rows of all that looks like a record, in a journal whose headers are lost: without the number that its checksums
 /// cover, nothing proves one. Old records that were not written over yet are among them.
-pub(super) fn plausible_payloads(disk: &impl Disk, layout: Layout) -> io::Result<Vec<(u64, Vec<u8>)>> {
+pub(crate) fn plausible_payloads(disk: &impl Disk, layout: Layout) -> io::Result<Vec<(u64, Vec<u8>)>> {
     let (mut found, bytes) = (Vec::new(), disk.len(Place::Journal)?);
     let mut at = layout.space();
     while at < bytes {
@@ -351,7 +351,7 @@ pub(super) fn plausible_payloads(disk: &impl Disk, layout: Layout) -> io::Result
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::Ack;
+    use crate::api::acknowledgement::Ack;
 
     #[test]
     fn a_record_is_written_byte_for_byte_as_every_version_of_this_format_did() {

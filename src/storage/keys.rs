@@ -5,8 +5,8 @@ use std::{collections::VecDeque, io, os::unix::fs::FileExt, sync::Arc};
 use bytes::{Buf, BufMut};
 use hashbrown::HashTable;
 
-use super::disk::{Disk, Place};
-use crate::record::{Ack, FencingToken};
+use crate::storage::disk::{Disk, Place};
+use crate::{api::acknowledgement::Ack, fencing::FencingToken};
 
 /// The file's first bytes say how many slots follow.
 const MAGIC: &[u8; 8] = b"rowlockK";
@@ -19,17 +19,17 @@ const ABANDONED: u32 = 1 << 31;
 
 /// What is remembered of a key: a fingerprint of what it came with, and the answer that it got. 64 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Remembered {
+pub(crate) struct Remembered {
     /// 128 bits of the key's hash: no two keys share them.
-    pub(super) hash: u128,
-    pub(super) fingerprint: u64,
-    pub(super) offset: u64,
-    pub(super) token: FencingToken,
-    pub(super) bytes: u32,
-    pub(super) rows: u32,
-    pub(super) waited_ms: u32,
-    pub(super) held_ms: u32,
-    pub(super) released: bool,
+    pub(crate) hash: u128,
+    pub(crate) fingerprint: u64,
+    pub(crate) offset: u64,
+    pub(crate) token: FencingToken,
+    pub(crate) bytes: u32,
+    pub(crate) rows: u32,
+    pub(crate) waited_ms: u32,
+    pub(crate) held_ms: u32,
+    pub(crate) released: bool,
     /// A number in `Keys::names`; filled in when it is learnt.
     replica: u16,
 }
@@ -50,9 +50,9 @@ const VACANT: Remembered = Remembered {
 
 impl Remembered {
     /// In a record, where token and replica are the batch's.
-    pub(super) const BYTES: usize = 48;
+    pub(crate) const BYTES: usize = 48;
 
-    pub(super) fn new(hash: u128, fingerprint: u64, ack: &Ack) -> Self {
+    pub(crate) fn new(hash: u128, fingerprint: u64, ack: &Ack) -> Self {
         let u32_of = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
         Self {
             hash,
@@ -68,7 +68,7 @@ impl Remembered {
         }
     }
 
-    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         out.put_u128_le(self.hash);
         out.put_u64_le(self.fingerprint);
         out.put_u64_le(self.offset);
@@ -78,7 +78,7 @@ impl Remembered {
         out.put_u32_le(self.held_ms | if self.released { 0 } else { ABANDONED });
     }
 
-    pub(super) fn decode(body: &mut &[u8], token: FencingToken) -> Result<Self, bytes::TryGetError> {
+    pub(crate) fn decode(body: &mut &[u8], token: FencingToken) -> Result<Self, bytes::TryGetError> {
         let mut key = Self { token, ..VACANT };
         key.hash = body.try_get_u128_le()?;
         key.fingerprint = body.try_get_u64_le()?;
@@ -94,7 +94,7 @@ impl Remembered {
 
 /// The newest keys, in order of their numbers.
 #[derive(Debug)]
-pub(super) struct Keys {
+pub(crate) struct Keys {
     capacity: usize,
     ring: VecDeque<Remembered>,
     /// The number that the next key gets.
@@ -105,18 +105,18 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    pub(super) fn new(capacity: usize) -> Self {
+    pub(crate) fn new(capacity: usize) -> Self {
         // Reserved, so that growth never needs twice the room; untouched memory costs nothing.
         let ring = VecDeque::with_capacity(capacity);
         Self { capacity, ring, next: 0, index: HashTable::new(), names: Vec::new() }
     }
 
-    pub(super) fn next(&self) -> u64 {
+    pub(crate) fn next(&self) -> u64 {
         self.next
     }
 
     /// How many are remembered at most.
-    pub(super) fn capacity(&self) -> u64 {
+    pub(crate) fn capacity(&self) -> u64 {
         self.capacity as u64
     }
 
@@ -129,13 +129,13 @@ impl Keys {
     }
 
     /// What is known of a key.
-    pub(super) fn find(&self, hash: u128) -> Option<&Remembered> {
+    pub(crate) fn find(&self, hash: u128) -> Option<&Remembered> {
         let low = self.index.find(hash as u64, |&low| self.ring[self.slot_of(low)].hash == hash)?;
         self.ring.get(self.slot_of(*low))
     }
 
     /// The answer that a key got.
-    pub(super) fn ack(&self, key: &Remembered) -> Ack {
+    pub(crate) fn ack(&self, key: &Remembered) -> Ack {
         Ack {
             rows: key.rows as usize,
             offset: key.offset,
@@ -151,7 +151,7 @@ impl Keys {
     }
 
     /// Remembers keys of a record or of slots, numbered from `first` on; those that are known already are passed over.
-    pub(super) fn learn(&mut self, first: u64, keys: &[Remembered], replica: &str) {
+    pub(crate) fn learn(&mut self, first: u64, keys: &[Remembered], replica: &str) {
         if keys.is_empty() {
             return;
         }
@@ -176,7 +176,7 @@ impl Keys {
     }
 
     /// Keys before `number` that nobody can tell us of any more are older than what must be remembered.
-    pub(super) fn skip_to(&mut self, number: u64) {
+    pub(crate) fn skip_to(&mut self, number: u64) {
         if number.saturating_sub(self.next) >= self.capacity as u64 {
             self.ring.clear();
             self.index.clear();
@@ -217,13 +217,13 @@ impl Keys {
     }
 
     /// The rows of the keys from number `first` on landed elsewhere than was recorded; `by` wraps around for a way back.
-    pub(super) fn move_since(&mut self, first: u64, by: u64) {
+    pub(crate) fn move_since(&mut self, first: u64, by: u64) {
         let skipped = usize::try_from(first.saturating_sub(self.first())).unwrap_or(usize::MAX);
         self.ring.iter_mut().skip(skipped).for_each(|key| key.offset = key.offset.wrapping_add(by));
     }
 
     /// Reads from the file what it has of the keys numbered up to `end`.
-    pub(super) fn load(&mut self, disk: &impl Disk, end: u64) -> io::Result<()> {
+    pub(crate) fn load(&mut self, disk: &impl Disk, end: u64) -> io::Result<()> {
         let slots = slots(disk)?;
         let mut from = self.next.max(end.saturating_sub(slots.min(self.capacity as u64)));
         self.skip_to(from);
@@ -242,7 +242,7 @@ impl Keys {
     }
 
     /// Writes the slots of the keys from number `from` on.
-    pub(super) fn store(&self, disk: &impl Disk, from: u64) -> io::Result<()> {
+    pub(crate) fn store(&self, disk: &impl Disk, from: u64) -> io::Result<()> {
         let slots = slots(disk)?;
         let mut from = from.max(self.first()).max(self.next.saturating_sub(slots));
         while from < self.next {
@@ -285,7 +285,7 @@ fn decode_slot(number: u64, mut slot: &[u8]) -> Option<(Remembered, String)> {
 }
 
 /// Writes a file of `wanted` slots with all that this one has around number `end`, whether a header counts it yet or not.
-pub(super) fn copy_slots(disk: &impl Disk, end: u64, wanted: u64, out: &impl FileExt) -> io::Result<()> {
+pub(crate) fn copy_slots(disk: &impl Disk, end: u64, wanted: u64, out: &impl FileExt) -> io::Result<()> {
     let slots = slots(disk)?;
     out.write_all_at(&preamble(wanted), 0)?;
     for number in end.saturating_sub(slots)..end + slots {
@@ -298,7 +298,7 @@ pub(super) fn copy_slots(disk: &impl Disk, end: u64, wanted: u64, out: &impl Fil
 }
 
 /// The number after the highest that a slot of the file holds: for who has no header that tells it.
-pub(super) fn end_of_file(disk: &impl Disk) -> io::Result<u64> {
+pub(crate) fn end_of_file(disk: &impl Disk) -> io::Result<u64> {
     let slots = slots(disk)?;
     let mut end = 0;
     for place in 0..slots {
@@ -324,7 +324,7 @@ fn place_of(number: u64, slots: u64) -> u64 {
 }
 
 /// The first bytes of a file of so many slots.
-pub(super) fn preamble(slots: u64) -> Vec<u8> {
+pub(crate) fn preamble(slots: u64) -> Vec<u8> {
     let mut text = MAGIC.to_vec();
     text.put_u64_le(slots);
     text.put_u32_le(crc32c::crc32c(&slots.to_le_bytes()));
@@ -333,7 +333,7 @@ pub(super) fn preamble(slots: u64) -> Vec<u8> {
 }
 
 /// How many slots the file has.
-pub(super) fn slots(disk: &impl Disk) -> io::Result<u64> {
+pub(crate) fn slots(disk: &impl Disk) -> io::Result<u64> {
     let text = disk.read(Place::Keys, 0, SLOT_BYTES)?;
     let broken = || io::Error::new(io::ErrorKind::InvalidData, "not a file of keys");
     let mut rest = text.strip_prefix(MAGIC).ok_or_else(broken)?;

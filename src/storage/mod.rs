@@ -3,29 +3,20 @@
 //! Synchronous, and the only user of `std::fs` together with the embedded lock. ARCHITECTURE.md says in
 //! which order, and names each guard and the test that fails without it.
 
-mod append;
-mod audit;
-mod bulletin;
 mod check;
-mod checkpoint;
-mod create;
 mod disk;
 mod error;
 mod files;
 mod format;
-#[cfg(any(test, fuzzing))]
-#[doc(hidden)]
-pub mod fuzzing;
-#[cfg(test)]
-mod histories;
 mod journal;
 mod keys;
 mod ledger;
+mod peer_file;
 mod reader;
-mod rebuild;
-mod repair;
-mod scan;
-mod splitter;
+mod side_files;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod testing;
 
 use std::{
     fs::{OpenOptions, TryLockError},
@@ -39,28 +30,31 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use audit::{Fault, Finding, Sample};
-pub use bulletin::Bulletin;
-pub use check::{CheckOptions, JournalReport, JournalState, Plan, Report, check};
-pub use create::resolve;
-pub use error::{AppendError, OpenError, Refusal};
-pub use reader::{News, Page, ReadError, Reader, Row, Snapshot, Volume};
-pub use repair::{Replaced, replace_journal};
+pub use crate::storage::check::audit::{Fault, Finding, Sample};
+pub use crate::storage::check::repair::{Replaced, replace_journal};
+pub use crate::storage::check::{CheckOptions, JournalReport, JournalState, Plan, Report, check};
+pub use crate::storage::error::{AppendError, OpenError, Refusal};
+pub use crate::storage::peer_file::Bulletin;
+pub use crate::storage::reader::{News, Page, ReadError, Reader, Row, Snapshot, Volume};
+pub use crate::storage::side_files::resolve;
 
-use self::{
-    append::TORN_BYTES_MAX,
-    audit::scan_tokens,
-    checkpoint::{Pending, print_of, sync_for_checkpoint},
+use crate::storage::{
+    check::audit::scan_tokens,
     disk::{Disk, Place, Stretch},
     files::{Files, OsLock, beside},
     format::{BYTE_ORDER_MARK, Format},
     journal::{Header, Layout},
-    ledger::{Ledger, LedgerOptions, Repair, Seen},
+    ledger::{
+        Ledger, LedgerOptions, Repair, Seen,
+        append::TORN_BYTES_MAX,
+        checkpoint::{Pending, print_of, sync_for_checkpoint},
+    },
 };
 use crate::{
+    api::acknowledgement::Ack,
+    csv::{idempotency_key::Key, rows::Rows, schema::Schema},
+    fencing::{FencingToken, LeaseId},
     metrics::Meter,
-    record::{Ack, FencingToken, Key, LeaseId, Rows},
-    schema::Schema,
 };
 
 /// How long a start waits for another process that has the files in hand.
@@ -164,12 +158,12 @@ impl Storage {
     /// # Errors
     /// Whatever keeps rows from being appended there, in one line that names the file.
     pub fn open(options: Options) -> Result<Self, OpenError> {
-        let path = create::resolve(&options.path)?;
-        let new_schema = Arc::new(create::parse_header_option(&options.header)?);
-        create::ensure_exists(&path, &new_schema)?;
+        let path = side_files::resolve(&options.path)?;
+        let new_schema = Arc::new(side_files::parse_header_option(&options.header)?);
+        side_files::ensure_exists(&path, &new_schema)?;
         write_header_if_empty(&path, &new_schema)?;
         let make = |e| OpenError::io(&path, "make what lies beside", e);
-        create::ensure_keys(&beside(&path, ".keys"), &path, options.keys as u64).map_err(make)?;
+        side_files::ensure_keys(&beside(&path, ".keys"), &path, options.keys as u64).map_err(make)?;
         if !beside(&path, ".journal").exists() {
             adopt(&path, &new_schema, options.journal_bytes)?;
         }
@@ -217,7 +211,7 @@ impl Storage {
             Err(e) => return Err(refuse(e)),
         };
         let wanted = self.ledger.keys.capacity();
-        create::grow_keys(&self.files, &path, self.ledger.head.keys, wanted)
+        side_files::grow_keys(&self.files, &path, self.ledger.head.keys, wanted)
             .map_err(|e| OpenError::io(&path, "make room for more keys beside", e))?;
         let seen = self.ledger.look(Repair::Forbidden).map_err(refuse)?;
         if seen != Seen::NeedsRepair && self.ledger.head.bytes != journal_bytes {
@@ -245,7 +239,7 @@ impl Storage {
 
     /// The most that the encoded rows of one request may come to, in bytes.
     pub fn batch_bytes_max(&self) -> u64 {
-        append::batch_bytes_max(self.ledger.head.bytes)
+        ledger::append::batch_bytes_max(self.ledger.head.bytes)
     }
 
     /// How long the last sync of the journal took.
@@ -413,7 +407,7 @@ impl Storage {
 /// Before there is a journal, the CSV itself is what is locked.
 fn write_header_if_empty(path: &Path, schema: &Schema) -> Result<(), OpenError> {
     let file = OpenOptions::new().read(true).append(true).open(path).map_err(|e| OpenError::io(path, "open", e))?;
-    create::refuse_unfit(path, &file)?;
+    side_files::refuse_unfit(path, &file)?;
     let Some(header) = schema.header() else { return Ok(()) };
     let lacks_header = || -> io::Result<bool> {
         let len = file.metadata()?.len();
@@ -444,7 +438,7 @@ fn adopt(path: &Path, new_schema: &Arc<Schema>, journal_bytes: u64) -> Result<()
     let csv = Arc::new(Files::open_to_read(path).map_err(|e| OpenError::io(path, "open", e))?);
     let format = Format::read(&csv, path, new_schema)?;
     let head = adopted_header(path, &csv, &format, journal_bytes)?;
-    create::ensure_journal(&beside(path, ".journal"), path, &head, Layout::REAL)
+    side_files::ensure_journal(&beside(path, ".journal"), path, &head, Layout::REAL)
         .map_err(|e| OpenError::io(path, "make the journal of", e))
 }
 
@@ -475,7 +469,7 @@ fn adopted_header(path: &Path, csv: &Arc<Files>, format: &Format, journal_bytes:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schema::Data;
+    use crate::csv::schema::Data;
 
     #[test]
     fn a_lease_that_ran_out_before_the_write_writes_nothing_and_a_kept_os_lock_is_waited_for_in_vain() {

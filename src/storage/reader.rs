@@ -10,16 +10,17 @@ use std::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{
-    AppendError, OpenError, Options,
-    checkpoint::print_of,
-    create,
-    disk::{Disk, Place, Stretch},
-    files::Files,
-    format::Format,
-    journal::Layout,
-    ledger::{Ledger, LedgerOptions, Repair, Seen},
-    splitter::{Piece, RowSplitter, bare},
+use crate::{
+    csv::row_splitter::{Piece, RowSplitter, bare},
+    storage::{
+        AppendError, OpenError, Options,
+        disk::{Disk, Place, Stretch},
+        files::Files,
+        format::Format,
+        journal::Layout,
+        ledger::{Ledger, LedgerOptions, Repair, Seen, checkpoint::print_of},
+        side_files,
+    },
 };
 
 /// A place is noted about this often, in bytes: a search reads no more than that.
@@ -149,8 +150,8 @@ impl Reader {
     /// # Errors
     /// What keeps the files from being read.
     pub fn open(options: &Options) -> Result<Self, OpenError> {
-        let path = create::resolve(&options.path)?;
-        let schema = Arc::new(create::parse_header_option(&options.header)?);
+        let path = side_files::resolve(&options.path)?;
+        let schema = Arc::new(side_files::parse_header_option(&options.header)?);
         let mut files = Files::open(&path).map_err(|e| OpenError::io(&path, "open", e))?;
         if options.accept_unlocked {
             files.accept_unlocked();

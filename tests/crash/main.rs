@@ -3,16 +3,16 @@
 #[path = "../support/disk/mod.rs"]
 #[allow(dead_code, reason = "shared with the faults")]
 mod disk;
+mod disk_errors;
 mod disk_test;
 #[path = "../support/ext4.rs"]
 mod ext4;
-mod fleet;
+mod kill_points;
 mod load;
-#[path = "../support/points.rs"]
+#[path = "../support/failpoints.rs"]
 mod named_points;
-mod points;
-mod power;
+mod power_cuts;
+mod replicas;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "shared with the integration tests")]
 mod support;
-mod trouble;

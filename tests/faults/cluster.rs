@@ -18,8 +18,8 @@ use crate::{
     disk::{Disk, Mounted},
     ext4::{Ext4, run},
     history::HEADER,
-    link::Link,
     named_points::arm,
+    proxy::Link,
     sandbox::{HARNESS, HOSTS, Host, PORT},
     support::{PATIENCE, Redis, Replica},
 };

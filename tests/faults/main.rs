@@ -10,10 +10,10 @@ mod disk;
 #[path = "../support/ext4.rs"]
 mod ext4;
 mod history;
-mod link;
-#[path = "../support/points.rs"]
+#[path = "../support/failpoints.rs"]
 mod named_points;
 mod nemesis;
+mod proxy;
 mod run;
 mod sandbox;
 mod scene;

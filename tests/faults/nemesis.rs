@@ -14,8 +14,8 @@ use tokio::task::block_in_place;
 use crate::{
     cluster::{Cluster, LOCK_TTL, REPLICAS, Volume},
     history::{FOREIGN, Hold},
-    link::Link,
     named_points::{APPEND, CHECKPOINT, REBUILD, leave_torn_line},
+    proxy::Link,
     sandbox::{HOSTS, PORT},
     support::{LOCK_KEY, PATIENCE, Redis, Replica},
 };

@@ -37,7 +37,7 @@ fn the_readme_and_the_example_name_every_variable_and_no_other() {
 
 #[test]
 fn no_route_stands_outside_the_contract() {
-    let router = file("src/http/mod.rs");
+    let router = file("src/http/router.rs");
     assert!(router.contains(".routes(routes!("), "routes carry their documentation with them");
     assert!(![".route(", ".route_service(", ".nest_service(", ".merge("].iter().any(|way| router.contains(way)));
 }

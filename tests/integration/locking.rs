@@ -356,7 +356,7 @@ async fn who_gives_the_lock_back_and_wants_it_again_waits_behind_the_others_with
         // Nobody else waits: who has nothing to do yet leaves the lock free.
         let (released, again) = again.pass_on(Wanted::Soon).await;
         assert!(released == Released::Free && again.is_none());
-        assert_eq!(first.status().await.map(|status| status.state), Some(lock::State::Free));
+        assert_eq!(first.status().await.map(|status| status.state), Some(rowlock::api::lock_status::LockState::Free));
     }
     calls_of_turns.sort_unstable();
     // The release, which tells it; a message that comes late, or before its listener is there, is made up for by a look.

@@ -1,0 +1,5 @@
+//! The types that clients and other replicas read: answers, lock status, events.
+
+pub mod acknowledgement;
+pub mod events;
+pub mod lock_status;

@@ -1,0 +1,9 @@
+//! CSV: the schema of a file, encoding, quoting, formulas, and splitting text into rows.
+
+pub(crate) mod formula_guard;
+pub mod idempotency_key;
+pub(crate) mod row_splitter;
+pub mod rows;
+pub(crate) mod scanner;
+pub mod schema;
+pub(crate) mod strict_quotes;

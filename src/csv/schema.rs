@@ -1,0 +1,505 @@
+//! The header is the schema: which columns the service fills, which hold data, and how a row is written.
+
+use std::{borrow::Cow, ops::Range};
+
+use crate::{
+    csv::{
+        formula_guard::{GUARD, is_formula},
+        rows::{Row, Rows},
+    },
+    fencing::FencingToken,
+};
+
+/// The columns of one CSV, in the file's order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Schema {
+    /// Names of all columns; `None` for a file whose rows hold only data.
+    names: Option<Vec<String>>,
+    /// How a row is put together.
+    segments: Vec<Segment>,
+    /// Names of the data columns, in order.
+    data_names: Vec<String>,
+    /// Whether data cells that a spreadsheet would run are defused.
+    guards_formulas: bool,
+}
+
+/// A piece of a row: one column that the service fills, or a run of neighbouring data columns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Segment {
+    Timestamp,
+    Replica,
+    Token,
+    Key,
+    Action,
+    Data(Range<usize>),
+}
+
+impl Segment {
+    /// The names that the service answers to: its own, and those of the demo's files.
+    fn of_service(name: &str) -> Option<Self> {
+        match name {
+            "timestamp" | "Timestamp" => Some(Self::Timestamp),
+            "replica" | "ClientID" => Some(Self::Replica),
+            "token" | "LockToken" => Some(Self::Token),
+            "key" => Some(Self::Key),
+            "ActionType" => Some(Self::Action),
+            _ => None,
+        }
+    }
+}
+
+/// `data` as a request gives it. A `None` is a null: an empty cell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Data<'a> {
+    /// The first data column.
+    Text(Cow<'a, str>),
+    /// The data columns from the left.
+    List(Vec<Option<Cow<'a, str>>>),
+    /// The data columns by name.
+    Object(Vec<(Cow<'a, str>, Option<Cow<'a, str>>)>),
+}
+
+/// For each data column, which of a line's cells it gets; the others stay empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Columns(Vec<Option<usize>>);
+
+/// A field that is well-formed but wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {detail}")]
+pub struct InvalidField {
+    /// The field's name, as the client wrote it.
+    pub field: String,
+    /// What is wrong and what is accepted; safe to show.
+    pub detail: String,
+}
+
+impl InvalidField {
+    /// `field` is the client's own name for it, `detail` says what is accepted.
+    pub fn new(field: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { field: field.into(), detail: detail.into() }
+    }
+}
+
+/// What the service itself knows of a batch.
+#[derive(Debug, Clone)]
+pub struct ServiceCells<'a> {
+    /// RFC 3339, UTC, milliseconds.
+    pub timestamp: &'a str,
+    /// The replica's name, quoted by `quote`.
+    pub replica: &'a [u8],
+    /// The lease's token.
+    pub token: FencingToken,
+    /// The request's idempotency key, quoted by `quote`; empty where there is none.
+    pub key: &'a [u8],
+}
+
+/// Why a header can't be one.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum HeaderError {
+    /// A cell without a name.
+    #[error("column {0} of the header has no name")]
+    Empty(usize),
+    /// A name twice.
+    #[error("the header names column {0:?} twice")]
+    Duplicate(String),
+    /// Not text.
+    #[error("the header is not UTF-8")]
+    NotUtf8,
+    /// More than one line, or none.
+    #[error("the header is not one CSV record")]
+    NotOneRecord,
+}
+
+impl Schema {
+    /// A file without a header: its first row fixes the width.
+    pub fn headerless() -> Self {
+        Self { names: None, segments: Vec::new(), data_names: Vec::new(), guards_formulas: false }
+    }
+
+    /// The same, for rows whose data cells are kept from being run by a spreadsheet, or not.
+    pub fn guarding_formulas(&self, guards_formulas: bool) -> Self {
+        Self { guards_formulas, ..self.clone() }
+    }
+
+    /// Reads a header record, without its line ending and without a byte order mark.
+    pub fn from_header(record: &[u8]) -> Result<Self, HeaderError> {
+        let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(record);
+        let mut records = reader.byte_records().map_while(Result::ok);
+        let (Some(header), None) = (records.next(), records.next()) else { return Err(HeaderError::NotOneRecord) };
+        let header = csv::StringRecord::from_byte_record(header).map_err(|_| HeaderError::NotUtf8)?;
+        let mut names: Vec<String> = Vec::with_capacity(header.len());
+        for (at, name) in header.iter().enumerate() {
+            if name.is_empty() {
+                return Err(HeaderError::Empty(at + 1));
+            }
+            if names.iter().any(|known| known == name) {
+                return Err(HeaderError::Duplicate(name.to_owned()));
+            }
+            names.push(name.to_owned());
+        }
+        Ok(Self::from_names(names))
+    }
+
+    fn from_names(names: Vec<String>) -> Self {
+        let (mut segments, mut data_names) = (Vec::new(), Vec::new());
+        for name in &names {
+            if let Some(service) = Segment::of_service(name) {
+                segments.push(service);
+                continue;
+            }
+            let at = data_names.len();
+            data_names.push(name.clone());
+            match segments.last_mut() {
+                Some(Segment::Data(run)) => run.end = at + 1,
+                _ => segments.push(Segment::Data(at..at + 1)),
+            }
+        }
+        Self { names: Some(names), segments, data_names, guards_formulas: false }
+    }
+
+    /// The columns' names; `None` without a header.
+    pub fn names(&self) -> Option<&[String]> {
+        self.names.as_deref()
+    }
+
+    /// How many columns a row has; `None` where the first row decides.
+    pub fn width(&self) -> Option<usize> {
+        self.names.as_ref().map(Vec::len)
+    }
+
+    /// The header as one CSV record, without a line ending.
+    pub fn header(&self) -> Option<Vec<u8>> {
+        self.names.as_ref().map(|names| {
+            let mut header = Vec::new();
+            encode_cells(names.iter().map(String::as_str), false, &mut header, None);
+            header
+        })
+    }
+
+    /// No rows yet, of these columns.
+    pub fn rows(&self) -> Rows {
+        let runs = self.segments.iter().filter(|segment| matches!(segment, Segment::Data(_))).count();
+        Rows::new(if self.names.is_some() { runs } else { 1 }, self.guards_formulas)
+    }
+
+    /// Lays `data` out over the data columns, quotes it, and adds it to `rows`.
+    ///
+    /// # Errors
+    /// Names the first field that doesn't fit the columns; nothing is added then.
+    pub fn push(&self, data: &Data<'_>, rows: &mut Rows) -> Result<(), InvalidField> {
+        let cells = self.lay_out(data)?;
+        self.push_cells(cells.len(), |at| cells[at], rows);
+        Ok(())
+    }
+
+    fn push_cells<'a>(&self, cells: usize, cell: impl Fn(usize) -> &'a str, rows: &mut Rows) {
+        rows.reserve((0..cells).map(|at| cell(at).len() + 3).sum());
+        let alone = self.width().unwrap_or(cells) == 1;
+        let mut push_run =
+            |run: Range<usize>| rows.push_run(|text, guards| encode_cells(run.map(&cell), alone, text, guards));
+        if self.names.is_none() {
+            push_run(0..cells);
+        }
+        for segment in &self.segments {
+            match segment {
+                Segment::Data(run) => push_run(run.clone()),
+                Segment::Timestamp | Segment::Replica | Segment::Token | Segment::Key | Segment::Action => {}
+            }
+        }
+        rows.end_row(cells);
+    }
+
+    /// Where the data columns find their cells in lines that give them by these names.
+    ///
+    /// # Errors
+    /// Names the first that is no data column.
+    pub fn columns(&self, names: &[String]) -> Result<Columns, InvalidField> {
+        self.refuse_without_data_columns()?;
+        self.refuse_names_without_header()?;
+        let mut columns = vec![None; self.data_names.len()];
+        for (at, name) in names.iter().enumerate() {
+            *self.column(name, &mut columns)? = Some(at);
+        }
+        Ok(Columns(columns))
+    }
+
+    /// The same for lines that fill them from the left with this many cells.
+    ///
+    /// # Errors
+    /// If these are more than the file has data columns.
+    pub fn columns_from_left(&self, cells: usize) -> Result<Columns, InvalidField> {
+        self.refuse_without_data_columns()?;
+        self.refuse_too_many(cells)?;
+        let columns = if self.names.is_some() { self.data_names.len() } else { cells };
+        Ok(Columns((0..columns).map(|at| (at < cells).then_some(at)).collect()))
+    }
+
+    /// Adds a row of cells that hold no NUL byte.
+    pub(crate) fn push_columns<'a>(&self, columns: &Columns, cell: impl Fn(usize) -> &'a str, rows: &mut Rows) {
+        let Columns(columns) = columns;
+        self.push_cells(columns.len(), |at| columns[at].map_or("", &cell), rows);
+    }
+
+    /// One cell for each data column, in order; for a headerless file, those that were given.
+    fn lay_out<'a>(&self, data: &'a Data<'_>) -> Result<Vec<&'a str>, InvalidField> {
+        self.refuse_without_data_columns()?;
+        let mut cells = match data {
+            Data::Text(text) => vec![checked("data", text)?],
+            Data::List(list) => {
+                self.refuse_too_many(list.len())?;
+                let cell = |(at, cell): (usize, &'a Option<Cow<'_, str>>)| {
+                    checked(format_args!("data[{at}]"), cell.as_deref().unwrap_or_default())
+                };
+                list.iter().enumerate().map(cell).collect::<Result<_, _>>()?
+            }
+            Data::Object(object) => self.lay_out_object(object)?,
+        };
+        // A row without any cells is one empty cell.
+        cells.resize(cells.len().max(self.data_names.len()).max(1), "");
+        Ok(cells)
+    }
+
+    fn lay_out_object<'a>(
+        &self,
+        object: &'a [(Cow<'_, str>, Option<Cow<'_, str>>)],
+    ) -> Result<Vec<&'a str>, InvalidField> {
+        self.refuse_names_without_header()?;
+        let mut cells = vec![None; self.data_names.len()];
+        for (name, value) in object {
+            let cell = self.column(name, &mut cells)?;
+            *cell = Some(checked(format_args!("data.{name}"), value.as_deref().unwrap_or_default())?);
+        }
+        Ok(cells.into_iter().map(Option::unwrap_or_default).collect())
+    }
+
+    /// The place of the data column of this name, if nothing stands there yet.
+    fn column<'a, T>(&self, name: &str, columns: &'a mut [Option<T>]) -> Result<&'a mut Option<T>, InvalidField> {
+        let refused = |detail: String| InvalidField::new(format!("data.{name}"), detail);
+        let Some(at) = self.data_names.iter().position(|known| known == name) else {
+            let is_service = self.names.iter().flatten().any(|known| known == name);
+            let service = || "the service fills this column itself".to_owned();
+            return Err(refused(if is_service { service() } else { self.unknown_column() }));
+        };
+        if columns[at].is_some() { Err(refused("named twice".to_owned())) } else { Ok(&mut columns[at]) }
+    }
+
+    fn refuse_without_data_columns(&self) -> Result<(), InvalidField> {
+        let has_none = self.names.is_some() && self.data_names.is_empty();
+        if has_none { Err(InvalidField::new("data", "the file's header has no data column")) } else { Ok(()) }
+    }
+
+    fn refuse_names_without_header(&self) -> Result<(), InvalidField> {
+        let detail = "an object needs a header, and this file has none: send a string or an array";
+        if self.names.is_none() { Err(InvalidField::new("data", detail)) } else { Ok(()) }
+    }
+
+    fn refuse_too_many(&self, cells: usize) -> Result<(), InvalidField> {
+        let most = self.data_names.len();
+        if self.names.is_none() || cells <= most {
+            return Ok(());
+        }
+        Err(InvalidField::new("data", format!("{cells} cells, but the file has {most} data columns")))
+    }
+
+    fn unknown_column(&self) -> String {
+        format!("no such column; the data columns are {}", self.data_names.join(", "))
+    }
+
+    /// Which column holds the fencing token.
+    pub fn token_column(&self) -> Option<usize> {
+        self.column_of(|segment| matches!(segment, Segment::Token))
+    }
+
+    /// Which column holds the idempotency key.
+    pub fn key_column(&self) -> Option<usize> {
+        self.column_of(|segment| matches!(segment, Segment::Key))
+    }
+
+    fn column_of(&self, is_it: impl Fn(&Segment) -> bool) -> Option<usize> {
+        self.names.as_ref()?.iter().position(|name| Segment::of_service(name).is_some_and(|segment| is_it(&segment)))
+    }
+
+    /// The token that a line claims to have been written under, if the file has such a column and the line such a cell.
+    pub fn token_of(&self, line: &[u8]) -> Option<FencingToken> {
+        let at = self.token_column()?;
+        let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(line);
+        let record = reader.byte_records().next()?.ok()?;
+        std::str::from_utf8(record.get(at)?).ok()?.parse().ok()
+    }
+
+    /// Appends one line for each row, `line_end` included. A headerless row is filled up to `headerless_width`.
+    pub fn write_rows(
+        &self,
+        out: &mut Vec<u8>,
+        rows: &Rows,
+        service: &ServiceCells<'_>,
+        headerless_width: usize,
+        line_end: &[u8],
+    ) {
+        let token = service.token.to_string();
+        for row in rows.iter() {
+            match self.names {
+                Some(_) => self.write_segments(out, &row, service, &token),
+                None => {
+                    debug_assert!(row.cells <= headerless_width, "storage refuses rows that are too wide");
+                    row.runs().for_each(|run| out.extend_from_slice(run));
+                    out.extend(std::iter::repeat_n(b',', headerless_width.saturating_sub(row.cells)));
+                }
+            }
+            out.extend_from_slice(line_end);
+        }
+    }
+
+    fn write_segments(&self, out: &mut Vec<u8>, row: &Row<'_>, service: &ServiceCells<'_>, token: &str) {
+        let mut runs = row.runs();
+        for (at, segment) in self.segments.iter().enumerate() {
+            if at > 0 {
+                out.push(b',');
+            }
+            out.extend_from_slice(match segment {
+                Segment::Timestamp => service.timestamp.as_bytes(),
+                Segment::Replica => service.replica,
+                Segment::Token => token.as_bytes(),
+                Segment::Key => service.key,
+                Segment::Action => b"append",
+                Segment::Data(_) => runs.next().expect("a row has a run for each data segment"),
+            });
+        }
+    }
+}
+
+/// A CSV cannot hold a NUL byte that its readers agree on, and a hole in a file reads as NULs.
+pub(crate) fn checked(field: impl ToString, cell: &str) -> Result<&str, InvalidField> {
+    if cell.contains('\0') { Err(InvalidField::new(field.to_string(), "holds a NUL byte")) } else { Ok(cell) }
+}
+
+/// Cells as RFC 4180 text with commas between them and no line ending. A lone empty cell needs no quotes inside a wider row,
+/// while a row of its own would be a blank line. Where `guards` are to be noted, formulas get one.
+fn encode_cells<'a>(
+    cells: impl Iterator<Item = &'a str>,
+    alone: bool,
+    out: &mut Vec<u8>,
+    mut guards: Option<&mut Vec<usize>>,
+) {
+    let start = out.len();
+    for (nth, cell) in cells.enumerate() {
+        if nth > 0 {
+            out.push(b',');
+        }
+        encode_cell(cell.as_bytes(), out, guards.as_deref_mut());
+    }
+    if alone && out.len() == start {
+        out.extend_from_slice(b"\"\"");
+    }
+}
+
+fn encode_cell(cell: &[u8], out: &mut Vec<u8>, guards: Option<&mut Vec<usize>>) {
+    let is_bare = memchr::memchr3(b',', b'"', b'\n', cell).or_else(|| memchr::memchr(b'\r', cell)).is_none();
+    if !is_bare {
+        out.push(b'"');
+    }
+    if let Some(guards) = guards.filter(|_| is_formula(cell)) {
+        guards.push(out.len());
+        out.push(GUARD);
+    }
+    if is_bare {
+        return out.extend_from_slice(cell);
+    }
+    for (nth, part) in cell.split(|&byte| byte == b'"').enumerate() {
+        if nth > 0 {
+            out.extend_from_slice(b"\"\"");
+        }
+        out.extend_from_slice(part);
+    }
+    out.push(b'"');
+}
+
+/// One cell as it stands inside a row.
+pub fn quote(cell: &str) -> Box<[u8]> {
+    let mut quoted = Vec::new();
+    encode_cell(cell.as_bytes(), &mut quoted, None);
+    quoted.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERVICE: ServiceCells<'_> = ServiceCells { timestamp: "T", replica: b"\"r,1\"", token: 7, key: b"k" };
+
+    fn row(header: &str, data: Data<'_>) -> Result<String, InvalidField> {
+        let schema = if header == "none" {
+            Schema::headerless()
+        } else {
+            Schema::from_header(header.as_bytes()).expect("a header")
+        };
+        let (mut rows, mut out) = (schema.rows(), Vec::new());
+        schema.push(&data, &mut rows)?;
+        schema.write_rows(&mut out, &rows, &SERVICE, 3, b"\n");
+        Ok(String::from_utf8(out).expect("UTF-8"))
+    }
+
+    fn list<'a>(cells: &[&'a str]) -> Data<'a> {
+        Data::List(cells.iter().map(|&cell| Some(cell.into())).collect())
+    }
+
+    #[test]
+    fn the_service_fills_its_columns_wherever_the_header_has_them() {
+        assert_eq!(row("timestamp,replica,token,data", Data::Text("x".into())).as_deref(), Ok("T,\"r,1\",7,x\n"));
+        assert_eq!(row("b,token,c,d,key", list(&["1", "2,", "3"])).as_deref(), Ok("1,7,\"2,\",3,k\n"));
+        assert_eq!(
+            row("Timestamp,ClientID,LockToken,ActionType,Data", Data::Text("x".into())).as_deref(),
+            Ok("T,\"r,1\",7,append,x\n")
+        );
+        assert_eq!(row("Token,data", list(&["a", "b"])).as_deref(), Ok("a,b\n"), "names are matched case-sensitively");
+    }
+
+    #[test]
+    fn quotes_commas_and_line_breaks_are_quoted_and_a_lone_empty_cell_is_no_blank_line() {
+        assert_eq!(
+            row("a,b", list(&["say \"hi\"", "two\r\nlines"])).as_deref(),
+            Ok("\"say \"\"hi\"\"\",\"two\r\nlines\"\n")
+        );
+        assert_eq!(row("a", Data::Text("".into())).as_deref(), Ok("\"\"\n"));
+        assert_eq!(row("token,a", Data::Text("".into())).as_deref(), Ok("7,\n"));
+        assert_eq!(row("none", list(&["a", "b"])).as_deref(), Ok("a,b,\n"));
+        assert_eq!(row("none", list(&[])).as_deref(), Ok("\"\",,\n"));
+    }
+
+    #[test]
+    fn cells_are_quoted_as_a_csv_writer_that_is_none_of_ours_does_it() {
+        let samples = ["", "a", "5\" pipe", "\"", "a,b", "two\r\nlines", "\r", "\n", " å ", "\"\",\"\""];
+        for (first, second) in samples.iter().flat_map(|first| samples.iter().map(move |second| (*first, *second))) {
+            for cells in [vec![first], vec![first, second], vec![first, second, first]] {
+                let mut writer = csv::Writer::from_writer(Vec::new());
+                writer.write_record(&cells).expect("written");
+                let written = String::from_utf8(writer.into_inner().expect("written")).expect("UTF-8");
+                let header = ["a", "b", "c"][..cells.len()].join(",");
+                assert_eq!(row(&header, list(&cells)).as_deref(), Ok(&*written));
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_the_header_is_refused_by_name() {
+        let object =
+            |names: &[&'static str]| Data::Object(names.iter().map(|&name| (name.into(), Some("v".into()))).collect());
+        let field = |header, data| row(header, data).expect_err("refused").field;
+        assert_eq!(row("a,token,b", object(&["b"])).as_deref(), Ok(",7,v\n"));
+        assert_eq!(field("a,token,b", object(&["c"])), "data.c");
+        assert_eq!(field("a,token,b", object(&["token"])), "data.token");
+        assert_eq!(field("a,token,b", object(&["a", "a"])), "data.a");
+        assert_eq!(field("a", list(&["1", "2"])), "data");
+        assert_eq!(field("a,b", list(&["1", "\0"])), "data[1]");
+        assert_eq!(field("token,key", Data::Text("x".into())), "data");
+        assert_eq!(field("none", object(&["a"])), "data");
+    }
+
+    #[test]
+    fn a_header_without_names_or_with_one_twice_is_none() {
+        assert_eq!(Schema::from_header(b"a,,b"), Err(HeaderError::Empty(2)));
+        assert_eq!(Schema::from_header(b"a,b,a"), Err(HeaderError::Duplicate("a".into())));
+        assert_eq!(Schema::from_header(b"a\nb"), Err(HeaderError::NotOneRecord));
+        assert_eq!(Schema::from_header(b"\xff"), Err(HeaderError::NotUtf8));
+    }
+}

@@ -1,0 +1,255 @@
+//! What a body of `/append` says: JSON or a form, checked to the last field.
+
+use std::{borrow::Cow, time::Duration};
+
+use percent_encoding::percent_decode;
+use serde::{
+    Deserialize,
+    de::{MapAccess, Visitor},
+};
+use serde_json::{Value, json, value::RawValue};
+
+use crate::http::{body::read::MediaType, error::ApiError};
+use crate::{
+    csv::schema::{Data, InvalidField},
+    simulation::Simulation,
+};
+
+/// A request that is well-formed; whether its data fits the file is the schema's to say.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct AppendRequest<'a> {
+    pub(crate) data: Data<'a>,
+    pub(crate) simulation: Simulation,
+}
+
+const FIELDS: [&str; 3] = ["data", "sleep", "skip_release"];
+
+impl<'a> AppendRequest<'a> {
+    /// `sleep_max` bounds `sleep`.
+    pub(crate) fn parse(media_type: MediaType, body: &'a [u8], sleep_max: Duration) -> Result<Self, ApiError> {
+        let text = std::str::from_utf8(body).map_err(|_| ApiError::BrokenBody("the body is not UTF-8".to_owned()))?;
+        match media_type {
+            MediaType::Json => Self::from_json(text, sleep_max),
+            MediaType::Form => Self::from_form(text, sleep_max),
+        }
+    }
+
+    fn from_json(text: &'a str, sleep_max: Duration) -> Result<Self, ApiError> {
+        let object = parse_json::<Object<'a>>(text, "body", "a JSON object with data, sleep, skip_release")?;
+        let [data, sleep, skip_release] = pick(object.0)?;
+        let data = match data {
+            Some(raw) => json_data(raw)?,
+            None => return Err(missing_data()),
+        };
+        let sleep = sleep.map(|raw| parse_sleep(raw.get(), sleep_max)).transpose()?.unwrap_or_default();
+        let skip_release = match skip_release.map(RawValue::get) {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(_) => return Err(InvalidField::new("skip_release", "accepted: true or false").into()),
+        };
+        Ok(Self { data, simulation: Simulation { sleep, skip_release } })
+    }
+
+    fn from_form(text: &'a str, sleep_max: Duration) -> Result<Self, ApiError> {
+        if text.trim_start().starts_with(['{', '[']) {
+            let hint = "this looks like JSON but came as a form: add the header Content-Type: application/json";
+            return Err(InvalidField::new("data", hint).into());
+        }
+        let fields: Result<Vec<_>, ApiError> =
+            text.split('&').filter(|pair| !pair.is_empty()).map(form_field).collect();
+        let [data, sleep, skip_release] = pick(fields?)?;
+        let data = Data::Text(data.ok_or_else(missing_data)?);
+        let sleep = sleep.map(|text| parse_sleep(&text, sleep_max)).transpose()?.unwrap_or_default();
+        let skip_release = match skip_release.as_deref() {
+            None | Some("false" | "0") => false,
+            Some("true" | "1") => true,
+            Some(_) => return Err(InvalidField::new("skip_release", "accepted: true, false, 1 or 0").into()),
+        };
+        Ok(Self { data, simulation: Simulation { sleep, skip_release } })
+    }
+}
+
+/// What `parse` reads, in terms of JSON Schema.
+pub(crate) fn schemas() -> Value {
+    let sleep = json!({
+        "description": "Seconds that the lock is held before the row is written; at most ROWLOCK_MAX_SLEEP (60 s unless set).",
+        "type": "number", "minimum": 0, "default": 0,
+    });
+    json!({
+        "AppendRequest": {
+            "type": "object", "additionalProperties": false, "required": ["data"],
+            "properties": {
+                "data": {"$ref": "#/components/schemas/Data"},
+                "sleep": sleep,
+                "skip_release": {
+                    "description": "After the write the lock is left to expire, as if the replica had crashed.",
+                    "type": "boolean", "default": false,
+                },
+            },
+        },
+        "AppendForm": {
+            "type": "object", "additionalProperties": false, "required": ["data"],
+            "properties": {
+                "data": {"type": "string", "description": "The first data column. No NUL characters."},
+                "sleep": sleep,
+                "skip_release": {"type": "string", "enum": ["true", "false", "1", "0"], "default": "false"},
+            },
+        },
+        "Data": {
+            "description": "A string fills the first data column, an array the data columns from the left, an object by name. What is missing or null is empty; numbers keep their text. No NUL characters. With ROWLOCK_FORMULA_GUARD=on, what a spreadsheet would run as a formula is written with an apostrophe in front.",
+            "oneOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"$ref": "#/components/schemas/Cell"}},
+                {"type": "object", "additionalProperties": {"$ref": "#/components/schemas/Cell"}},
+            ],
+        },
+        "Cell": {"type": ["string", "number", "boolean", "null"]},
+    })
+}
+
+fn missing_data() -> ApiError {
+    InvalidField::new("data", "missing: a string, an array or an object").into()
+}
+
+/// Sorts fields into `FIELDS`; a name that is none of them, or comes twice, is wrong.
+fn pick<T>(fields: Vec<(Cow<'_, str>, T)>) -> Result<[Option<T>; 3], ApiError> {
+    let mut picked = [None, None, None];
+    for (name, value) in fields {
+        let Some(at) = FIELDS.iter().position(|known| *known == name) else {
+            return Err(InvalidField::new(name, format!("unknown; accepted: {}", FIELDS.join(", "))).into());
+        };
+        if picked[at].replace(value).is_some() {
+            return Err(InvalidField::new(name, "given twice").into());
+        }
+    }
+    Ok(picked)
+}
+
+/// Rust's own parser would take `NaN` and `inf`, which no bound holds.
+fn parse_sleep(text: &str, max: Duration) -> Result<Duration, ApiError> {
+    let numeric = text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
+    let secs = if numeric { text.parse::<f64>().ok() } else { None };
+    let sleep = secs.filter(|secs| *secs >= 0.0).and_then(|secs| Duration::try_from_secs_f64(secs).ok());
+    let accepted =
+        || InvalidField::new("sleep", format!("accepted: a number of seconds from 0 to {}", max.as_secs_f64()));
+    Ok(sleep.filter(|sleep| *sleep <= max).ok_or_else(accepted)?)
+}
+
+/// A name or value of a form. Strict where the usual decoders put U+FFFD in place of what they can't read.
+fn form_text(raw: &str) -> Result<Cow<'_, str>, ApiError> {
+    let broken = || ApiError::BrokenBody("the form is not UTF-8 once decoded".to_owned());
+    if !raw.contains(['+', '%']) {
+        return Ok(Cow::Borrowed(raw));
+    }
+    let spaced = raw.replace('+', " ");
+    let decoded = percent_decode(spaced.as_bytes()).decode_utf8().map_err(|_| broken())?;
+    Ok(Cow::Owned(decoded.into_owned()))
+}
+
+fn form_field(pair: &str) -> Result<(Cow<'_, str>, Cow<'_, str>), ApiError> {
+    let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+    Ok((form_text(name)?, form_text(value)?))
+}
+
+/// A JSON object with its order and its repeats, which a map would merge, and its values' text, which a number would lose.
+struct Object<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::with_capacity(FIELDS.len());
+                while let Some((Text(name), value)) = map.next_entry()? {
+                    entries.push((name, value));
+                }
+                Ok(entries)
+            }
+        }
+        deserializer.deserialize_map(Entries).map(Object)
+    }
+}
+
+/// Broken JSON is a 400; JSON of another shape is a wrong field.
+pub(crate) fn parse_json<'a, T: Deserialize<'a>>(text: &'a str, field: &str, accepted: &str) -> Result<T, ApiError> {
+    serde_json::from_str(text).map_err(|e| {
+        if e.is_data() {
+            InvalidField::new(field, format!("accepted: {accepted}")).into()
+        } else {
+            ApiError::BrokenBody(format!("not JSON: {e}"))
+        }
+    })
+}
+
+pub(crate) fn json_data(raw: &RawValue) -> Result<Data<'_>, ApiError> {
+    const ACCEPTED: &str = "a string, an array or an object";
+    match raw.get().as_bytes()[0] {
+        b'"' => Ok(Data::Text(json_string(raw.get())?)),
+        b'[' => {
+            let items: Vec<&RawValue> = parse_json(raw.get(), "data", ACCEPTED)?;
+            let cells = items.into_iter().enumerate().map(|(at, item)| json_cell(item, || format!("data[{at}]")));
+            Ok(Data::List(cells.collect::<Result<_, _>>()?))
+        }
+        b'{' => {
+            let Object(entries) = parse_json(raw.get(), "data", ACCEPTED)?;
+            let cells = entries.into_iter().map(|(name, value)| {
+                let cell = json_cell(value, || format!("data.{name}"))?;
+                Ok::<_, ApiError>((name, cell))
+            });
+            Ok(Data::Object(cells.collect::<Result<_, _>>()?))
+        }
+        _ => Err(InvalidField::new("data", format!("accepted: {ACCEPTED}")).into()),
+    }
+}
+
+/// A scalar as it was written: 1.10 stays 1.10.
+fn json_cell(raw: &RawValue, field: impl Fn() -> String) -> Result<Option<Cow<'_, str>>, ApiError> {
+    match raw.get().as_bytes()[0] {
+        b'"' => json_string(raw.get()).map(Some),
+        b'n' => Ok(None),
+        b'[' | b'{' => {
+            Err(InvalidField::new(field(), "nested; accepted: a string, a number, true, false or null").into())
+        }
+        _ => Ok(Some(Cow::Borrowed(raw.get()))),
+    }
+}
+
+/// The outer parser has seen the quotes and escapes; half a surrogate pair is found only here.
+fn json_string(text: &str) -> Result<Cow<'_, str>, ApiError> {
+    let parsed: Result<Text<'_>, _> = serde_json::from_str(text);
+    parsed.map(|Text(text)| text).map_err(|e| ApiError::BrokenBody(format!("not JSON: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(media_type: MediaType, body: &str) -> Result<AppendRequest<'_>, ApiError> {
+        AppendRequest::parse(media_type, body.as_bytes(), Duration::from_secs(60))
+    }
+
+    #[test]
+    fn numbers_keep_their_text_and_nulls_are_empty() {
+        let request =
+            parse(MediaType::Json, r#"{"data": [1.10, 12345678901234567890123, "é", true, null]}"#).expect("valid");
+        let expected = [Some("1.10"), Some("12345678901234567890123"), Some("é"), Some("true"), None];
+        assert_eq!(request.data, Data::List(expected.map(|cell| cell.map(Cow::Borrowed)).to_vec()));
+    }
+
+    #[test]
+    fn a_form_is_decoded_strictly() {
+        let request = parse(MediaType::Form, "data=a+b%2C%C3%A9&sleep=0.5&skip_release=1").expect("valid");
+        assert_eq!(request.data, Data::Text("a b,é".into()));
+        assert_eq!(request.simulation, Simulation { sleep: Duration::from_millis(500), skip_release: true });
+        assert!(matches!(parse(MediaType::Form, "data=%FF"), Err(ApiError::BrokenBody(_))));
+    }
+}

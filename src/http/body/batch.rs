@@ -1,0 +1,168 @@
+//! A body of `/append/batch`, checked and laid out as it arrives: no more of it is kept than the rows that are whole, and the
+//! one that isn't yet. The first line that doesn't fit ends it, and is named.
+
+use crate::csv::{
+    rows::Rows,
+    schema::{InvalidField, Schema},
+};
+use crate::http::{
+    body::{
+        batch_csv::CsvParser,
+        batch_json::{ArrayParser, LineParser},
+        media_type::BatchType,
+    },
+    error::ApiError,
+};
+
+/// A byte order mark, which is no part of the text.
+const MARK: &[u8] = "\u{feff}".as_bytes();
+
+/// Takes a body in pieces that may be cut anywhere, within a character too.
+pub(crate) struct BatchParser<'a> {
+    schema: &'a Schema,
+    rows: Rows,
+    format: Format,
+    /// How much of a byte order mark has come; `None` once it is known whether there is one.
+    mark: Option<usize>,
+}
+
+enum Format {
+    Csv(Box<CsvParser>),
+    Lines(LineParser),
+    Array(ArrayParser),
+}
+
+impl<'a> BatchParser<'a> {
+    pub(crate) fn new(batch_type: BatchType, schema: &'a Schema) -> Self {
+        let format = match batch_type {
+            BatchType::CsvWithHeader => Format::Csv(Box::new(CsvParser::new(true))),
+            BatchType::CsvWithoutHeader => Format::Csv(Box::new(CsvParser::new(false))),
+            BatchType::JsonLines => Format::Lines(LineParser::default()),
+            BatchType::JsonArray => Format::Array(ArrayParser::default()),
+        };
+        Self { schema, rows: schema.rows(), format, mark: Some(0) }
+    }
+
+    /// Takes the next piece.
+    ///
+    /// # Errors
+    /// The first line that can't be read or doesn't fit the file's columns.
+    pub(crate) fn push(&mut self, mut piece: &[u8]) -> Result<(), ApiError> {
+        if let Some(seen) = self.mark {
+            let more = MARK[seen..].iter().zip(piece).take_while(|(mark, byte)| mark == byte).count();
+            let seen = seen + more;
+            piece = &piece[more..];
+            self.mark = (piece.is_empty() && seen < MARK.len()).then_some(seen);
+            if self.mark.is_none() && seen < MARK.len() {
+                self.parse(&MARK[..seen])?;
+            }
+        }
+        self.parse(piece)
+    }
+
+    fn parse(&mut self, piece: &[u8]) -> Result<(), ApiError> {
+        let Self { schema, rows, format, .. } = self;
+        match format {
+            Format::Csv(parser) => parser.push(piece, schema, rows),
+            Format::Lines(parser) => parser.push(piece, schema, rows),
+            Format::Array(parser) => parser.push(piece, schema, rows),
+        }
+    }
+
+    /// All rows, once the whole body has come.
+    ///
+    /// # Errors
+    /// If it ends too early, or has no rows.
+    pub(crate) fn finish(mut self) -> Result<Rows, ApiError> {
+        if let Some(seen) = self.mark {
+            self.parse(&MARK[..seen])?;
+        }
+        let Self { schema, mut rows, format, .. } = self;
+        match format {
+            Format::Csv(mut parser) => parser.finish(schema, &mut rows),
+            Format::Lines(mut parser) => parser.finish(schema, &mut rows),
+            Format::Array(parser) => parser.finish(),
+        }?;
+        if rows.is_empty() {
+            return Err(InvalidField::new("body", "no rows; accepted: at least one").into());
+        }
+        Ok(rows)
+    }
+}
+
+pub(crate) fn not_utf8(line: u64) -> ApiError {
+    ApiError::BrokenBody(format!("line {line}: not UTF-8"))
+}
+
+pub(crate) fn line_ends(text: &[u8]) -> u64 {
+    memchr::memchr_iter(b'\n', text).count() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(batch_type: BatchType, pieces: &[&[u8]]) -> Result<Rows, String> {
+        let schema = Schema::from_header(b"token,city,people").expect("a header");
+        let mut parser = BatchParser::new(batch_type, &schema);
+        let pushed = pieces.iter().try_for_each(|piece| parser.push(piece));
+        pushed.and_then(|()| parser.finish()).map_err(|e| format!("{e:?}"))
+    }
+
+    #[test]
+    fn it_does_not_matter_where_a_body_is_cut() {
+        use BatchType::{CsvWithHeader, CsvWithoutHeader, JsonArray, JsonLines};
+        let bodies: [(BatchType, &[u8]); 24] = [
+            (CsvWithHeader, "\u{feff}people,city\r\n1,\"\u{e5}\r\n\"\"s\"\"\"\r\n\r\n,\u{1f600}".as_bytes()),
+            (CsvWithHeader, b"city\n\n\"a\nb\"\n\nc,d\ne\n\xff\n"),
+            (CsvWithHeader, b"city\n\"a\nb\"\n\xc3\nc,d\n"),
+            (CsvWithHeader, b"city,people\n\xc3,\xa5\n"),
+            (CsvWithHeader, b"city\n\"a\"b\nc,d\n"),
+            (CsvWithHeader, b"city\na,b\n\"c\"d\n"),
+            (CsvWithHeader, b"city\na\n\n\"b\n"),
+            (CsvWithHeader, b"city\na\0\nb,c\n"),
+            (CsvWithHeader, b"city\ra\r\"b\nc\"\rd,e"),
+            (CsvWithHeader, b"\xef\xbb\n"),
+            (CsvWithHeader, b"\xef\xbb"),
+            (CsvWithoutHeader, b"\n\r\na,\"\"\n\"b\"\"\",\n"),
+            (CsvWithoutHeader, b"a,b,c\n"),
+            (JsonLines, "\u{feff}\"a\"\r\n\n  \n[\"\u{e5}\\u00e5\\ud83d\\ude00\", 1.10]\n{\"people\":null}".as_bytes()),
+            (JsonLines, b"\"a\"\n\"\\ud800\"\n\"\xff\"\n"),
+            (JsonLines, b"\"a\"\n\"\xff\"\n\"b"),
+            (JsonLines, b"\"a\"\n\"b"),
+            (JsonArray, "\u{feff} \n[ \"a\" ,\n[\"]\\\"\\\\\", 2],{\"city\":\"},{\\\\\"}\n] \n".as_bytes()),
+            (JsonArray, b"[\"a\",\n[\"b\",\n\"\xff\"]]"),
+            (JsonArray, b"[\"a\",[{}],7"),
+            (JsonArray, b"[\"a\",{]}]"),
+            (JsonArray, b"[\"a\"]]"),
+            (JsonArray, b" [ ]"),
+            (JsonArray, b" {\"a\":"),
+        ];
+        for (batch_type, body) in bodies {
+            let whole = parse(batch_type, &[body]);
+            for first in 0..=body.len() {
+                for second in first..=body.len() {
+                    let pieces = [&body[..first], &body[first..second], &body[second..]];
+                    assert_eq!(parse(batch_type, &pieces), whole, "{:?}", pieces.map(String::from_utf8_lossy));
+                }
+            }
+            let bytes: Vec<_> = body.chunks(1).collect();
+            assert_eq!(parse(batch_type, &bytes), whole, "{}", String::from_utf8_lossy(body));
+        }
+    }
+
+    #[test]
+    fn the_first_line_that_does_not_fit_is_named_and_nothing_behind_it_is_looked_at() {
+        let broken = |body: &[u8], said: &str| {
+            let e = parse(BatchType::CsvWithHeader, &[body]).expect_err("refused");
+            assert!(e.contains(said), "{}: {e}", String::from_utf8_lossy(body));
+        };
+        broken(b"city\na\nb,c\n\"d\"e\n\xff\n", "line 3: 2 cells");
+        broken(b"city\n\n\"a\n\n\"\n\n\xff\n\"b\"c", "line 7: not UTF-8");
+        broken(b"city,people\n\"a\nb\",\"c\n\xff\"\n", "line 4: not UTF-8");
+        broken(b"city,people\na\xc3,\xa5b\n", "line 2: not UTF-8");
+        broken(b"city,people\n,x\0\n", "data.people");
+        broken(b"\xef\xbb", "line 1: not UTF-8");
+        broken(&[b"city\n", &*vec![b','; 2 << 20]].concat(), "line 2: more than 1048576 cells");
+    }
+}

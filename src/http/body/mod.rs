@@ -1,0 +1,8 @@
+//! Request bodies: reading them within bounds, and parsing them.
+
+pub(crate) mod append;
+pub(crate) mod batch;
+mod batch_csv;
+mod batch_json;
+pub(crate) mod media_type;
+pub(crate) mod read;

@@ -1,0 +1,3 @@
+//! The contract, openapi.yaml.
+
+pub(crate) mod document;

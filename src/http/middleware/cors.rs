@@ -1,0 +1,51 @@
+//! What pages of other origins may do, in a browser that asks.
+
+use std::time::Duration;
+
+use axum::http::{HeaderName, HeaderValue, Method, header};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+use crate::config::Origins;
+
+/// How long a browser need not ask again.
+const ASK_AGAIN: Duration = Duration::from_secs(3600);
+
+/// Says of these origins that they may, and of no others.
+pub(crate) fn layer(origins: &Origins) -> CorsLayer {
+    let origins = match origins {
+        Origins::Any => AllowOrigin::any(),
+        Origins::These(these) => {
+            AllowOrigin::list(these.iter().map(|origin| HeaderValue::try_from(origin).expect("checked at the start")))
+        }
+    };
+    let name = HeaderName::from_static;
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::DELETE])
+        .allow_headers([
+            header::AUTHORIZATION,
+            header::CONTENT_TYPE,
+            header::IF_NONE_MATCH,
+            header::IF_RANGE,
+            header::RANGE,
+            name("idempotency-key"),
+            name("last-event-id"),
+            name("traceparent"),
+            name("x-request-id"),
+        ])
+        .expose_headers([
+            header::ACCEPT_RANGES,
+            header::CONTENT_RANGE,
+            header::ETAG,
+            header::LOCATION,
+            header::RETRY_AFTER,
+            header::WWW_AUTHENTICATE,
+            name("idempotent-replayed"),
+            name("ratelimit"),
+            name("ratelimit-policy"),
+            name("server-timing"),
+            name("traceparent"),
+            name("x-request-id"),
+        ])
+        .max_age(ASK_AGAIN)
+}

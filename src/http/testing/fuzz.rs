@@ -1,0 +1,210 @@
+//! What must hold for any body that a client may send. The targets in `fuzz/` ask it of inputs that a fuzzer makes up, and
+//! `cargo test` of those in `fuzz/corpus`.
+//!
+//! An input's first byte chooses the file's columns, the second how the body is cut into pieces; the body is the rest.
+
+use std::{borrow::Cow, time::Duration};
+
+use serde_json::value::RawValue;
+
+use crate::csv::{
+    formula_guard::CellGuard,
+    idempotency_key::Key,
+    rows::Rows,
+    schema::{Data, Schema, ServiceCells},
+};
+use crate::http::body::{
+    append::{AppendRequest, json_data},
+    batch::BatchParser,
+    media_type::BatchType,
+    read::MediaType,
+};
+
+const HEADERS: [&str; 5] = ["timestamp,replica,token,data", "a", "a,token,b", "key,a,replica,b,ActionType,c", "none"];
+const OF_SERVICE: [&str; 5] = ["timestamp", "replica", "token", "key", "ActionType"];
+const SERVICE: ServiceCells<'_> =
+    ServiceCells { timestamp: "2026-11-24T10:51:10.423Z", replica: b"\"r,1\"", token: 7, key: b"" };
+/// Of a file without a header.
+const WIDTH: usize = 64;
+
+struct Input<'a> {
+    schema: Schema,
+    line_end: &'static [u8],
+    piece_bytes: usize,
+    body: &'a [u8],
+}
+
+impl<'a> Input<'a> {
+    fn new(data: &'a [u8]) -> Option<Self> {
+        let [choice, pieces, body @ ..] = data else { return None };
+        let choice = usize::from(*choice);
+        let schema = match HEADERS[choice % HEADERS.len()] {
+            "none" => Schema::headerless(),
+            header => Schema::from_header(header.as_bytes()).expect("a header"),
+        };
+        let line_end = [&b"\n"[..], b"\r\n"][choice / HEADERS.len() % 2];
+        Some(Self { schema, line_end, piece_bytes: 1 + usize::from(*pieces) % 32, body })
+    }
+
+    fn lines(&self, rows: &Rows) -> Vec<u8> {
+        let mut lines = Vec::new();
+        self.schema.write_rows(&mut lines, rows, &SERVICE, WIDTH, self.line_end);
+        lines
+    }
+
+    /// Holds rows against the cells that they should have, by a reader that is none of ours; and against the same rows guarded.
+    fn check(&self, rows: &Rows, guarded: &Rows, expected: &[Vec<String>]) {
+        if self.schema.width().is_none() && expected.iter().any(|cells| cells.len() > WIDTH) {
+            return;
+        }
+        let lines = self.lines(rows);
+        // A line end in front, lest the reader takes a cell's beginning for a byte order mark.
+        let text = [b"\n", &*lines].concat();
+        let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(&*text);
+        let read: Vec<_> = reader.records().map(|record| record.expect("each row has all columns")).collect();
+        assert_eq!((rows.len(), read.len()), (expected.len(), expected.len()));
+        for (record, expected) in read.iter().zip(expected) {
+            let cells: Vec<_> = match self.schema.names() {
+                Some(names) => {
+                    record.iter().zip(names).filter(|(_, name)| !is_of_service(name)).map(|it| it.0).collect()
+                }
+                None => record.iter().collect(),
+            };
+            assert_eq!(cells.len().max(expected.len()), self.schema.width().map_or(WIDTH, |_| cells.len()));
+            let expected = expected.iter().map(String::as_str).chain(std::iter::repeat("")).take(cells.len());
+            assert_eq!(cells, expected.collect::<Vec<_>>());
+        }
+        let (mut guard, mut on_the_way_out) = (CellGuard::default(), Vec::new());
+        guard.feed(&lines, &mut on_the_way_out);
+        guard.finish(&mut on_the_way_out);
+        assert_eq!(on_the_way_out, self.lines(guarded), "guarded on the way out as on the way in");
+        let print = |rows| Key::new("k", rows).map(|key| key.fingerprint);
+        assert_eq!(print(rows), print(guarded), "the same data");
+    }
+}
+
+fn is_of_service(name: &str) -> bool {
+    OF_SERVICE.contains(&name)
+}
+
+/// The cells of the data columns, by what the contract says rather than by how the schema does it.
+fn expected(schema: &Schema, data: &Data<'_>) -> Vec<String> {
+    let text = |cell: &Option<Cow<'_, str>>| cell.as_deref().unwrap_or_default().to_owned();
+    match data {
+        Data::Text(text) => vec![text.to_string()],
+        Data::List(cells) => cells.iter().map(text).collect(),
+        Data::Object(cells) => {
+            let names = schema.names().unwrap_or_default().iter().filter(|name| !is_of_service(name));
+            let cell =
+                |name: &String| cells.iter().find(|(known, _)| known == name).map_or("".into(), |(_, it)| text(it));
+            names.map(cell).collect()
+        }
+    }
+}
+
+fn append(media_type: MediaType, data: &[u8]) {
+    let Some(input) = Input::new(data) else { return };
+    let Ok(request) = AppendRequest::parse(media_type, input.body, Duration::from_secs(60)) else { return };
+    assert!(request.simulation.sleep <= Duration::from_secs(60));
+    let push = |schema: &Schema| {
+        let mut rows = schema.rows();
+        schema.push(&request.data, &mut rows).map(|()| rows)
+    };
+    if let (Ok(rows), Ok(guarded)) = (push(&input.schema), push(&input.schema.guarding_formulas(true))) {
+        input.check(&rows, &guarded, &[expected(&input.schema, &request.data)]);
+    }
+}
+
+/// A body of `/append` as JSON.
+pub fn json_body(data: &[u8]) {
+    append(MediaType::Json, data);
+}
+
+/// A body of `/append` as a form.
+pub fn form_body(data: &[u8]) {
+    append(MediaType::Form, data);
+}
+
+fn parse<'a>(batch_type: BatchType, schema: &Schema, pieces: impl Iterator<Item = &'a [u8]>) -> Result<Rows, String> {
+    let mut parser = BatchParser::new(batch_type, schema);
+    let pushed = pieces.into_iter().try_for_each(|piece| parser.push(piece));
+    pushed.and_then(|()| parser.finish()).map_err(|e| format!("{e:?}"))
+}
+
+/// A batch is what it is wherever it is cut. `rows` says which cells it should have, or nothing where it should be refused.
+fn batch(batch_type: BatchType, input: &Input<'_>, cells: impl FnOnce() -> Option<Vec<Vec<String>>>) {
+    let whole = parse(batch_type, &input.schema, std::iter::once(input.body));
+    assert_eq!(parse(batch_type, &input.schema, input.body.chunks(input.piece_bytes)), whole);
+    let guarded = parse(batch_type, &input.schema.guarding_formulas(true), std::iter::once(input.body));
+    assert_eq!(whole.as_ref().err(), guarded.as_ref().err());
+    match (whole, guarded) {
+        (Ok(rows), Ok(guarded)) => input.check(&rows, &guarded, &cells().expect("what was taken is well-formed")),
+        _ if matches!(batch_type, BatchType::JsonLines | BatchType::JsonArray) => {
+            assert_eq!(cells(), None, "what was refused is wrong");
+        }
+        _ => {}
+    }
+}
+
+fn without_mark(body: &[u8]) -> &[u8] {
+    body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body)
+}
+
+/// A body of `/append/batch` as CSV, with and without a header.
+pub fn csv_batch(data: &[u8]) {
+    let Some(input) = Input::new(data) else { return };
+    // A line end in front here, too.
+    let text = [b"\n", without_mark(input.body)].concat();
+    let records = || -> Option<Vec<Vec<String>>> {
+        let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(&*text);
+        let record = |record: csv::StringRecord| record.iter().map(str::to_owned).collect();
+        reader.records().map(|it| it.ok().map(record)).collect()
+    };
+    batch(BatchType::CsvWithoutHeader, &input, records);
+    batch(BatchType::CsvWithHeader, &input, || {
+        let mut rows = records()?.into_iter();
+        let header = rows.next()?;
+        let named = |row: Vec<String>| {
+            let cells = header.iter().map(|name| Cow::Borrowed(&**name)).zip(row.into_iter().map(|it| Some(it.into())));
+            expected(&input.schema, &Data::Object(cells.collect()))
+        };
+        Some(rows.map(named).collect())
+    });
+}
+
+/// The cells of rows that are JSON texts of their own, if all of them fit.
+fn json_rows<'a>(schema: &Schema, texts: impl Iterator<Item = &'a str>) -> Option<Vec<Vec<String>>> {
+    let row = |text| {
+        let raw: &RawValue = serde_json::from_str(text).ok()?;
+        let data = json_data(raw).ok()?;
+        schema.push(&data, &mut schema.rows()).ok()?;
+        Some(expected(schema, &data))
+    };
+    texts.map(row).collect::<Option<Vec<_>>>().filter(|rows| !rows.is_empty())
+}
+
+/// A body of `/append/batch` as JSON, a value a line and as an array.
+pub fn json_batch(data: &[u8]) {
+    let Some(input) = Input::new(data) else { return };
+    let text = std::str::from_utf8(without_mark(input.body)).ok();
+    batch(BatchType::JsonLines, &input, || {
+        json_rows(&input.schema, text?.split('\n').filter(|line| !line.trim().is_empty()))
+    });
+    batch(BatchType::JsonArray, &input, || {
+        let rows: Vec<&RawValue> = serde_json::from_str(text?).ok()?;
+        json_rows(&input.schema, rows.into_iter().map(RawValue::get))
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::fuzz_corpus::replay;
+
+    #[test]
+    fn what_fuzzing_found_is_taken_rightly_or_refused() {
+        replay("json_body", super::json_body);
+        replay("form_body", super::form_body);
+        replay("csv_batch", super::csv_batch);
+        replay("json_batch", super::json_batch);
+    }
+}

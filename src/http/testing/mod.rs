@@ -1,0 +1,3 @@
+//! Code that only tests and fuzzers use.
+
+pub mod fuzz;

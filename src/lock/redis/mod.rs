@@ -1,0 +1,5 @@
+//! The lock in Redis.
+
+pub(crate) mod lease;
+mod notifications;
+pub(crate) mod topology;

@@ -1,0 +1,63 @@
+//! The points of a row's way at which a replica may be made to kill or stop itself, as `src/failpoints.rs` knows them.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::Write,
+    path::Path,
+};
+
+/// A row's own way.
+pub(crate) const APPEND: [&str; 8] = [
+    "lock_granted",
+    "record_half_written",
+    "record_written",
+    "record_synced",
+    "csv_half_written",
+    "csv_written",
+    "answer_due",
+    "answered",
+];
+pub(crate) const CHECKPOINT: [&str; 6] = [
+    "checkpoint_keys_written",
+    "checkpoint_csv_synced",
+    "checkpoint_keys_synced",
+    "header_half_written",
+    "header_written",
+    "header_synced",
+];
+/// Needs a torn line, see `leave_torn_line`.
+pub(crate) const REBUILD: [&str; 10] = [
+    "torn_half_written",
+    "rebuild_set_aside",
+    "tail_half_written",
+    "rebuild_tail_synced",
+    "rebuild_noted",
+    "rebuild_cut",
+    "rebuild_cut_synced",
+    "rebuild_appended",
+    "rebuild_appended_synced",
+    "rebuild_ended",
+];
+
+/// Makes the next replica that comes to the point kill or stop itself. `folder` is what it has in `ROWLOCK_TEST_POINTS`.
+pub(crate) fn arm(folder: &Path, point: &str, signal: &str) {
+    let prepared = folder.join("prepared");
+    fs::write(&prepared, signal).expect("writable");
+    fs::rename(prepared, folder.join(point)).expect("armed");
+}
+
+/// Somebody else dies in the middle of a line, so that who comes next has to rebuild the file's end.
+pub(crate) fn leave_torn_line(csv: &Path) {
+    let journal = fs::File::open(format!("{}.journal", csv.display())).expect("a journal");
+    // Whoever keeps it may be the one that was hit.
+    if journal.try_lock().is_err() {
+        return;
+    }
+    let text = fs::read(csv).expect("readable");
+    // A replica that was killed in mid-row leaves a line open itself, which nobody may write behind.
+    let is_whole = text.ends_with(b"\n") && text.iter().filter(|&&byte| byte == b'"').count() % 2 == 0;
+    if is_whole {
+        let mut csv = OpenOptions::new().append(true).open(csv).expect("writable");
+        csv.write_all(b",\"torn").expect("writable");
+    }
+}
