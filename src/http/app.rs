@@ -1,11 +1,12 @@
-//! The state that handlers share.
+//! The state that all handlers share.
 
 use std::{
     ops::Deref,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use opentelemetry_sdk::trace::SdkTracer;
@@ -15,15 +16,18 @@ use crate::{
     commit::{Appender, peer_events::Events, reading::Reading},
     config::{Config, Switch},
     http::{
-        body::read::Room,
-        handlers::events::READERS_MAX,
-        middleware::{rate_limit::Shares, tokens::Access},
+        body::budget::BodyBudget,
+        middleware::{rate_limit::RateLimiter, tokens::Access},
+        static_content::StaticContent,
     },
 };
 
-/// What the handlers share. The router clones it for each request: one reference is enough to count.
+/// The most subscribers of `/events` at once.
+pub(crate) const SUBSCRIBERS_MAX: usize = 64;
+
+/// The shared state. The router clones it for each request, so it is a single reference.
 #[derive(Clone)]
-pub struct App(Arc<Shared>);
+pub(crate) struct App(Arc<Shared>);
 
 impl Deref for App {
     type Target = Shared;
@@ -33,57 +37,58 @@ impl Deref for App {
     }
 }
 
-/// What an `App` refers to.
-pub struct Shared {
+/// The content of an `App`.
+pub(crate) struct Shared {
     pub(crate) appender: Appender,
     pub(crate) reading: Reading,
     pub(crate) events: Events,
-    /// Places for readers of events.
-    pub(crate) watchers: Arc<Semaphore>,
+    pub(crate) subscriber_slots: Arc<Semaphore>,
     pub(crate) access: Arc<Access>,
-    pub(crate) shares: Option<Shares>,
-    /// For bodies that are under way.
-    pub(crate) room: Room,
+    pub(crate) rate_limiter: Option<RateLimiter>,
+    pub(crate) body_budget: BodyBudget,
     pub(crate) limits: Limits,
     pub(crate) draining: Draining,
-    /// True once nothing more is taken: streams end then.
+    /// True once the replica accepts no more requests; streams end then.
     pub(crate) stopped: watch::Receiver<bool>,
     pub(crate) tracer: Option<SdkTracer>,
+    /// openapi.yaml, rendered at its first request.
+    pub(crate) contract: LazyLock<StaticContent>,
 }
 
-/// What there is to serve.
-pub struct Parts {
-    /// Takes rows.
+/// The services behind the HTTP interface.
+pub struct AppParts {
+    /// Appends rows.
     pub appender: Appender,
-    /// Reads them back.
+    /// Reads rows back.
     pub reading: Reading,
-    /// Tells of them.
+    /// The source of `/events`.
     pub events: Events,
-    /// Who may.
+    /// The tokens and their roles.
     pub access: Arc<Access>,
-    /// Not ready any more.
+    /// Whether this replica is shutting down.
     pub draining: Draining,
-    /// True once nothing more is taken: streams end then.
+    /// True once the replica accepts no more requests; streams end then.
     pub stopped: watch::Receiver<bool>,
-    /// Takes spans, if anybody wants them.
+    /// Exports spans, if traces are configured.
     pub tracer: Option<SdkTracer>,
 }
 
-/// What a request may ask for.
+/// Bounds on a single request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     pub(crate) body_bytes_max: usize,
     pub(crate) batch_bytes_max: usize,
-    pub(crate) sleep_max: std::time::Duration,
+    pub(crate) sleep_max: Duration,
+    /// Whether `sleep` and `skip_release` are accepted.
     pub(crate) simulation: bool,
 }
 
-/// Turned on once, when the replica begins to leave.
+/// A flag that is set once, when the replica begins to shut down.
 #[derive(Debug, Clone, Default)]
 pub struct Draining(Arc<AtomicBool>);
 
 impl Draining {
-    /// From now on, this replica is not ready.
+    /// Makes this replica not ready.
     pub fn begin(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -94,28 +99,27 @@ impl Draining {
 }
 
 impl App {
-    pub(crate) fn new(parts: Parts, config: &Config) -> Self {
-        let Parts { appender, reading, events, access, draining, stopped, tracer } = parts;
+    pub(crate) fn new(parts: AppParts, config: &Config, contract: fn() -> StaticContent) -> Self {
+        let AppParts { appender, reading, events, access, draining, stopped, tracer } = parts;
         let limits = Limits {
             body_bytes_max: config.body_limit,
             batch_bytes_max: config.batch_limit,
             sleep_max: config.max_sleep,
             simulation: config.simulation == Switch::On,
         };
-        let (watchers, shares) = (Arc::new(Semaphore::new(READERS_MAX)), config.rate_limit.map(Shares::new));
-        let room = Room::new(config.queue_bytes);
         Self(Arc::new(Shared {
             appender,
             reading,
             events,
-            watchers,
+            subscriber_slots: Arc::new(Semaphore::new(SUBSCRIBERS_MAX)),
             access,
-            shares,
-            room,
+            rate_limiter: config.rate_limit.map(RateLimiter::new),
+            body_budget: BodyBudget::new(config.queue_bytes),
             limits,
             draining,
             stopped,
             tracer,
+            contract: LazyLock::new(contract),
         }))
     }
 }

@@ -1,4 +1,4 @@
-//! Every status code and every error code that this service answers.
+//! Refusals: every error code, its status and title, and the problem that a client receives.
 
 use std::time::Duration;
 
@@ -9,20 +9,19 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::http::middleware::rate_limit::whole_seconds;
 use crate::{
     commit::{AppendError, Outcome, reading::ReadError},
     csv::schema::InvalidField,
 };
 
-/// A refusal, as http knows it.
+/// Why a request is refused.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum ApiError {
     #[error("{}", .0.detail)]
     InvalidField(#[from] InvalidField),
     #[error("{0}")]
     BrokenBody(String),
-    #[error("Idempotency-Key: accepted, once: 1 to 255 printable ASCII characters, bare or in double quotes")]
+    #[error("Idempotency-Key: accepted: one header, 1 to 255 printable ASCII characters, bare or in double quotes")]
     BadKey,
     #[error("the body is larger than {0} bytes")]
     BodyTooLarge(usize),
@@ -31,31 +30,31 @@ pub(crate) enum ApiError {
     #[error("accepted: application/json or application/x-www-form-urlencoded, in UTF-8")]
     UnsupportedMediaType,
     #[error(
-        "accepted, in UTF-8, plain or with Content-Encoding gzip or zstd: text/csv (header=present or header=absent), application/x-ndjson, application/json"
+        "accepted: text/csv (header=present or header=absent), application/x-ndjson or application/json, in UTF-8, plain or with Content-Encoding gzip or zstd"
     )]
     UnsupportedBatchType,
-    #[error("the body is larger than {0} bytes once decoded (ROWLOCK_BATCH_LIMIT)")]
+    #[error("the decoded body is larger than {0} bytes (ROWLOCK_BATCH_LIMIT)")]
     BatchTooLarge(usize),
-    #[error("{}", if *.unknown_token { "the token is not known" } else { "Authorization: accepted: Bearer and a token" })]
+    #[error("{}", if *.unknown_token { "the token is not known" } else { "Authorization: accepted: Bearer, a space and a token" })]
     Unauthorized { unknown_token: bool },
-    #[error("the token's role does not reach this; needed: {0}")]
+    #[error("the token's role does not permit this; needed: {0}")]
     Forbidden(&'static str),
-    #[error("more than one client may ask for (ROWLOCK_RATE_LIMIT); the next request may come in {0:?}")]
+    #[error("too many requests from this client (ROWLOCK_RATE_LIMIT); the next one is accepted in {0:?}")]
     RateLimited(Duration),
-    #[error("sleep and skip_release are switched off here (ROWLOCK_SIMULATION)")]
+    #[error("sleep and skip_release are switched off (ROWLOCK_SIMULATION)")]
     SimulationOff,
-    #[error("there is nothing at this path; see the README for what there is")]
+    #[error("this path does not exist; /docs lists the paths")]
     NotFound,
-    #[error("the Allow header names the methods of this path")]
+    #[error("the Allow header lists the methods of this path")]
     MethodNotAllowed,
-    #[error("from: no row begins at byte {offset}; accepted: the offset of a row, 0 for the first, at most {end}")]
+    #[error("from: no row starts at byte {offset}; accepted: the offset of a row, 0 for the first, at most {end}")]
     NotARowStart { offset: u64, end: u64 },
-    #[error("Range: accepted: bytes within the {0} that there are")]
+    #[error("Range: accepted: bytes within the {0} bytes of the file")]
     RangeNotSatisfiable(u64),
-    #[error("{0} readers of events are here already, the most at once")]
-    TooManyWatchers(usize),
-    #[error("too many bytes of bodies are under way (ROWLOCK_QUEUE_BYTES)")]
-    TooMuchUnderWay,
+    #[error("{0} clients are subscribed to /events, the most at once")]
+    TooManySubscribers(usize),
+    #[error("the request bodies being received take too many bytes (ROWLOCK_QUEUE_BYTES)")]
+    BodyBudgetExceeded,
     #[error("the rows could not be read")]
     ReadFailed,
     #[error(transparent)]
@@ -68,14 +67,14 @@ impl From<ReadError> for ApiError {
             ReadError::NotARowStart { offset, end } => Self::NotARowStart { offset, end },
             ReadError::Behind { .. } => Self::Append(AppendError::FileBusy),
             ReadError::Files(_) | ReadError::Io(_) => {
-                tracing::error!(error = %e, "rows could not be read");
+                tracing::error!(error = %e, "cannot read the rows");
                 Self::ReadFailed
             }
         }
     }
 }
 
-/// Why a request was refused.
+/// The reason of a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Code {
@@ -108,62 +107,71 @@ pub(crate) enum Code {
 }
 
 impl std::fmt::Display for Code {
-    /// As JSON has it, without the quotes.
+    /// The name in JSON, without quotes.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.serialize(f)
     }
 }
 
-/// What a code always comes with.
-pub(crate) struct Facts {
+/// The status, title and retry advice of a code.
+pub(crate) struct CodeFacts {
     pub(crate) status: StatusCode,
     pub(crate) title: &'static str,
-    /// How soon the same request may succeed, if it ever may.
+    /// When to repeat the request; `None` if it cannot succeed.
     pub(crate) retry_after_secs: Option<u64>,
 }
 
-impl Facts {
-    const fn refused(status: StatusCode, title: &'static str) -> Self {
+impl CodeFacts {
+    const fn permanent(status: StatusCode, title: &'static str) -> Self {
         Self { status, title, retry_after_secs: None }
     }
 
-    const fn try_again(status: StatusCode, title: &'static str, secs: u64) -> Self {
+    const fn retryable(status: StatusCode, title: &'static str, secs: u64) -> Self {
         Self { status, title, retry_after_secs: Some(secs) }
     }
 }
 
 impl Code {
-    pub(crate) fn facts(self) -> Facts {
+    pub(crate) fn facts(self) -> CodeFacts {
         use StatusCode as S;
         match self {
-            Self::BrokenBody => Facts::refused(S::BAD_REQUEST, "The body cannot be read"),
-            Self::BadKey => Facts::refused(S::BAD_REQUEST, "Idempotency-Key cannot be taken"),
-            Self::Unauthorized => Facts::refused(S::UNAUTHORIZED, "A token is needed"),
-            Self::Forbidden => Facts::refused(S::FORBIDDEN, "The token's role does not reach this"),
-            Self::SimulationOff => Facts::refused(S::FORBIDDEN, "Simulation is switched off"),
-            Self::NotFound => Facts::refused(S::NOT_FOUND, "No such path"),
-            Self::MethodNotAllowed => Facts::refused(S::METHOD_NOT_ALLOWED, "No such method here"),
-            Self::BodyTimeout => Facts::try_again(S::REQUEST_TIMEOUT, "The body did not arrive in time", 1),
-            Self::KeyInFlight => Facts::try_again(S::CONFLICT, "The key's first request is under way", 1),
-            Self::BodyTooLarge => Facts::refused(S::PAYLOAD_TOO_LARGE, "The body is too large"),
-            Self::BatchTooLarge => Facts::refused(S::PAYLOAD_TOO_LARGE, "The rows are too many for one request"),
-            Self::UnsupportedMediaType => Facts::refused(S::UNSUPPORTED_MEDIA_TYPE, "The body's type is not accepted"),
-            Self::RangeNotSatisfiable => Facts::refused(S::RANGE_NOT_SATISFIABLE, "No such part of the file"),
-            Self::InvalidField => Facts::refused(S::UNPROCESSABLE_ENTITY, "A field is wrong"),
-            Self::KeyReused => Facts::refused(S::UNPROCESSABLE_ENTITY, "The key came with other data before"),
-            Self::NotARowStart => Facts::refused(S::UNPROCESSABLE_ENTITY, "No row begins there"),
-            Self::RateLimited => Facts::try_again(S::TOO_MANY_REQUESTS, "Too many requests of one client", 1),
-            Self::SyncFailed => Facts::refused(S::INTERNAL_SERVER_ERROR, "The rows could not be made durable"),
-            Self::Internal => Facts::refused(S::INTERNAL_SERVER_ERROR, "Something went wrong here"),
-            Self::QueueFull => Facts::try_again(S::SERVICE_UNAVAILABLE, "Too much waits already", 1),
-            Self::WaitTimeout => Facts::try_again(S::SERVICE_UNAVAILABLE, "The turn did not come in time", 1),
-            Self::RedisUnavailable => Facts::try_again(S::SERVICE_UNAVAILABLE, "Redis is out of reach", 2),
-            Self::LockLost => Facts::try_again(S::SERVICE_UNAVAILABLE, "The lock was lost", 1),
-            Self::FileBusy => Facts::try_again(S::SERVICE_UNAVAILABLE, "Another process keeps the file", 2),
-            Self::Draining => Facts::try_again(S::SERVICE_UNAVAILABLE, "This replica is shutting down", 1),
-            Self::DiskFull => Facts::try_again(S::INSUFFICIENT_STORAGE, "The volume is full", 10),
+            Self::BrokenBody => CodeFacts::permanent(S::BAD_REQUEST, "The body cannot be read"),
+            Self::BadKey => CodeFacts::permanent(S::BAD_REQUEST, "The Idempotency-Key is not accepted"),
+            Self::Unauthorized => CodeFacts::permanent(S::UNAUTHORIZED, "A token is needed"),
+            Self::Forbidden => CodeFacts::permanent(S::FORBIDDEN, "The token's role does not permit this"),
+            Self::SimulationOff => CodeFacts::permanent(S::FORBIDDEN, "Simulation is switched off"),
+            Self::NotFound => CodeFacts::permanent(S::NOT_FOUND, "No such path"),
+            Self::MethodNotAllowed => CodeFacts::permanent(S::METHOD_NOT_ALLOWED, "The path does not have this method"),
+            Self::BodyTimeout => CodeFacts::retryable(S::REQUEST_TIMEOUT, "The body did not arrive in time", 1),
+            Self::KeyInFlight => CodeFacts::retryable(S::CONFLICT, "The first request with the key is in progress", 1),
+            Self::BodyTooLarge => CodeFacts::permanent(S::PAYLOAD_TOO_LARGE, "The body is too large"),
+            Self::BatchTooLarge => CodeFacts::permanent(S::PAYLOAD_TOO_LARGE, "The batch is too large"),
+            Self::UnsupportedMediaType => {
+                CodeFacts::permanent(S::UNSUPPORTED_MEDIA_TYPE, "The media type of the body is not accepted")
+            }
+            Self::RangeNotSatisfiable => {
+                CodeFacts::permanent(S::RANGE_NOT_SATISFIABLE, "The file does not have this range")
+            }
+            Self::InvalidField => CodeFacts::permanent(S::UNPROCESSABLE_ENTITY, "A field is wrong"),
+            Self::KeyReused => CodeFacts::permanent(S::UNPROCESSABLE_ENTITY, "The key was used with other data"),
+            Self::NotARowStart => CodeFacts::permanent(S::UNPROCESSABLE_ENTITY, "No row starts at this offset"),
+            Self::RateLimited => CodeFacts::retryable(S::TOO_MANY_REQUESTS, "Too many requests from one client", 1),
+            Self::SyncFailed => CodeFacts::permanent(S::INTERNAL_SERVER_ERROR, "The rows could not be made durable"),
+            Self::Internal => CodeFacts::permanent(S::INTERNAL_SERVER_ERROR, "Internal error"),
+            Self::QueueFull => CodeFacts::retryable(S::SERVICE_UNAVAILABLE, "The queue is full", 1),
+            Self::WaitTimeout => CodeFacts::retryable(S::SERVICE_UNAVAILABLE, "The wait for the lock took too long", 1),
+            Self::RedisUnavailable => CodeFacts::retryable(S::SERVICE_UNAVAILABLE, "Redis cannot be reached", 2),
+            Self::LockLost => CodeFacts::retryable(S::SERVICE_UNAVAILABLE, "The lock was lost", 1),
+            Self::FileBusy => CodeFacts::retryable(S::SERVICE_UNAVAILABLE, "Another process holds the file", 2),
+            Self::Draining => CodeFacts::retryable(S::SERVICE_UNAVAILABLE, "This replica is shutting down", 1),
+            Self::DiskFull => CodeFacts::retryable(S::INSUFFICIENT_STORAGE, "The volume is full", 10),
         }
     }
+}
+
+/// Rounded up and at least one, since a client that comes back early is refused again.
+pub(crate) fn whole_seconds(wait: Duration) -> u64 {
+    (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 
 impl ApiError {
@@ -186,7 +194,9 @@ impl ApiError {
             Self::Append(AppendError::KeyReused) => Code::KeyReused,
             Self::Append(AppendError::KeyInFlight) => Code::KeyInFlight,
             Self::BatchTooLarge(_) | Self::Append(AppendError::BatchTooLarge(_)) => Code::BatchTooLarge,
-            Self::TooManyWatchers(_) | Self::TooMuchUnderWay | Self::Append(AppendError::QueueFull) => Code::QueueFull,
+            Self::TooManySubscribers(_) | Self::BodyBudgetExceeded | Self::Append(AppendError::QueueFull) => {
+                Code::QueueFull
+            }
             Self::Append(AppendError::WaitTimeout(_) | AppendError::KeyOutrun) => Code::WaitTimeout,
             Self::Append(AppendError::LockUnavailable(_)) => Code::RedisUnavailable,
             Self::Append(AppendError::LockLost) => Code::LockLost,
@@ -215,15 +225,15 @@ impl ApiError {
             | Self::SimulationOff
             | Self::NotARowStart { .. }
             | Self::RangeNotSatisfiable(_)
-            | Self::TooManyWatchers(_)
-            | Self::TooMuchUnderWay
+            | Self::TooManySubscribers(_)
+            | Self::BodyBudgetExceeded
             | Self::ReadFailed
             | Self::NotFound
             | Self::MethodNotAllowed => Outcome::NotWritten,
         }
     }
 
-    /// What a client is to show, after RFC 6750.
+    /// The value of `WWW-Authenticate`, after RFC 6750.
     fn challenge(&self) -> Option<&'static str> {
         match self {
             Self::Unauthorized { unknown_token: false } => Some("Bearer realm=\"rowlock\""),
@@ -242,7 +252,7 @@ impl ApiError {
     }
 }
 
-/// A refusal, as RFC 9457 has it.
+/// A refusal, after RFC 9457.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(example = json!({
     "type": "urn:rowlock:problem:invalid_field",
@@ -259,31 +269,31 @@ pub(crate) struct Problem {
     /// `urn:rowlock:problem:` and the code.
     #[schema(format = "uri")]
     r#type: String,
-    /// The code in words.
+    /// The meaning of the code.
     title: &'static str,
-    /// The answer's status.
+    /// The status of the answer.
     #[schema(minimum = 400, maximum = 599)]
     status: u16,
-    /// What is wrong, and what is accepted.
+    /// What is wrong and what is accepted.
     pub(crate) detail: String,
     pub(crate) code: Code,
-    /// The same request may succeed later; `Retry-After` says when to try.
+    /// Whether the same request may succeed later; `Retry-After` says when to try.
     retryable: bool,
     pub(crate) outcome: Outcome,
-    /// The field that is wrong, for `invalid_field` and `not_a_row_start`.
+    /// The wrong field, for `invalid_field` and `not_a_row_start`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     field: Option<String>,
-    // Only the outermost layer knows it.
-    /// As `X-Request-Id` has it.
+    // Set by the outermost layer.
+    /// The value of `X-Request-Id`.
     pub(crate) request_id: String,
 }
 
 impl IntoResponse for ApiError {
-    /// Carries the problem as an extension; `edge` writes the body.
+    /// Stores the problem as an extension; `with_request_context` writes the body.
     fn into_response(self) -> Response {
         let code = self.code();
-        let Facts { status, title, retry_after_secs } = code.facts();
+        let CodeFacts { status, title, retry_after_secs } = code.facts();
         let problem = Problem {
             r#type: format!("urn:rowlock:problem:{code}"),
             title,
@@ -304,7 +314,7 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         if matches!(self, Self::BodyTooLarge(_) | Self::BatchTooLarge(_)) {
-            // The rest of the body may still be on its way: nothing more can be said on this connection.
+            // The rest of the body may still arrive, so this connection cannot carry another request.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response.extensions_mut().insert(problem);

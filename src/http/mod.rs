@@ -1,18 +1,23 @@
-//! HTTP: what a client sees. Knows no Redis and no path.
+//! The HTTP interface: routes, request bodies, answers and refusals. It knows neither Redis nor file paths.
 
 mod app;
 mod body;
 mod contract;
+mod created;
 mod error;
 mod handlers;
+mod header_value;
+mod idempotency_key;
+mod json;
 mod middleware;
 mod query;
+mod request_labels;
 mod router;
 mod static_content;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod testing;
 
-pub use app::{App, Draining, Parts};
+pub use app::{AppParts, Draining};
 pub use middleware::tokens::{Access, AccessError};
-pub use router::Site;
+pub use router::Service;

@@ -1,4 +1,4 @@
-//! Query strings, read strictly: a parameter that is unknown, wrong, or named twice is refused by name.
+//! Query strings. An unknown, wrong or repeated parameter is refused by its name.
 
 use std::ops::RangeInclusive;
 
@@ -11,10 +11,10 @@ use crate::csv::schema::InvalidField;
 pub(crate) struct Parameters(Vec<(&'static str, Option<String>)>);
 
 impl Parameters {
-    /// Takes these and no others.
+    /// Accepts the listed parameters and no others.
     ///
     /// # Errors
-    /// Names the first that is unknown or comes twice.
+    /// Names the first unknown or repeated parameter.
     pub(crate) fn parse(query: Option<&str>, accepted: &[&'static str]) -> Result<Self, InvalidField> {
         let mut found = Self(accepted.iter().map(|name| (*name, None)).collect());
         for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
@@ -25,21 +25,21 @@ impl Parameters {
                 return Err(InvalidField::new(name, format!("no such parameter; accepted: {}", accepted.join(", "))));
             };
             if slot.replace(value.into_owned()).is_some() {
-                return Err(InvalidField::new(name, "named twice"));
+                return Err(InvalidField::new(name, "given twice"));
             }
         }
         Ok(found)
     }
 
-    /// The value of one that was given.
+    /// The value of a parameter, if it was given.
     pub(crate) fn take(&mut self, name: &str) -> Option<String> {
         self.0.iter_mut().find(|(known, _)| *known == name)?.1.take()
     }
 
-    /// A whole number within bounds.
+    /// The value of a parameter as a whole number within bounds.
     ///
     /// # Errors
-    /// If it is none.
+    /// If the value is not such a number.
     pub(crate) fn count(
         &mut self,
         name: &'static str,
@@ -52,7 +52,7 @@ impl Parameters {
     }
 }
 
-/// `+1`, which Rust would read as well, is no number here.
+/// A number written in digits only. Rust's parser also accepts `+1`.
 pub(crate) fn digits(text: &str) -> Option<u64> {
     text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
 }

@@ -15,7 +15,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::http::Site;
+use crate::http::Service;
 use crate::server::tls::Tls;
 
 /// How long a request's head may take to arrive, and a connection stay without one.
@@ -31,7 +31,7 @@ const TELLING: Duration = Duration::from_secs(1);
 
 /// What connections are served with.
 pub(super) struct Connections {
-    pub(super) site: Arc<Site>,
+    pub(super) service: Arc<Service>,
     pub(super) tls: Option<Arc<Tls>>,
     pub(super) connections_max: usize,
 }
@@ -73,12 +73,12 @@ impl Connections {
         if let Err(e) = stream.set_nodelay(true) {
             tracing::debug!(error = %e, "cannot set TCP_NODELAY");
         }
-        let (site, acceptor) = (Arc::clone(&self.site), self.tls.as_ref().map(|tls| tls.acceptor()));
+        let (service, acceptor) = (Arc::clone(&self.service), self.tls.as_ref().map(|tls| tls.acceptor()));
         tokio::spawn(async move {
             let _place = place;
-            let Some(acceptor) = acceptor else { return one(stream, peer, &site, watcher).await };
+            let Some(acceptor) = acceptor else { return one(stream, peer, &service, watcher).await };
             match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => one(stream, peer, &site, watcher).await,
+                Ok(Ok(stream)) => one(stream, peer, &service, watcher).await,
                 Ok(Err(e)) => tracing::debug!(%peer, error = %e, "no TLS"),
                 Err(_) => tracing::debug!(%peer, "no TLS in time"),
             }
@@ -87,16 +87,21 @@ impl Connections {
 }
 
 /// Serves one connection to its end.
-async fn one(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, peer: SocketAddr, site: &Site, watcher: Watcher) {
-    let service = service_fn(|request: Request<Incoming>| async {
-        Ok::<_, Infallible>(site.answer(peer, request.map(Body::new)).await)
+async fn one(
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    peer: SocketAddr,
+    service: &Service,
+    watcher: Watcher,
+) {
+    let answer = service_fn(|request: Request<Incoming>| async {
+        Ok::<_, Infallible>(service.answer(peer, request.map(Body::new)).await)
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_BYTES_MAX)
         .writev(false)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), answer);
     if let Err(e) = watcher.watch(connection).await {
         tracing::debug!(%peer, error = %e, "a connection failed");
     }
@@ -104,7 +109,10 @@ async fn one(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, peer: Socket
 
 /// Says why, without reading what is asked for, and closes once the client has.
 async fn tell_full(mut stream: TcpStream, _telling: OwnedSemaphorePermit) {
-    const BODY: &str = r#"{"type":"urn:rowlock:problem:queue_full","title":"Too much waits already","status":503,"detail":"too many connections (ROWLOCK_MAX_CONNECTIONS)","code":"queue_full","retryable":true,"outcome":"not_written","request_id":""}"#;
+    const BODY: &str = concat!(
+        r#"{"type":"urn:rowlock:problem:queue_full","title":"The queue is full","status":503,"detail":"too many connections (ROWLOCK_MAX_CONNECTIONS)","code":"queue_full","retryable":true,"outcome":"not_written","request_id":""}"#,
+        "\n",
+    );
     let answer = format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{BODY}",
         BODY.len()

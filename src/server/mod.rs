@@ -22,7 +22,7 @@ use tokio::{
 use crate::{
     commit::{self, Appender, Ended, Fatal, peer_events::Events, reading::Reading},
     config::{Config, Switch},
-    http::{Access, AccessError, Draining, Parts, Site},
+    http::{Access, AccessError, AppParts, Draining, Service},
     metrics::Meter,
 };
 
@@ -90,7 +90,7 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
 
     let draining = Draining::default();
     let (stop, stopped) = watch::channel(false);
-    let parts = Parts {
+    let parts = AppParts {
         appender: appender.clone(),
         reading,
         events: events.clone(),
@@ -99,8 +99,8 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
         stopped: stopped.clone(),
         tracer: traces.as_ref().map(Traces::tracer),
     };
-    let site = Arc::new(Site::new(parts, &config));
-    let connections = Connections { site, tls, connections_max: config.max_connections };
+    let service = Arc::new(Service::new(parts, &config));
+    let connections = Connections { service, tls, connections_max: config.max_connections };
     let server = tokio::spawn(connections.serve(listener, stopped));
     let result = Serving { config, appender, events, draining, stop, server, ended }.until_end(leave).await;
     if let Some(traces) = traces {

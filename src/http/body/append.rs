@@ -1,4 +1,4 @@
-//! What a body of `/append` says: JSON or a form, checked to the last field.
+//! Parses a body of `/append`, JSON or a form, and checks every field.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -9,13 +9,13 @@ use serde::{
 };
 use serde_json::{Value, json, value::RawValue};
 
-use crate::http::{body::read::MediaType, error::ApiError};
+use crate::http::{body::media_type::MediaType, error::ApiError};
 use crate::{
     csv::schema::{Data, InvalidField},
     simulation::Simulation,
 };
 
-/// A request that is well-formed; whether its data fits the file is the schema's to say.
+/// A well-formed request. Whether its data fits the columns is checked by the schema.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct AppendRequest<'a> {
     pub(crate) data: Data<'a>,
@@ -25,7 +25,8 @@ pub(crate) struct AppendRequest<'a> {
 const FIELDS: [&str; 3] = ["data", "sleep", "skip_release"];
 
 impl<'a> AppendRequest<'a> {
-    /// `sleep_max` bounds `sleep`.
+    /// # Errors
+    /// `BrokenBody`, or `InvalidField` with the name of the first wrong field; `sleep` may be at most `sleep_max`.
     pub(crate) fn parse(media_type: MediaType, body: &'a [u8], sleep_max: Duration) -> Result<Self, ApiError> {
         let text = std::str::from_utf8(body).map_err(|_| ApiError::BrokenBody("the body is not UTF-8".to_owned()))?;
         match media_type {
@@ -69,10 +70,10 @@ impl<'a> AppendRequest<'a> {
     }
 }
 
-/// What `parse` reads, in terms of JSON Schema.
+/// The bodies that `parse` accepts, as JSON Schemas.
 pub(crate) fn schemas() -> Value {
     let sleep = json!({
-        "description": "Seconds that the lock is held before the row is written; at most ROWLOCK_MAX_SLEEP (60 s unless set).",
+        "description": "Seconds to hold the lock before the row is written; at most ROWLOCK_MAX_SLEEP (default 60 s).",
         "type": "number", "minimum": 0, "default": 0,
     });
     json!({
@@ -82,7 +83,7 @@ pub(crate) fn schemas() -> Value {
                 "data": {"$ref": "#/components/schemas/Data"},
                 "sleep": sleep,
                 "skip_release": {
-                    "description": "After the write the lock is left to expire, as if the replica had crashed.",
+                    "description": "Do not release the lock after the write but let it expire, as after a crash of the replica.",
                     "type": "boolean", "default": false,
                 },
             },
@@ -90,13 +91,13 @@ pub(crate) fn schemas() -> Value {
         "AppendForm": {
             "type": "object", "additionalProperties": false, "required": ["data"],
             "properties": {
-                "data": {"type": "string", "description": "The first data column. No NUL characters."},
+                "data": {"type": "string", "description": "The cell of the first data column. No NUL characters."},
                 "sleep": sleep,
                 "skip_release": {"type": "string", "enum": ["true", "false", "1", "0"], "default": "false"},
             },
         },
         "Data": {
-            "description": "A string fills the first data column, an array the data columns from the left, an object by name. What is missing or null is empty; numbers keep their text. No NUL characters. With ROWLOCK_FORMULA_GUARD=on, what a spreadsheet would run as a formula is written with an apostrophe in front.",
+            "description": "A string fills the first data column, an array fills the data columns from the left, an object fills them by name. Missing and null cells are empty; numbers keep their text. No NUL characters. With ROWLOCK_FORMULA_GUARD=on, a cell that a spreadsheet would run as a formula is written with an apostrophe in front.",
             "oneOf": [
                 {"type": "string"},
                 {"type": "array", "items": {"$ref": "#/components/schemas/Cell"}},
@@ -111,7 +112,7 @@ fn missing_data() -> ApiError {
     InvalidField::new("data", "missing: a string, an array or an object").into()
 }
 
-/// Sorts fields into `FIELDS`; a name that is none of them, or comes twice, is wrong.
+/// Sorts fields in the order of `FIELDS`. An unknown or repeated name is an error.
 fn pick<T>(fields: Vec<(Cow<'_, str>, T)>) -> Result<[Option<T>; 3], ApiError> {
     let mut picked = [None, None, None];
     for (name, value) in fields {
@@ -125,7 +126,7 @@ fn pick<T>(fields: Vec<(Cow<'_, str>, T)>) -> Result<[Option<T>; 3], ApiError> {
     Ok(picked)
 }
 
-/// Rust's own parser would take `NaN` and `inf`, which no bound holds.
+/// Only digits, signs, `.` and `e` reach Rust's parser, which also accepts `NaN` and `inf`.
 fn parse_sleep(text: &str, max: Duration) -> Result<Duration, ApiError> {
     let numeric = text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
     let secs = if numeric { text.parse::<f64>().ok() } else { None };
@@ -135,9 +136,9 @@ fn parse_sleep(text: &str, max: Duration) -> Result<Duration, ApiError> {
     Ok(sleep.filter(|sleep| *sleep <= max).ok_or_else(accepted)?)
 }
 
-/// A name or value of a form. Strict where the usual decoders put U+FFFD in place of what they can't read.
+/// A name or value of a form. Invalid UTF-8 is an error; the usual decoders replace it by U+FFFD.
 fn form_text(raw: &str) -> Result<Cow<'_, str>, ApiError> {
-    let broken = || ApiError::BrokenBody("the form is not UTF-8 once decoded".to_owned());
+    let broken = || ApiError::BrokenBody("the decoded form is not UTF-8".to_owned());
     if !raw.contains(['+', '%']) {
         return Ok(Cow::Borrowed(raw));
     }
@@ -151,7 +152,7 @@ fn form_field(pair: &str) -> Result<(Cow<'_, str>, Cow<'_, str>), ApiError> {
     Ok((form_text(name)?, form_text(value)?))
 }
 
-/// A JSON object with its order and its repeats, which a map would merge, and its values' text, which a number would lose.
+/// A JSON object that keeps the order and repetition of its names and the text of its values.
 struct Object<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
 #[derive(Deserialize)]
@@ -179,7 +180,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
     }
 }
 
-/// Broken JSON is a 400; JSON of another shape is a wrong field.
+/// # Errors
+/// `BrokenBody` if the text is not JSON, `InvalidField` if it is JSON of another shape.
 pub(crate) fn parse_json<'a, T: Deserialize<'a>>(text: &'a str, field: &str, accepted: &str) -> Result<T, ApiError> {
     serde_json::from_str(text).map_err(|e| {
         if e.is_data() {
@@ -190,6 +192,8 @@ pub(crate) fn parse_json<'a, T: Deserialize<'a>>(text: &'a str, field: &str, acc
     })
 }
 
+/// # Errors
+/// `InvalidField`, if the value is not a string, an array of scalars or an object of scalars.
 pub(crate) fn json_data(raw: &RawValue) -> Result<Data<'_>, ApiError> {
     const ACCEPTED: &str = "a string, an array or an object";
     match raw.get().as_bytes()[0] {
@@ -211,7 +215,7 @@ pub(crate) fn json_data(raw: &RawValue) -> Result<Data<'_>, ApiError> {
     }
 }
 
-/// A scalar as it was written: 1.10 stays 1.10.
+/// A scalar with its text: 1.10 stays 1.10.
 fn json_cell(raw: &RawValue, field: impl Fn() -> String) -> Result<Option<Cow<'_, str>>, ApiError> {
     match raw.get().as_bytes()[0] {
         b'"' => json_string(raw.get()).map(Some),
@@ -223,7 +227,7 @@ fn json_cell(raw: &RawValue, field: impl Fn() -> String) -> Result<Option<Cow<'_
     }
 }
 
-/// The outer parser has seen the quotes and escapes; half a surrogate pair is found only here.
+/// The outer parser has checked quotes and escapes, but not surrogate pairs.
 fn json_string(text: &str) -> Result<Cow<'_, str>, ApiError> {
     let parsed: Result<Text<'_>, _> = serde_json::from_str(text);
     parsed.map(|Text(text)| text).map_err(|e| ApiError::BrokenBody(format!("not JSON: {e}")))
@@ -238,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_keep_their_text_and_nulls_are_empty() {
+    fn json_numbers_keep_their_text_and_nulls_are_empty() {
         let request =
             parse(MediaType::Json, r#"{"data": [1.10, 12345678901234567890123, "é", true, null]}"#).expect("valid");
         let expected = [Some("1.10"), Some("12345678901234567890123"), Some("é"), Some("true"), None];
@@ -246,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_form_is_decoded_strictly() {
+    fn form_is_decoded_and_invalid_utf8_is_refused() {
         let request = parse(MediaType::Form, "data=a+b%2C%C3%A9&sleep=0.5&skip_release=1").expect("valid");
         assert_eq!(request.data, Data::Text("a b,é".into()));
         assert_eq!(request.simulation, Simulation { sleep: Duration::from_millis(500), skip_release: true });

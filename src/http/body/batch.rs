@@ -1,5 +1,5 @@
-//! A body of `/append/batch`, checked and laid out as it arrives: no more of it is kept than the rows that are whole, and the
-//! one that isn't yet. The first line that doesn't fit ends it, and is named.
+//! Parses a body of `/append/batch` as it arrives. Memory holds the complete rows and the incomplete last one, not the body. The first
+//! wrong line ends parsing, and the error names it.
 
 use crate::csv::{
     rows::Rows,
@@ -10,20 +10,18 @@ use crate::http::{
         batch_csv::CsvParser,
         batch_json::{ArrayParser, LineParser},
         media_type::BatchType,
+        text::BOM,
     },
     error::ApiError,
 };
 
-/// A byte order mark, which is no part of the text.
-const MARK: &[u8] = "\u{feff}".as_bytes();
-
-/// Takes a body in pieces that may be cut anywhere, within a character too.
+/// Accepts a body in pieces that may be cut anywhere, even within a character.
 pub(crate) struct BatchParser<'a> {
     schema: &'a Schema,
     rows: Rows,
     format: Format,
-    /// How much of a byte order mark has come; `None` once it is known whether there is one.
-    mark: Option<usize>,
+    /// How many bytes of a byte order mark have arrived; `None` once the beginning of the body is known.
+    bom: Option<usize>,
 }
 
 enum Format {
@@ -40,21 +38,21 @@ impl<'a> BatchParser<'a> {
             BatchType::JsonLines => Format::Lines(LineParser::default()),
             BatchType::JsonArray => Format::Array(ArrayParser::default()),
         };
-        Self { schema, rows: schema.rows(), format, mark: Some(0) }
+        Self { schema, rows: schema.rows(), format, bom: Some(0) }
     }
 
-    /// Takes the next piece.
+    /// Parses the next piece.
     ///
     /// # Errors
-    /// The first line that can't be read or doesn't fit the file's columns.
+    /// Names the first line that is malformed or does not fit the columns of the file.
     pub(crate) fn push(&mut self, mut piece: &[u8]) -> Result<(), ApiError> {
-        if let Some(seen) = self.mark {
-            let more = MARK[seen..].iter().zip(piece).take_while(|(mark, byte)| mark == byte).count();
+        if let Some(seen) = self.bom {
+            let more = BOM[seen..].iter().zip(piece).take_while(|(bom, byte)| bom == byte).count();
             let seen = seen + more;
             piece = &piece[more..];
-            self.mark = (piece.is_empty() && seen < MARK.len()).then_some(seen);
-            if self.mark.is_none() && seen < MARK.len() {
-                self.parse(&MARK[..seen])?;
+            self.bom = (piece.is_empty() && seen < BOM.len()).then_some(seen);
+            if self.bom.is_none() && seen < BOM.len() {
+                self.parse(&BOM[..seen])?;
             }
         }
         self.parse(piece)
@@ -69,13 +67,13 @@ impl<'a> BatchParser<'a> {
         }
     }
 
-    /// All rows, once the whole body has come.
+    /// All rows, after the last piece.
     ///
     /// # Errors
-    /// If it ends too early, or has no rows.
+    /// If the body is incomplete or has no rows.
     pub(crate) fn finish(mut self) -> Result<Rows, ApiError> {
-        if let Some(seen) = self.mark {
-            self.parse(&MARK[..seen])?;
+        if let Some(seen) = self.bom {
+            self.parse(&BOM[..seen])?;
         }
         let Self { schema, mut rows, format, .. } = self;
         match format {
@@ -90,14 +88,6 @@ impl<'a> BatchParser<'a> {
     }
 }
 
-pub(crate) fn not_utf8(line: u64) -> ApiError {
-    ApiError::BrokenBody(format!("line {line}: not UTF-8"))
-}
-
-pub(crate) fn line_ends(text: &[u8]) -> u64 {
-    memchr::memchr_iter(b'\n', text).count() as u64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn it_does_not_matter_where_a_body_is_cut() {
+    fn rows_do_not_depend_on_where_a_body_is_cut() {
         use BatchType::{CsvWithHeader, CsvWithoutHeader, JsonArray, JsonLines};
         let bodies: [(BatchType, &[u8]); 24] = [
             (CsvWithHeader, "\u{feff}people,city\r\n1,\"\u{e5}\r\n\"\"s\"\"\"\r\n\r\n,\u{1f600}".as_bytes()),
@@ -152,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_line_that_does_not_fit_is_named_and_nothing_behind_it_is_looked_at() {
+    fn first_wrong_line_is_named_and_ends_parsing() {
         let broken = |body: &[u8], said: &str| {
             let e = parse(BatchType::CsvWithHeader, &[body]).expect_err("refused");
             assert!(e.contains(said), "{}: {e}", String::from_utf8_lossy(body));

@@ -1,4 +1,4 @@
-//! CSV as it arrives: a record at a time, checked more strictly than the reader does, and laid out over the file's columns.
+//! Parses CSV as it arrives, record by record. Quotes are checked more strictly than `csv_core` does.
 
 use csv_core::{ReadRecordResult, Reader};
 
@@ -8,37 +8,37 @@ use crate::csv::{
     strict_quotes::{QuoteCheck, QuoteFault},
 };
 use crate::http::{
-    body::batch::{line_ends, not_utf8},
+    body::text::{line_ends, not_utf8},
     error::ApiError,
 };
 
-/// More cells than any table has: what is kept of each must not outgrow the body.
+/// The most cells of one record. It bounds the memory for cell ends, which may otherwise exceed the size of the body.
 const CELLS_MAX: usize = 1 << 20;
 
-pub(crate) struct CsvParser {
+pub(super) struct CsvParser {
     reader: Reader,
     quotes: QuoteCheck,
     record: RawRecord,
-    /// Where that record begins; none between records.
+    /// The line where that record begins; `None` between records.
     line: Option<u64>,
     has_header: bool,
-    /// Known from the first record on.
+    /// Set by the first record.
     layout: Option<Layout>,
 }
 
-/// What all records have in common.
+/// The columns of all records.
 struct Layout {
     names: Option<Vec<String>>,
     cells: usize,
     columns: Columns,
 }
 
-/// The record that is being read, as the reader fills it in.
+/// The buffers that the reader fills with the current record.
 struct RawRecord {
-    /// Its cells, without quotes, one behind another.
+    /// The cells without quotes, concatenated.
     text: Vec<u8>,
     bytes: usize,
-    /// Where each of them ends.
+    /// Where each cell ends in `text`.
     ends: Vec<usize>,
     cells: usize,
 }
@@ -46,7 +46,7 @@ struct RawRecord {
 impl CsvParser {
     pub(crate) fn new(has_header: bool) -> Self {
         let mut reader = Reader::new();
-        // A line end in front is nothing to it, but from now on it looks for no byte order mark of its own.
+        // The reader ignores a leading line end, and after it no longer skips a byte order mark.
         reader.read_record(b"\n", &mut [0], &mut [0]);
         let record = RawRecord { text: vec![0; 1024], bytes: 0, ends: vec![0; 32], cells: 0 };
         Self { reader, quotes: QuoteCheck::default(), record, line: None, has_header, layout: None }
@@ -55,7 +55,7 @@ impl CsvParser {
     pub(crate) fn push(&mut self, mut piece: &[u8], schema: &Schema, rows: &mut Rows) -> Result<(), ApiError> {
         while !piece.is_empty() {
             if self.line.is_none() {
-                // A blank line is no record, nor part of the one behind it.
+                // Blank lines are not records.
                 let blank = piece.iter().take_while(|byte| b"\r\n".contains(byte)).count();
                 self.quotes.feed(&piece[..blank]).map_err(quote_fault)?;
                 piece = &piece[blank..];
@@ -68,7 +68,7 @@ impl CsvParser {
         Ok(())
     }
 
-    /// What stands behind the last line end is a record as well.
+    /// Text after the last line end is a record, too.
     pub(crate) fn finish(&mut self, schema: &Schema, rows: &mut Rows) -> Result<(), ApiError> {
         self.quotes.end().map_err(quote_fault)?;
         while self.line.is_some() {
@@ -77,7 +77,7 @@ impl CsvParser {
         Ok(())
     }
 
-    /// Reads up to the end of the record, or of the piece; an empty one is the end of all.
+    /// Reads to the end of the record or of the piece, and returns the number of bytes read. An empty piece ends the body.
     fn read(&mut self, piece: &[u8], schema: &Schema, rows: &mut Rows) -> Result<usize, ApiError> {
         let RawRecord { text, bytes, ends, cells } = &mut self.record;
         let (result, read, written, ended) = self.reader.read_record(piece, &mut text[*bytes..], &mut ends[*cells..]);
@@ -120,7 +120,7 @@ impl CsvParser {
             }
         };
         if cells != layout.cells {
-            let detail = format!("{cells} cells, where the lines before have {}", layout.cells);
+            let detail = format!("{cells} cells, but the lines before have {}", layout.cells);
             return Err(in_line(InvalidField::new("body", detail)).into());
         }
         if let Some(nul) = memchr::memchr(0, text.as_bytes()) {
@@ -138,7 +138,7 @@ impl RawRecord {
         at.checked_sub(1).map_or(0, |before| self.ends[before])..self.ends[at]
     }
 
-    /// All cells as one text, in which each is a text as well.
+    /// All cells as one text. Each cell must be UTF-8 by itself.
     fn as_text(&self, line: u64) -> Result<&str, ApiError> {
         let bytes = &self.text[..self.bytes];
         if let Ok(text) = std::str::from_utf8(bytes)
@@ -157,7 +157,7 @@ impl RawRecord {
 
 fn quote_fault(fault: QuoteFault) -> ApiError {
     ApiError::BrokenBody(match fault {
-        QuoteFault::TextBehindQuote(line) => format!("line {line}: text behind a closing quote"),
+        QuoteFault::TextBehindQuote(line) => format!("line {line}: text after a closing quote"),
         QuoteFault::NotClosed(line) => format!("line {line}: a quote that is not closed"),
     })
 }

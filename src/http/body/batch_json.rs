@@ -1,4 +1,4 @@
-//! JSON as it arrives, a line or an element of the array at a time.
+//! Parses JSON as it arrives, line by line or element by element.
 
 use serde_json::value::RawValue;
 
@@ -9,12 +9,12 @@ use crate::csv::{
 use crate::http::{
     body::{
         append::{json_data, parse_json},
-        batch::{line_ends, not_utf8},
+        text::{line_ends, not_utf8},
     },
     error::ApiError,
 };
 
-/// What of a line or element has come in earlier pieces.
+/// The part of a line or element that arrived in earlier pieces.
 #[derive(Default)]
 struct Carry(Vec<u8>);
 
@@ -23,7 +23,7 @@ impl Carry {
         self.0.extend_from_slice(piece);
     }
 
-    /// Does something with all of it, now that its end has come.
+    /// Passes the whole line or element, which ends with `end`, to `act`.
     fn end<T>(&mut self, end: &[u8], act: impl FnOnce(&[u8]) -> T) -> T {
         if self.0.is_empty() {
             return act(end);
@@ -33,11 +33,11 @@ impl Carry {
     }
 }
 
-/// A JSON value in each line that is not blank.
+/// Parses one JSON value per line; blank lines are ignored.
 #[derive(Default)]
-pub(crate) struct LineParser {
+pub(super) struct LineParser {
     carry: Carry,
-    /// Lines that have ended.
+    /// How many lines have ended.
     lines: u64,
 }
 
@@ -68,28 +68,29 @@ impl LineParser {
     }
 }
 
-/// One array, whose elements are the rows.
+/// Parses one array, whose elements are the rows.
 #[derive(Default)]
-pub(crate) struct ArrayParser {
-    at: At,
+pub(super) struct ArrayParser {
+    state: ArrayState,
     carry: Carry,
-    /// Of the element that is being read: how deep in its arrays and objects, and whether in a string, behind a backslash.
+    /// The nesting depth of arrays and objects within the current element.
     depth: usize,
     in_string: bool,
+    /// The previous byte was a backslash within a string.
     escaped: bool,
-    /// Line ends before that element.
+    /// How many lines end before the current element.
     line_ends: u64,
-    /// Elements that have ended.
+    /// How many elements have ended.
     elements: u64,
 }
 
 #[derive(Default)]
-enum At {
+enum ArrayState {
     #[default]
-    Start,
+    Before,
     Inside,
-    Behind,
-    /// Something else: read to its end, which tells broken JSON from JSON of another shape.
+    After,
+    /// The body is not an array. It is kept to its end, to tell broken JSON from JSON of another shape.
     NoArray,
 }
 
@@ -100,19 +101,19 @@ fn is_space(byte: u8) -> bool {
 impl ArrayParser {
     pub(crate) fn push(&mut self, mut piece: &[u8], schema: &Schema, rows: &mut Rows) -> Result<(), ApiError> {
         while !piece.is_empty() {
-            match self.at {
-                At::Start | At::Behind => {
+            match self.state {
+                ArrayState::Before | ArrayState::After => {
                     let space = piece.iter().take_while(|&&byte| is_space(byte)).count();
                     self.line_ends += line_ends(&piece[..space]);
                     piece = &piece[space..];
-                    match (&self.at, piece.first()) {
+                    match (&self.state, piece.first()) {
                         (_, None) => {}
-                        (At::Start, Some(b'[')) => (self.at, piece) = (At::Inside, &piece[1..]),
-                        (At::Start, Some(_)) => self.at = At::NoArray,
-                        _ => return Err(ApiError::BrokenBody("not JSON: text behind the array".to_owned())),
+                        (ArrayState::Before, Some(b'[')) => (self.state, piece) = (ArrayState::Inside, &piece[1..]),
+                        (ArrayState::Before, Some(_)) => self.state = ArrayState::NoArray,
+                        _ => return Err(ApiError::BrokenBody("not JSON: text after the array".to_owned())),
                     }
                 }
-                At::Inside => {
+                ArrayState::Inside => {
                     let Some(end) = self.end_of_element(piece) else {
                         self.carry.push(piece);
                         return Ok(());
@@ -120,7 +121,7 @@ impl ArrayParser {
                     self.end_element(&piece[..end], piece[end] == b']', schema, rows)?;
                     piece = &piece[end + 1..];
                 }
-                At::NoArray => {
+                ArrayState::NoArray => {
                     self.carry.push(piece);
                     return Ok(());
                 }
@@ -130,17 +131,17 @@ impl ArrayParser {
     }
 
     pub(crate) fn finish(mut self) -> Result<(), ApiError> {
-        match self.at {
-            At::Behind => Ok(()),
-            At::Inside => Err(ApiError::BrokenBody("not JSON: the array is not closed".to_owned())),
-            At::Start | At::NoArray => self.carry.end(b"", |text| {
+        match self.state {
+            ArrayState::After => Ok(()),
+            ArrayState::Inside => Err(ApiError::BrokenBody("not JSON: the array is not closed".to_owned())),
+            ArrayState::Before | ArrayState::NoArray => self.carry.end(b"", |text| {
                 let text = text_of(text, self.line_ends + 1)?;
-                parse_json::<Vec<&RawValue>>(text, "body", "an array of what data may be").map(|_| ())
+                parse_json::<Vec<&RawValue>>(text, "body", "an array of values that data accepts").map(|_| ())
             }),
         }
     }
 
-    /// Where the comma or bracket behind the element stands. That the element is sound JSON is not known by that.
+    /// The index of the comma or bracket after the element, which is not checked here to be valid JSON.
     fn end_of_element(&mut self, piece: &[u8]) -> Option<usize> {
         let mut at = 0;
         while at < piece.len() {
@@ -166,7 +167,7 @@ impl ArrayParser {
 
     fn end_element(&mut self, end: &[u8], is_last: bool, schema: &Schema, rows: &mut Rows) -> Result<(), ApiError> {
         if is_last {
-            self.at = At::Behind;
+            self.state = ArrayState::After;
         }
         self.elements += 1;
         let (number, ends) = (self.elements, self.line_ends);
@@ -185,13 +186,13 @@ fn text_of(bytes: &[u8], line: u64) -> Result<&str, ApiError> {
     std::str::from_utf8(bytes).map_err(|e| not_utf8(line + line_ends(&bytes[..e.valid_up_to()])))
 }
 
-/// A row as `data` gives it.
+/// Parses one row, a value that `data` accepts.
 fn push_row(text: &str, schema: &Schema, rows: &mut Rows) -> Result<(), ApiError> {
     let raw: &RawValue = parse_json(text, "body", "a string, an array or an object")?;
     Ok(schema.push(&json_data(raw)?, rows)?)
 }
 
-/// An error told by its place.
+/// Prefixes the detail of an error with its place.
 fn placed(place: std::fmt::Arguments<'_>, e: ApiError) -> ApiError {
     match e {
         ApiError::InvalidField(e) => InvalidField::new(e.field, format!("{place}: {}", e.detail)).into(),

@@ -1,51 +1,85 @@
-//! What kind of body `/append/batch` gets: CSV, JSON lines, or a JSON array.
+//! The media types of request bodies that `/append` and `/append/batch` accept.
 
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, header};
+use mime::Mime;
 use serde_json::{Value, json};
 
 use crate::http::error::ApiError;
 
-/// What `/append/batch` reads.
+/// The formats of `/append`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MediaType {
+    Json,
+    Form,
+}
+
+/// The formats of `/append/batch`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BatchType {
     /// The first record names the columns.
     CsvWithHeader,
-    /// The data columns from the left.
+    /// Cells fill the data columns from the left.
     CsvWithoutHeader,
     JsonLines,
     JsonArray,
 }
 
-/// Exactly one `Content-Type`, of a kind that is read here, in UTF-8.
-pub(crate) fn batch_type(headers: &HeaderMap) -> Result<BatchType, ApiError> {
-    let mut values = headers.get_all(header::CONTENT_TYPE).iter();
-    let (Some(value), None) = (values.next(), values.next()) else { return Err(ApiError::UnsupportedBatchType) };
-    let mime: Option<mime::Mime> = value.to_str().ok().and_then(|text| text.parse().ok());
-    let mime = mime.ok_or(ApiError::UnsupportedBatchType)?;
-    let is_utf8 = mime.get_param(mime::CHARSET).is_none_or(|charset| charset == mime::UTF_8);
-    // An encoding that is still named here was not decoded.
-    if !is_utf8 || headers.contains_key(header::CONTENT_ENCODING) {
-        return Err(ApiError::UnsupportedBatchType);
-    }
-    let csv_header = mime.get_param("header").map(|value| value.as_str().to_ascii_lowercase());
-    match (mime.essence_str(), csv_header.as_deref()) {
-        ("text/csv", None | Some("present")) => Ok(BatchType::CsvWithHeader),
-        ("text/csv", Some("absent")) => Ok(BatchType::CsvWithoutHeader),
-        ("application/x-ndjson" | "application/ndjson" | "application/jsonl", _) => Ok(BatchType::JsonLines),
-        ("application/json", _) => Ok(BatchType::JsonArray),
-        _ => Err(ApiError::UnsupportedBatchType),
+impl MediaType {
+    /// # Errors
+    /// `UnsupportedMediaType`, if the body is not JSON or a form in UTF-8.
+    pub(crate) fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
+        let value = content_type(headers).ok_or(ApiError::UnsupportedMediaType)?;
+        // Nearly all clients send exactly this, which needs no parsing.
+        if value == "application/json" {
+            return Ok(Self::Json);
+        }
+        let mime = utf8_mime(value).ok_or(ApiError::UnsupportedMediaType)?;
+        match mime.essence_str() {
+            "application/json" => Ok(Self::Json),
+            "application/x-www-form-urlencoded" => Ok(Self::Form),
+            _ => Err(ApiError::UnsupportedMediaType),
+        }
     }
 }
 
-/// What `parse` reads, in terms of JSON Schema.
+impl BatchType {
+    /// # Errors
+    /// `UnsupportedBatchType`, if the body is not CSV or JSON in UTF-8.
+    pub(crate) fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
+        let mime = content_type(headers).and_then(utf8_mime).ok_or(ApiError::UnsupportedBatchType)?;
+        let csv_header = mime.get_param("header").map(|value| value.as_str().to_ascii_lowercase());
+        match (mime.essence_str(), csv_header.as_deref()) {
+            ("text/csv", None | Some("present")) => Ok(Self::CsvWithHeader),
+            ("text/csv", Some("absent")) => Ok(Self::CsvWithoutHeader),
+            ("application/x-ndjson" | "application/ndjson" | "application/jsonl", _) => Ok(Self::JsonLines),
+            ("application/json", _) => Ok(Self::JsonArray),
+            _ => Err(ApiError::UnsupportedBatchType),
+        }
+    }
+}
+
+/// The one `Content-Type` of a body that is not encoded. The router has decoded the encodings that a route accepts, and has removed
+/// their header.
+fn content_type(headers: &HeaderMap) -> Option<&HeaderValue> {
+    let mut values = headers.get_all(header::CONTENT_TYPE).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    (!headers.contains_key(header::CONTENT_ENCODING)).then_some(value)
+}
+
+fn utf8_mime(value: &HeaderValue) -> Option<Mime> {
+    let mime: Mime = value.to_str().ok()?.parse().ok()?;
+    mime.get_param(mime::CHARSET).is_none_or(|charset| charset == mime::UTF_8).then_some(mime)
+}
+
+/// The batch formats as JSON Schemas.
 pub(crate) fn schemas() -> Value {
     json!({
         "CsvRows": {
-            "description": "With `header=present`, which is the default, the first record names data columns; those that are missing stay empty. With `header=absent` cells fill the data columns from the left. All records have the same number of cells.",
+            "description": "With `header=present`, the default, the first record names data columns; the other columns stay empty. With `header=absent`, cells fill the data columns from the left. All records have the same number of cells.",
             "type": "string",
         },
         "JsonLines": {
-            "description": "One JSON value a line, each of what `data` may be. Also application/ndjson and application/jsonl.",
+            "description": "One JSON value per line; each is a value that `data` accepts. Also application/ndjson and application/jsonl.",
             "type": "string",
         },
         "JsonRows": {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Data"}},

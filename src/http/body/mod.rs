@@ -1,8 +1,10 @@
-//! Request bodies: reading them within bounds, and parsing them.
+//! Request bodies: receiving them within bounds, and parsing them.
 
 pub(crate) mod append;
 pub(crate) mod batch;
 mod batch_csv;
 mod batch_json;
+pub(crate) mod budget;
 pub(crate) mod media_type;
 pub(crate) mod read;
+mod text;

@@ -1,4 +1,4 @@
-//! `POST /append/batch`: many rows, all or none.
+//! `POST /append/batch`: appends many rows, all or none.
 
 use axum::{body::Body, extract::State, http::HeaderMap, response::Response};
 use serde::Serialize;
@@ -6,24 +6,24 @@ use utoipa::ToSchema;
 
 use crate::http::{
     app::App,
-    body::{
-        batch::BatchParser,
-        media_type::{BatchType, batch_type},
-        read,
+    body::{batch::BatchParser, media_type::BatchType, read},
+    contract::{
+        parameters::{BodyEncoding, IdempotencyKey},
+        refusals::BatchRefused,
     },
-    contract::document::{BatchRefused, BodyEncoding, IdempotencyKey},
+    created::created,
     error::ApiError,
-    handlers::append::{idempotency_key, written},
+    idempotency_key::idempotency_key,
 };
 use crate::{api::acknowledgement::Ack, csv::idempotency_key::Key, simulation::Simulation};
 
-/// Proof that all rows of a batch are durable, and where.
+/// All rows of a batch are durable.
 #[derive(Serialize, ToSchema)]
 #[schema(as = BatchAck, example = json!({
     "rows": 2, "offset": 29, "bytes": 80, "token": 1, "replica": "r1", "waited_ms": 0, "held_ms": 1, "released": true,
 }))]
 struct BatchAck<'a> {
-    /// Rows written.
+    /// How many rows were written.
     #[schema(minimum = 1)]
     rows: usize,
     #[serde(flatten)]
@@ -32,8 +32,8 @@ struct BatchAck<'a> {
 
 /// Append many rows, all or none
 ///
-/// All rows stand together in the file, under one token and one sync. The first line that does not fit the file refuses the
-/// whole, without waiting for the rest; the 422 names the line (for a JSON array, the row) and the field.
+/// All rows are consecutive in the file and are written under one token with one sync. The first line that does not fit the columns
+/// refuses the whole batch at once; the 422 names the line (in a JSON array, the row) and the field.
 #[utoipa::path(
     post,
     path = "/append/batch",
@@ -41,7 +41,7 @@ struct BatchAck<'a> {
     operation_id = "appendBatch",
     params(IdempotencyKey, BodyEncoding),
     request_body(
-        description = "At most ROWLOCK_BATCH_LIMIT bytes once decoded (64 MiB unless set), UTF-8, within 30 s; its rows must \
+        description = "At most ROWLOCK_BATCH_LIMIT bytes after decoding (default 64 MiB) of UTF-8, received within 30 s. Its rows must \
             fit half of ROWLOCK_JOURNAL_BYTES.",
         content(
             (ref("#/components/schemas/CsvRows") = "text/csv", examples(
@@ -57,8 +57,8 @@ struct BatchAck<'a> {
     ),
     responses(
         (status = CREATED, description = "The rows are durable.", body = BatchAck, headers(
-            ("Location" = String, description = "Where they can be read."),
-            ("Idempotent-Replayed" = bool, description = "`true`: the key was known; this is the answer that it got before."),
+            ("Location" = String, description = "Where to read the rows."),
+            ("Idempotent-Replayed" = bool, description = "`true`: the key was known. This is the answer of its first request; nothing was written now."),
         )),
         BatchRefused,
     ),
@@ -70,18 +70,19 @@ pub(crate) async fn append_batch(State(app): State<App>, headers: HeaderMap, bod
     };
     let bytes_max = app.limits.batch_bytes_max;
     let mut parser = BatchParser::new(batch_type, app.appender.schema());
-    let read = read::read_in_pieces(&headers, body, bytes_max, &app.room, |piece| parser.push(piece)).await;
-    read.map_err(|e| match e {
+    let parse = |piece: &[u8]| parser.push(piece);
+    let parsed = read::read_in_pieces(&headers, body, bytes_max, &app.body_budget, parse).await;
+    parsed.map_err(|e| match e {
         ApiError::BodyTooLarge(_) => ApiError::BatchTooLarge(bytes_max),
         other => other,
     })?;
     let rows = parser.finish()?;
     let key = key.map(|text| Key::new(&text, &rows).ok_or(ApiError::BadKey)).transpose()?;
     let ack = app.appender.append(rows, Simulation::default(), key).await?;
-    Ok(written(&BatchAck { rows: ack.rows, ack: &ack }, &ack))
+    Ok(created(&BatchAck { rows: ack.rows, ack: &ack }, &ack))
 }
 
 fn check_headers(headers: &HeaderMap) -> Result<(BatchType, Option<String>), ApiError> {
     let key = idempotency_key(headers)?;
-    Ok((batch_type(headers)?, key))
+    Ok((BatchType::of(headers)?, key))
 }

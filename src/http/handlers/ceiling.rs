@@ -1,5 +1,5 @@
-//! Only in builds with the feature `ceiling`, for `make bench`: a handler that does nothing, behind all the layers that `/append`
-//! stands behind. What a server of this kind could answer at the most.
+//! `POST /nothing`, only in builds with the feature `ceiling`: a handler that does nothing, behind the same layers as `/append`. `make
+//! bench` measures with it how many requests a server of this kind can answer at most.
 
 use axum::{
     Router,
@@ -12,8 +12,10 @@ use axum::{
 use crate::http::app::App;
 
 /// As long as an answer of `/append`.
-const ANSWER: &str =
-    r#"{"offset":123456789,"bytes":66,"token":1234567,"replica":"bench-0","waited_ms":0,"held_ms":1,"released":true}"#;
+const ANSWER: &str = concat!(
+    r#"{"offset":123456789,"bytes":66,"token":1234567,"replica":"bench-0","waited_ms":0,"held_ms":1,"released":true}"#,
+    "\n",
+);
 
 async fn nothing(_body: Bytes) -> impl IntoResponse {
     (StatusCode::CREATED, [(header::CONTENT_TYPE, "application/json")], ANSWER)

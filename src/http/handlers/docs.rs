@@ -1,4 +1,4 @@
-//! `GET /docs`: a reader for the contract, Swagger UI. All of it is in this binary, and none of it asks any other host.
+//! `GET /docs`: the contract in Swagger UI. All of its files are in this binary, and it loads nothing from other hosts.
 
 use std::{
     collections::HashMap,
@@ -13,13 +13,16 @@ use axum::{
 use utoipa_swagger_ui::{Config, SwaggerFile, serve};
 
 use crate::http::{
-    contract::document::{AssetName, AssetRefused, IfNoneMatch, NeverRefused},
+    contract::{
+        parameters::{IfNoneMatch, parameters},
+        refusals::{AssetRefused, NeverRefused},
+    },
     error::ApiError,
-    static_content::{Fixed, answer_named},
+    static_content::{StaticContent, answer_named},
 };
 
-/// What the page loads.
-pub(crate) const ASSETS: [&str; 7] = [
+/// The files that the page loads.
+const ASSETS: [&str; 7] = [
     "favicon-16x16.png",
     "favicon-32x32.png",
     "index.css",
@@ -29,11 +32,17 @@ pub(crate) const ASSETS: [&str; 7] = [
     "swagger-ui.css",
 ];
 
-/// Nothing but what this replica serves. Swagger UI has its icons as `data:`.
+/// The `Content-Security-Policy`: only files of this replica. The icons of Swagger UI are `data:` URLs.
 pub(crate) const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The contract, to read and to try
+parameters! {
+    AssetName: {
+        "name": "file", "in": "path", "required": true, "schema": {"type": "string", "enum": ASSETS},
+    };
+}
+
+/// The contract as a page, to read and try
 #[utoipa::path(
     get,
     path = "/docs",
@@ -41,27 +50,27 @@ pub(crate) const POLICY: &str = "default-src 'none'; script-src 'self'; style-sr
     operation_id = "docs",
     params(IfNoneMatch),
     responses(
-        (status = OK, description = "A page for browsers. It loads nothing from elsewhere.", content_type = "text/html", body = String,
+        (status = OK, description = "A page for browsers. It loads nothing from other hosts.", content_type = "text/html", body = String,
             headers(
                 ("ETag" = String, description = "Changes with the page."),
-                ("Content-Security-Policy" = String, description = "Nothing but what this replica serves."),
+                ("Content-Security-Policy" = String, description = "Only files of this replica."),
                 ("X-Content-Type-Options" = String, description = "`nosniff`"),
             )),
-        (status = NOT_MODIFIED, description = "It is what the tag names."),
+        (status = NOT_MODIFIED, description = "The client's copy is current."),
         NeverRefused,
     ),
 )]
 pub(crate) async fn docs(headers: HeaderMap) -> Response {
-    static PAGE: LazyLock<Fixed> = LazyLock::new(|| {
-        // The page stands one level above what it loads, for the sake of a short address.
+    static PAGE: LazyLock<StaticContent> = LazyLock::new(|| {
+        // The page is at `/docs`, its files are below `/docs/`.
         let page = String::from_utf8_lossy(&file("index.html").bytes).into_owned();
         let page = page.replace("\"./", "\"").replace("href=\"", "href=\"/docs/").replace("src=\"", "src=\"/docs/");
-        Fixed::new("text/html; charset=utf-8", page)
+        StaticContent::new("text/html; charset=utf-8", page)
     });
     PAGE.answer(&headers)
 }
 
-/// What the page loads
+/// A file of the page
 #[utoipa::path(
     get,
     path = "/docs/{file}",
@@ -69,26 +78,26 @@ pub(crate) async fn docs(headers: HeaderMap) -> Response {
     operation_id = "docsAsset",
     params(AssetName, IfNoneMatch),
     responses(
-        (status = OK, description = "A part of the page.", headers(
+        (status = OK, description = "The file.", headers(
             ("ETag" = String, description = "Changes with the content."),
             ("X-Content-Type-Options" = String, description = "`nosniff`"),
         ), content((String = "text/css"), (String = "text/javascript"), (String = "image/png"))),
-        (status = NOT_MODIFIED, description = "It is what the tag names."),
+        (status = NOT_MODIFIED, description = "The client's copy is current."),
         AssetRefused,
     ),
 )]
 pub(crate) async fn asset(name: Result<Path<String>, PathRejection>, headers: HeaderMap) -> Result<Response, ApiError> {
-    static FILES: LazyLock<HashMap<&str, Fixed>> = LazyLock::new(|| {
-        let fixed = |name| {
+    static FILES: LazyLock<HashMap<&str, StaticContent>> = LazyLock::new(|| {
+        let content = |name| {
             let file = file(name);
-            (name, Fixed::new(&file.content_type, file.bytes.into_owned()))
+            (name, StaticContent::new(&file.content_type, file.bytes.into_owned()))
         };
-        ASSETS.map(fixed).into()
+        ASSETS.map(content).into()
     });
     answer_named(&FILES, name, &headers)
 }
 
 fn file(name: &str) -> SwaggerFile<'static> {
     let config = Config::from("/openapi.yaml").validator_url("none").use_base_layout();
-    serve(name, Arc::new(config)).ok().flatten().expect("a part of Swagger UI, as the tests see")
+    serve(name, Arc::new(config)).ok().flatten().expect("a file of Swagger UI, as the tests check")
 }

@@ -1,4 +1,4 @@
-//! `GET /events`: what there is to see of all replicas, as server-sent events.
+//! `GET /events`: rows, lock changes and statistics of all replicas, as server-sent events.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -20,9 +20,8 @@ use utoipa::{
 };
 
 use crate::http::{
-    app::App,
-    app::Shared,
-    contract::document::EventsRefused,
+    app::{App, SUBSCRIBERS_MAX, Shared},
+    contract::refusals::EventsRefused,
     error::ApiError,
     handlers::rows::{RowBody, row_bodies},
     middleware::tokens::{Caller, Role},
@@ -38,32 +37,30 @@ use crate::{
     time::ms,
 };
 
-/// So many may watch at once.
-pub(crate) const READERS_MAX: usize = 64;
-/// The most rows of one event, unless asked otherwise.
-const ROWS: usize = 20;
-/// How soon a reader that lost its connection is to come back.
+/// The most rows of one event.
+const ROWS_DEFAULT: usize = 20;
+/// How soon a subscriber reconnects.
 const RETRY: Duration = Duration::from_secs(1);
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// Who tells, what it accepts, and what the reader may do.
+/// The replica that sends the events, what it accepts, and what the subscriber may do.
 #[derive(Serialize, ToSchema)]
 #[schema(as = HelloEvent)]
 struct HelloBody<'a> {
-    /// The replica that tells.
+    /// The replica that sends the events.
     replica: &'a str,
-    /// What the reader's token is for; everything, where nobody is asked for one.
+    /// The roles of the subscriber; all of them if no tokens are configured.
     roles: Vec<Role>,
-    /// Whether the reader was asked for a token.
+    /// Whether the subscriber sent a known token.
     by_token: bool,
     /// Whether `sleep` and `skip_release` are accepted.
     simulation: bool,
     /// The longest `sleep`.
     sleep_max_ms: u64,
-    /// How long a silent holder keeps the lock.
+    /// How long the lock stays held without a renewal.
     lock_ttl_ms: u64,
-    /// The file's columns, in order; null without a header.
+    /// The columns of the file in order; null without a header.
     #[schema(required)]
     columns: Option<&'a [String]>,
 }
@@ -72,28 +69,28 @@ struct HelloBody<'a> {
 #[derive(Serialize, ToSchema)]
 #[schema(as = RowsEvent)]
 struct RowsBody<'a> {
-    /// Where the first of them begins, in bytes.
+    /// Byte offset where the first row starts.
     offset: u64,
-    /// Where the last of them ends.
+    /// Byte offset where the last row ends.
     end: u64,
-    /// How many they are.
+    /// How many rows were written.
     count: u64,
-    /// The newest of them.
+    /// The newest of the rows.
     rows: Vec<RowBody<'a>>,
 }
 
-/// Something was lost.
+/// Events were lost.
 #[derive(Serialize, ToSchema)]
 #[schema(as = LaggedEvent)]
 struct LaggedBody {
-    /// Events that were lost, if that is known.
+    /// How many events were lost, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     events: Option<u64>,
-    /// What that means.
+    /// Why, and what is missing.
     detail: &'static str,
 }
 
-/// What the events' data are, for the contract.
+/// The schemas of the events' data, for the contract.
 pub(crate) fn schemas() -> Vec<(String, RefOr<JsonSchema>)> {
     fn add<T: ToSchema>(all: &mut Vec<(String, RefOr<JsonSchema>)>) {
         all.push((T::name().into_owned(), T::schema()));
@@ -108,40 +105,40 @@ pub(crate) fn schemas() -> Vec<(String, RefOr<JsonSchema>)> {
     all
 }
 
-/// A reader: how far it was told of rows, and what it gets next.
-struct Watching {
+/// One subscriber: which rows it has received, and what it receives next.
+struct Subscription {
     app: App,
     live: broadcast::Receiver<Event>,
-    /// Where the rows that it was not told of begin; none until the first live ones come.
+    /// Byte offset of the next row to send; `None` until the first live rows arrive.
     at: Option<u64>,
-    /// Rows that came live and are further on than `at`.
+    /// Live rows that start after `at`, so that the rows between are read from the file first.
     ahead: Option<Arc<News>>,
-    /// Rows before the live ones are still to be told.
+    /// Rows of the file are sent before live ones.
     catching_up: bool,
     rows_max: usize,
-    /// What comes before all else, the last one first.
+    /// The first events, in reverse order.
     first: Vec<SseEvent>,
     stop: watch::Receiver<bool>,
-    _place: OwnedSemaphorePermit,
+    _slot: OwnedSemaphorePermit,
 }
 
-/// What all replicas do, as it happens
+/// Subscribe to events of all replicas
 ///
-/// Server-sent events, each with a JSON object as its data: `hello` (a `HelloEvent`, the first one), `rows` (a `RowsEvent`; its id is where its rows end), `lock` (a
-/// `LockEvent`), `stats` (a `StatsEvent`, once a second) and `lagged` (a `LaggedEvent`: the reader was too slow, and lost other
-/// events than `rows`).
+/// Server-sent events with a JSON object as data: `hello` (a `HelloEvent`, always first), `rows` (a `RowsEvent`; its id is the offset
+/// where its rows end), `lock` (a `LockEvent`), `stats` (a `StatsEvent`, once a second) and `lagged` (a `LaggedEvent`: the subscriber
+/// read too slowly and lost events other than `rows`).
 #[utoipa::path(
     get,
     path = "/events",
     operation_id = "events",
     params(
-        ("rows" = Option<u64>, Query, maximum = 100, description = "The most rows of one event; 20 unless set. They make up 64 KiB \
-            at most."),
-        ("last" = Option<u64>, Query, maximum = 100, description = "Begin with so many rows that are there already; none unless set."),
-        ("Last-Event-ID" = Option<String>, Header, nullable = false, description = "Go on with the rows behind this byte of the file."),
+        ("rows" = Option<u64>, Query, maximum = 100, description = "The most rows of one event; default 20. They have at most \
+            64 KiB."),
+        ("last" = Option<u64>, Query, maximum = 100, description = "How many existing rows to begin with; default 0."),
+        ("Last-Event-ID" = Option<String>, Header, nullable = false, description = "Continue with the rows after this byte of the file."),
     ),
     responses(
-        (status = OK, description = "Until the reader goes, or the replica leaves.", content_type = "text/event-stream",
+        (status = OK, description = "A stream, until the subscriber disconnects or the replica shuts down.", content_type = "text/event-stream",
             body = String, example = "event: rows\ndata: {\"offset\":29,\"end\":69,\"count\":1,\"rows\":[]}\nid: 69\n\n"),
         EventsRefused,
     ),
@@ -154,17 +151,27 @@ pub(crate) async fn events(
 ) -> Result<Response, ApiError> {
     let mut parameters = Parameters::parse(query.as_deref(), &["last", "rows"])?;
     let last = parameters.count("last", 0..=NEWS_ROWS_MAX)?.unwrap_or(0);
-    let rows_max = parameters.count("rows", 0..=NEWS_ROWS_MAX)?.unwrap_or(ROWS);
+    let rows_max = parameters.count("rows", 0..=NEWS_ROWS_MAX)?.unwrap_or(ROWS_DEFAULT);
     let resume = headers.get(LAST_EVENT_ID).map(offset).transpose()?;
-    let place = Arc::clone(&app.watchers).try_acquire_owned().map_err(|_| ApiError::TooManyWatchers(READERS_MAX))?;
+    let slot = Arc::clone(&app.subscriber_slots).try_acquire_owned();
+    let slot = slot.map_err(|_| ApiError::TooManySubscribers(SUBSCRIBERS_MAX))?;
     let live = app.events.subscribe();
     let (stop, catching_up) = (app.stopped.clone(), resume.is_some());
-    let mut watching =
-        Watching { live, at: resume, ahead: None, catching_up, rows_max, first: Vec::new(), stop, app, _place: place };
-    let first = watching.begin(last).await?;
-    watching.first = vec![first, watching.hello(caller).retry(RETRY)];
-    let sse = Sse::new(watching.stream()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
-    // Proxies are not to keep back what is meant to be seen at once.
+    let mut subscription = Subscription {
+        live,
+        at: resume,
+        ahead: None,
+        catching_up,
+        rows_max,
+        first: Vec::new(),
+        stop,
+        app,
+        _slot: slot,
+    };
+    let first = subscription.begin(last).await?;
+    subscription.first = vec![first, subscription.hello(caller).retry(RETRY)];
+    let sse = Sse::new(subscription.stream()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
+    // Keeps nginx from buffering the stream.
     let headers = [
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
@@ -173,11 +180,12 @@ pub(crate) async fn events(
 }
 
 fn offset(value: &HeaderValue) -> Result<u64, InvalidField> {
-    let accepted = || InvalidField::new("Last-Event-ID", "accepted: an id of an event, the offset where its rows end");
+    let accepted =
+        || InvalidField::new("Last-Event-ID", "accepted: the id of a rows event, the offset where its rows end");
     value.to_str().ok().and_then(digits).ok_or_else(accepted)
 }
 
-impl Watching {
+impl Subscription {
     fn hello(&self, caller: Caller) -> SseEvent {
         let Shared { appender, limits, .. } = &*self.app;
         let body = HelloBody {
@@ -192,13 +200,13 @@ impl Watching {
         json_event("hello", &body)
     }
 
-    /// The first of what it was asked for: the newest rows, or that those which were asked for can't be told.
+    /// The event after `hello`: the `last` rows, or whether the stream continues where the subscriber wants.
     async fn begin(&mut self, last: usize) -> Result<SseEvent, ApiError> {
         Ok(match self.at {
             Some(at) if self.app.reading.is_start(at).await? => SseEvent::default().comment("resumed"),
             Some(_) => {
                 (self.at, self.catching_up) = (None, false);
-                lagged(None, "the file is another one, or was mended there: rows from now on")
+                lagged(None, "the file was replaced or repaired at this offset; rows are sent from now on")
             }
             None if last == 0 => SseEvent::default().comment("from now on"),
             None => {
@@ -213,9 +221,9 @@ impl Watching {
     }
 
     fn stream(self) -> impl Stream<Item = Result<SseEvent, Infallible>> {
-        stream::unfold(self, |mut watching| async move {
-            let event = watching.next().await?;
-            Some((Ok(event), watching))
+        stream::unfold(self, |mut subscription| async move {
+            let event = subscription.next().await?;
+            Some((Ok(event), subscription))
         })
     }
 
@@ -239,11 +247,11 @@ impl Watching {
                 }
                 Ok(Event::Lock(change)) => return Some(json_event("lock", &*change)),
                 Ok(Event::Stats(stats)) => return Some(json_event("stats", &*stats)),
-                // The rows among them are read from the file.
+                // Lost rows are read from the file.
                 Err(broadcast::error::RecvError::Lagged(events)) => {
                     return Some(lagged(
                         Some(events),
-                        "events were lost, since they were read too slowly; no rows are",
+                        "events were lost because they were read too slowly; no rows are lost",
                     ));
                 }
                 Err(broadcast::error::RecvError::Closed) => return None,
@@ -251,7 +259,7 @@ impl Watching {
         }
     }
 
-    /// Rows between those that were told and those that came live.
+    /// The next rows of the file that precede the live ones.
     async fn missing_rows(&mut self) -> Option<SseEvent> {
         let at = self.at?;
         if !self.catching_up && self.ahead.is_none() {
@@ -260,9 +268,9 @@ impl Watching {
         let news = match self.app.reading.news(at, self.rows_max).await {
             Ok(news) => news,
             Err(e) => {
-                tracing::debug!(error = %e, "no rows for a reader of events");
+                tracing::debug!(error = %e, "cannot read rows for a subscriber");
                 self.at = None;
-                return Some(lagged(None, "rows could not be read: rows from now on"));
+                return Some(lagged(None, "rows could not be read; rows are sent from now on"));
             }
         };
         self.at = Some(news.end);

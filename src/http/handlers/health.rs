@@ -1,4 +1,4 @@
-//! `/livez` and `/readyz`: for load balancers and people.
+//! `/livez` and `/readyz`: liveness and readiness.
 
 use axum::{
     Extension,
@@ -9,11 +9,11 @@ use axum::{
 
 use crate::http::{
     app::App,
-    contract::document::{NeverRefused, Verbose},
+    contract::{parameters::Verbose, refusals::NeverRefused},
     middleware::tokens::{Caller, Role},
 };
 
-/// The process answers
+/// Liveness: the process answers
 #[utoipa::path(
     get,
     path = "/livez",
@@ -21,7 +21,7 @@ use crate::http::{
     operation_id = "livez",
     params(Verbose),
     responses(
-        (status = OK, description = "`ok`, behind one line a check if asked for.", content_type = "text/plain", body = String),
+        (status = OK, description = "`ok`, with `verbose` after one line per check.", content_type = "text/plain", body = String),
         NeverRefused,
     ),
 )]
@@ -29,10 +29,10 @@ pub(crate) async fn livez(RawQuery(query): RawQuery) -> Response {
     answer(StatusCode::OK, is_verbose(query.as_deref()).then(|| "[+] process: answers\n".to_owned()))
 }
 
-/// Rows are taken here
+/// Readiness: the replica accepts rows
 ///
-/// A Redis that is away leaves a replica ready: it is shared, and taking every replica out of the load balancer would only
-/// turn clear answers into broken connections. `verbose` shows it, to who may read.
+/// An unreachable Redis does not make a replica unready. All replicas share it, so a load balancer that removed them all would turn
+/// clear refusals into broken connections. `verbose` shows the state of the lock to callers that may read.
 #[utoipa::path(
     get,
     path = "/readyz",
@@ -40,8 +40,8 @@ pub(crate) async fn livez(RawQuery(query): RawQuery) -> Response {
     operation_id = "readyz",
     params(Verbose),
     responses(
-        (status = OK, description = "`ok`, behind one line a check if asked for.", content_type = "text/plain", body = String),
-        (status = SERVICE_UNAVAILABLE, description = "`not ready`: it is shutting down, or a sync has failed.", content_type = "text/plain", body = String),
+        (status = OK, description = "`ok`, with `verbose` after one line per check.", content_type = "text/plain", body = String),
+        (status = SERVICE_UNAVAILABLE, description = "`not ready`: the replica is shutting down, or a sync has failed.", content_type = "text/plain", body = String),
         NeverRefused,
     ),
 )]
@@ -52,24 +52,24 @@ pub(crate) async fn readyz(
 ) -> Response {
     let ready = is_ready(&app);
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    // A probe is never refused: who may not see the checks gets the plain answer.
+    // A probe is never refused, so a caller that may not read gets the answer without the checks.
     let verbose = caller.may(Role::Read) && is_verbose(query.as_deref());
     answer(status, verbose.then(|| checks(&app, ready)))
 }
 
-/// Whether rows are taken here.
+/// Whether this replica accepts rows.
 pub(crate) fn is_ready(app: &App) -> bool {
-    // A sync has failed: the process is about to end.
+    // After a failed sync the appender accepts no rows, and the process is about to end.
     // guard: ready_takes_rows
     !app.draining.has_begun() && app.appender.takes_rows()
 }
 
 fn checks(app: &App, ready: bool) -> String {
-    let mark = |good| if good { '+' } else { '-' };
-    let (lock, in_reach) = app.appender.lock_state();
-    let (serving, reach) =
-        (if ready { "taking rows" } else { "draining" }, if in_reach { "in reach" } else { "out of reach" });
-    format!("[{}] replica: {serving}\n[{}] lock ({lock}): {reach}\n", mark(ready), mark(in_reach))
+    let sign = |good| if good { '+' } else { '-' };
+    let (lock, is_reachable) = app.appender.lock_state();
+    let replica = if ready { "taking rows" } else { "draining" };
+    let reach = if is_reachable { "in reach" } else { "out of reach" };
+    format!("[{}] replica: {replica}\n[{}] lock ({lock}): {reach}\n", sign(ready), sign(is_reachable))
 }
 
 fn is_verbose(query: Option<&str>) -> bool {

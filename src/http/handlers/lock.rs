@@ -1,41 +1,39 @@
-//! `/lock`: who has it, who waits for it, and a forced release.
+//! `/lock`: the lock's status, and its forced release.
 
-use axum::{
-    Json,
-    extract::State,
-    response::{IntoResponse, Response},
-};
+use axum::{extract::State, response::Response};
 
 use crate::http::{
     app::App,
-    contract::document::{LockRefused, ReleaseRefused},
+    contract::refusals::{LockRefused, ReleaseRefused},
     error::ApiError,
+    json::json_answer,
 };
 use crate::{api::lock_status::LockStatus, commit::Forced};
 
-/// Who has the lock, and who waits for it
+/// The lock's holder and waiters
 #[utoipa::path(
     get,
     path = "/lock",
     tag = "lock",
     operation_id = "lockStatus",
-    responses((status = OK, description = "As of now.", body = LockStatus), LockRefused),
+    responses((status = OK, description = "The current state.", body = LockStatus), LockRefused),
 )]
 pub(crate) async fn status(State(app): State<App>) -> Result<Response, ApiError> {
-    Ok(Json(app.appender.lock_status().await?).into_response())
+    Ok(json_answer(&app.appender.lock_status().await?))
 }
 
-/// Take the lock from whoever has it
+/// Take the lock from its holder
 ///
-/// A newer token is recorded first, so that the old holder writes nothing any more; then the longest waiter gets the lock.
-/// A row that was sleeping under it is refused (`lock_lost`). An embedded lock that another process keeps stays its own.
+/// First records a newer token, so that the old holder cannot write any more; then grants the lock to the longest waiter. A row of the
+/// old holder that waits for the end of its `sleep` is refused with `lock_lost`. An embedded lock that another process holds is not
+/// taken.
 #[utoipa::path(
     delete,
     path = "/lock",
     tag = "lock",
     operation_id = "forceRelease",
-    responses((status = OK, description = "Done.", body = Forced), ReleaseRefused),
+    responses((status = OK, description = "The newer token is recorded.", body = Forced), ReleaseRefused),
 )]
 pub(crate) async fn release(State(app): State<App>) -> Result<Response, ApiError> {
-    Ok(Json(app.appender.force_release().await?).into_response())
+    Ok(json_answer(&app.appender.force_release().await?))
 }

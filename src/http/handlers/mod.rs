@@ -1,14 +1,15 @@
-//! One file for each route.
+//! The handlers, one file per route.
 
-pub(crate) mod append;
-pub(crate) mod append_batch;
+pub(super) mod append;
+pub(super) mod append_batch;
 #[cfg(feature = "ceiling")]
-pub(crate) mod ceiling;
-pub(crate) mod docs;
-pub(crate) mod events;
-pub(crate) mod health;
-pub(crate) mod lock;
-pub(crate) mod metrics;
-pub(crate) mod page;
-pub(crate) mod rows;
-pub(crate) mod rows_csv;
+pub(super) mod ceiling;
+pub(super) mod docs;
+pub(super) mod events;
+pub(super) mod health;
+pub(super) mod lock;
+pub(super) mod metrics;
+pub(super) mod openapi;
+pub(super) mod page;
+pub(super) mod rows;
+pub(super) mod rows_csv;

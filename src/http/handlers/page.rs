@@ -1,4 +1,4 @@
-//! `GET /`: the live page. All of it is in this binary; what it shows it asks of `/events` and `/lock`.
+//! `GET /`: the live page. All of its files are in this binary. It shows what `/events` and `/lock` answer.
 
 use std::{collections::HashMap, sync::LazyLock};
 
@@ -9,15 +9,18 @@ use axum::{
 };
 
 use crate::http::{
-    contract::document::{AssetRefused, IfNoneMatch, NeverRefused, PartName},
+    contract::{
+        parameters::{IfNoneMatch, parameters},
+        refusals::{AssetRefused, NeverRefused},
+    },
     error::ApiError,
-    static_content::{Fixed, answer_named},
+    static_content::{StaticContent, answer_named},
 };
 
 macro_rules! files {
     ($count:literal: $($name:literal)+) => {
-        /// What the page loads.
-        pub(crate) const FILES: [(&str, &[u8]); $count] =
+        /// The files that the page loads.
+        const FILES: [(&str, &[u8]); $count] =
             [$(($name, include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/web/", $name)))),+];
     };
 }
@@ -27,10 +30,16 @@ files! { 12:
     "try.js"
 }
 
-/// Nothing but what this replica serves, and no text becomes markup or script.
+/// The `Content-Security-Policy`: only files of this replica, and no text becomes markup or script.
 pub(crate) const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
+
+parameters! {
+    FileName: {
+        "name": "file", "in": "path", "required": true, "schema": {"type": "string", "enum": FILES.map(|(name, _)| name)},
+    };
+}
 
 /// The live page
 #[utoipa::path(
@@ -40,46 +49,46 @@ pub(crate) const POLICY: &str = "default-src 'none'; script-src 'self'; style-sr
     operation_id = "page",
     params(IfNoneMatch),
     responses(
-        (status = OK, description = "For browsers: the lock as it passes from replica to replica, and the rows as they arrive. It asks \
-            for a token where one is needed, and loads nothing from elsewhere.", content_type = "text/html", body = String,
+        (status = OK, description = "A page for browsers: the lock as it passes from replica to replica, and the rows as they arrive. It asks \
+            for a token if one is needed, and loads nothing from other hosts.", content_type = "text/html", body = String,
             headers(
                 ("ETag" = String, description = "Changes with the page."),
-                ("Content-Security-Policy" = String, description = "Nothing but what this replica serves."),
+                ("Content-Security-Policy" = String, description = "Only files of this replica."),
                 ("X-Content-Type-Options" = String, description = "`nosniff`"),
                 ("Referrer-Policy" = String, description = "`no-referrer`"),
             )),
-        (status = NOT_MODIFIED, description = "It is what the tag names."),
+        (status = NOT_MODIFIED, description = "The client's copy is current."),
         NeverRefused,
     ),
 )]
 pub(crate) async fn page(headers: HeaderMap) -> Response {
-    static PAGE: LazyLock<Fixed> = LazyLock::new(|| {
+    static PAGE: LazyLock<StaticContent> = LazyLock::new(|| {
         let page: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/web/index.html"));
-        Fixed::new("text/html; charset=utf-8", page)
+        StaticContent::new("text/html; charset=utf-8", page)
     });
     PAGE.answer(&headers)
 }
 
-/// What the live page loads
+/// A file of the live page
 #[utoipa::path(
     get,
     path = "/web/{file}",
     tag = "page",
     operation_id = "pageAsset",
-    params(PartName, IfNoneMatch),
+    params(FileName, IfNoneMatch),
     responses(
-        (status = OK, description = "A part of the page.", headers(
+        (status = OK, description = "The file.", headers(
             ("ETag" = String, description = "Changes with the content."),
             ("X-Content-Type-Options" = String, description = "`nosniff`"),
         ), content((String = "text/css"), (String = "text/javascript"), (String = "image/svg+xml"))),
-        (status = NOT_MODIFIED, description = "It is what the tag names."),
+        (status = NOT_MODIFIED, description = "The client's copy is current."),
         AssetRefused,
     ),
 )]
 pub(crate) async fn asset(name: Result<Path<String>, PathRejection>, headers: HeaderMap) -> Result<Response, ApiError> {
-    static PARTS: LazyLock<HashMap<&str, Fixed>> =
-        LazyLock::new(|| FILES.map(|(name, content)| (name, Fixed::new(media_type(name), content))).into());
-    answer_named(&PARTS, name, &headers)
+    static CONTENTS: LazyLock<HashMap<&str, StaticContent>> =
+        LazyLock::new(|| FILES.map(|(name, content)| (name, StaticContent::new(media_type(name), content))).into());
+    answer_named(&CONTENTS, name, &headers)
 }
 
 fn media_type(name: &str) -> &'static str {

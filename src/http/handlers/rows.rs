@@ -1,9 +1,8 @@
-//! `GET /rows`: rows by place, as JSON.
+//! `GET /rows`: rows by their position in the file, as JSON.
 
 use axum::{
-    Json,
     extract::{RawQuery, State},
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::json;
@@ -14,8 +13,9 @@ use utoipa::{
 
 use crate::http::{
     app::App,
-    contract::document::{RowsRefused, read},
+    contract::{from_json, refusals::RowsRefused},
     error::ApiError,
+    json::json_answer,
     query::{Parameters, digits},
 };
 use crate::{
@@ -23,60 +23,60 @@ use crate::{
     csv::schema::{InvalidField, Schema},
 };
 
-const LAST: usize = 50;
-const LIMIT: usize = 1000;
+const LAST_DEFAULT: usize = 50;
+const LIMIT_DEFAULT: usize = 1000;
 /// The most rows of one page.
-pub(crate) const ROWS_MAX: usize = 10_000;
+pub(crate) const PAGE_ROWS_MAX: usize = 10_000;
 
-/// What is asked for.
+/// The selected rows.
 #[derive(Debug, PartialEq)]
-enum Which {
+enum Selection {
     Last(usize),
     From { offset: u64, limit: usize },
 }
 
-/// Rows by place
+/// Read rows
 ///
-/// Either the `last` rows, or those `from` an offset on; never half a row, and all that any replica has acknowledged. A page
-/// ends at `limit` rows or 8 MiB, but holds one row at least; `next` is where to go on.
+/// Returns the `last` rows, or the rows `from` an offset; whole rows only, and all that any replica has acknowledged. A page ends after
+/// `limit` rows or 8 MiB, but holds at least one row; `next` is the offset of the next page.
 #[utoipa::path(
     get,
     path = "/rows",
     tag = "rows",
     operation_id = "rows",
     params(
-        ("last" = Option<u64>, Query, minimum = 1, maximum = 10_000, description = "How many; 50 unless `from` is given."),
-        ("from" = Option<u64>, Query, description = "The byte offset where a row begins, as answers and pages tell it; 0 is the \
-            first row, the end of the file is allowed."),
-        ("limit" = Option<u64>, Query, minimum = 1, maximum = 10_000, description = "With `from`; 1000 unless set."),
+        ("last" = Option<u64>, Query, minimum = 1, maximum = 10_000, description = "How many rows; default 50, unless `from` is given."),
+        ("from" = Option<u64>, Query, description = "The byte offset where a row starts, from an answer or a page; 0 is the \
+            first row, and the end of the file is accepted."),
+        ("limit" = Option<u64>, Query, minimum = 1, maximum = 10_000, description = "With `from`: the most rows of the page; default 1000."),
     ),
-    responses((status = OK, description = "In the file's order.", body = PageBody), RowsRefused),
+    responses((status = OK, description = "Rows in the order of the file.", body = PageBody), RowsRefused),
 )]
 pub(crate) async fn rows(State(app): State<App>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
     let page = match parse(query.as_deref())? {
-        Which::Last(rows) => app.reading.last(rows).await?,
-        Which::From { offset, limit } => app.reading.from(offset, limit).await?,
+        Selection::Last(rows) => app.reading.last(rows).await?,
+        Selection::From { offset, limit } => app.reading.from(offset, limit).await?,
     };
-    Ok(Json(PageBody::new(&page, app.appender.schema())).into_response())
+    Ok(json_answer(&PageBody::new(&page, app.appender.schema())))
 }
 
-fn parse(query: Option<&str>) -> Result<Which, ApiError> {
+fn parse(query: Option<&str>) -> Result<Selection, ApiError> {
     let mut parameters = Parameters::parse(query, &["last", "from", "limit"])?;
     let from = parameters.take("from");
-    let (last, limit) = (parameters.count("last", 1..=ROWS_MAX)?, parameters.count("limit", 1..=ROWS_MAX)?);
+    let (last, limit) = (parameters.count("last", 1..=PAGE_ROWS_MAX)?, parameters.count("limit", 1..=PAGE_ROWS_MAX)?);
     match (last, from, limit) {
-        (last, None, None) => Ok(Which::Last(last.unwrap_or(LAST))),
+        (last, None, None) => Ok(Selection::Last(last.unwrap_or(LAST_DEFAULT))),
         (Some(_), ..) => Err(InvalidField::new("last", "accepted: without from and limit").into()),
         (None, None, Some(_)) => Err(InvalidField::new("limit", "accepted: with from").into()),
         (None, Some(from), limit) => {
-            let accepted = || InvalidField::new("from", "accepted: the byte offset where a row begins, or 0");
+            let accepted = || InvalidField::new("from", "accepted: the byte offset where a row starts, or 0");
             let offset = digits(&from).ok_or_else(accepted)?;
-            Ok(Which::From { offset, limit: limit.unwrap_or(LIMIT) })
+            Ok(Selection::From { offset, limit: limit.unwrap_or(LIMIT_DEFAULT) })
         }
     }
 }
 
-/// Rows in the file's order.
+/// Rows in the order of the file.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Page, example = json!({
     "rows": [{"offset": 29, "fields": {"replica": "one", "token": "1", "data": "hello"}}],
@@ -84,24 +84,24 @@ fn parse(query: Option<&str>) -> Result<Which, ApiError> {
 }))]
 struct PageBody<'a> {
     rows: Vec<RowBody<'a>>,
-    /// Where the next row begins, if there is one by now.
+    /// The offset of the next row; null if there is none yet.
     #[schema(required)]
     next: Option<u64>,
 }
 
-/// One row, and where it stands.
+/// One row and its offset.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Row)]
 pub(crate) struct RowBody<'a> {
-    /// Byte offset where the row begins.
+    /// Byte offset where the row starts.
     offset: u64,
     #[schema(schema_with = fields)]
     fields: Fields<'a>,
 }
 
 fn fields() -> RefOr<JsonSchema> {
-    read(json!({
-        "description": "By column name, in the file's order; without a header, the cells alone.",
+    from_json(json!({
+        "description": "The cells by column name, in the order of the file; an array of cells if the file has no header.",
         "oneOf": [
             {"type": "object", "additionalProperties": {"type": "string"}},
             {"type": "array", "items": {"type": "string"}},
@@ -109,7 +109,7 @@ fn fields() -> RefOr<JsonSchema> {
     }))
 }
 
-/// By name, in the file's order; without a header, the cells alone.
+/// The cells by column name, in the order of the file; an array of cells if the file has no header.
 struct Fields<'a> {
     names: Option<&'a [String]>,
     cells: &'a [String],
@@ -121,7 +121,7 @@ impl<'a> PageBody<'a> {
     }
 }
 
-/// Rows by column name.
+/// Pairs the cells with their column names.
 pub(crate) fn row_bodies<'a>(rows: &'a [Row], schema: &'a Schema) -> Vec<RowBody<'a>> {
     let names = schema.names();
     let row = |Row { offset, cells }: &'a Row| RowBody { offset: *offset, fields: Fields { names, cells } };
@@ -144,12 +144,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_asked_for_is_read_to_the_last_parameter() {
+    fn query_is_parsed_strictly() {
         let parsed = |query| parse(Some(query)).ok();
-        assert_eq!(parsed(""), Some(Which::Last(50)));
-        assert_eq!(parsed("last=7"), Some(Which::Last(7)));
-        assert_eq!(parsed("from=0"), Some(Which::From { offset: 0, limit: 1000 }));
-        assert_eq!(parsed("limit=2&from=%31%32"), Some(Which::From { offset: 12, limit: 2 }));
+        assert_eq!(parsed(""), Some(Selection::Last(50)));
+        assert_eq!(parsed("last=7"), Some(Selection::Last(7)));
+        assert_eq!(parsed("from=0"), Some(Selection::From { offset: 0, limit: 1000 }));
+        assert_eq!(parsed("limit=2&from=%31%32"), Some(Selection::From { offset: 12, limit: 2 }));
         for wrong in [
             "last=0",
             "last=-1",

@@ -1,4 +1,4 @@
-//! `GET /rows.csv`: the file itself, up to its last committed row, in whole or in part.
+//! `GET /rows.csv`: the file up to its last committed row, whole or a range of it.
 
 use axum::{
     body::{Body, Bytes},
@@ -10,10 +10,11 @@ use futures_util::stream;
 
 use crate::http::{
     app::App,
-    contract::document::{FileRefused, IfNoneMatch},
+    contract::{parameters::IfNoneMatch, refusals::FileRefused},
     error::ApiError,
+    header_value::header_value,
     query::Parameters,
-    static_content::{is_known, tags},
+    static_content::{client_has, validators},
 };
 use crate::{
     commit::reading::{Snapshot, read_part},
@@ -22,48 +23,48 @@ use crate::{
 
 const TYPE: &str = "text/csv; charset=utf-8; header=present";
 const TYPE_HEADERLESS: &str = "text/csv; charset=utf-8; header=absent";
-/// Read and sent at once.
-const PART_BYTES: u64 = 256 << 10;
-/// Belongs to no cell.
-const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+/// The size of the chunks that are read and sent.
+const CHUNK_BYTES: u64 = 256 << 10;
+/// The byte order mark, which belongs to no cell.
+const BOM: &[u8] = "\u{feff}".as_bytes();
 
-/// What a request gets of the file.
+/// Which part of the file a request gets.
 #[derive(Debug, PartialEq)]
-enum Part {
+enum RangeOutcome {
     Whole,
-    /// From the first to the byte before the second.
+    /// Start, and end exclusive.
     Range(u64, u64),
     Unchanged,
     Unsatisfiable,
 }
 
-/// The file itself
+/// Download the file
 ///
-/// Up to its last committed row, even while rows are being written. gzip if it is asked for. With `formula_guard=on` it can be
-/// opened in a spreadsheet: each cell that one would run as a formula has an apostrophe in front. These are other bytes, with
-/// an `ETag` of their own; ranges of them are not told, and `Content-Length` neither.
+/// Returns the file up to its last committed row, even while rows are being written, compressed if the client accepts gzip. With
+/// `formula_guard=on`, each cell that a spreadsheet would run as a formula starts with an apostrophe. These bytes differ from the file:
+/// they have an `ETag` of their own, no ranges and no `Content-Length`.
 #[utoipa::path(
     get,
     path = "/rows.csv",
     tag = "rows",
     operation_id = "rowsCsv",
     params(
-        ("formula_guard" = Option<String>, Query, nullable = false, pattern = "^(on|off)$", description = "`on` or `off`, which it is unless set."),
-        ("Range" = Option<String>, Header, nullable = false, description = "One range of bytes; several are answered by the whole."),
-        ("If-Range" = Option<String>, Header, nullable = false, description = "An `ETag`: if it is not the file's, the whole is sent."),
+        ("formula_guard" = Option<String>, Query, nullable = false, pattern = "^(on|off)$", description = "`on` or `off`; default `off`."),
+        ("Range" = Option<String>, Header, nullable = false, description = "One range of bytes. For several ranges, the whole file is sent."),
+        ("If-Range" = Option<String>, Header, nullable = false, description = "An `ETag`. If the file has another one, the whole file is sent."),
         IfNoneMatch,
     ),
     responses(
-        (status = OK, description = "All of it.", content_type = "text/csv", body = String, headers(
+        (status = OK, description = "The whole file.", content_type = "text/csv", body = String, headers(
             ("ETag" = String, description = "Changes with every row."),
             ("Accept-Ranges" = String, description = "`bytes`; `none` with `formula_guard=on`."),
         )),
-        (status = PARTIAL_CONTENT, description = "The range.", content_type = "text/csv", body = String, headers(
+        (status = PARTIAL_CONTENT, description = "The range of the file.", content_type = "text/csv", body = String, headers(
             ("ETag" = String, description = "Changes with every row."),
             ("Accept-Ranges" = String, description = "`bytes`"),
-            ("Content-Range" = String, description = "Which part of how much."),
+            ("Content-Range" = String, description = "The range, and the size of the file."),
         )),
-        (status = NOT_MODIFIED, description = "It is what the tag names.", headers(("ETag" = String, description = "Changes with every row."))),
+        (status = NOT_MODIFIED, description = "The client's copy is current.", headers(("ETag" = String, description = "Changes with every row."))),
         FileRefused,
     ),
 )]
@@ -92,95 +93,96 @@ fn wants_guard(query: Option<&str>) -> Result<bool, ApiError> {
     }
 }
 
-/// All of it, each cell guarded. How long that is, and where in it something stands, is known only once it is sent.
+/// The whole file with each cell guarded. Its length is known only after it is sent.
 fn guarded(snapshot: Snapshot, headers: &HeaderMap) -> Response {
     let etag = format!("\"{}-guarded\"", snapshot.tag());
-    if is_known(headers, &etag) {
-        return (StatusCode::NOT_MODIFIED, tags(&etag)).into_response();
+    if client_has(headers, &etag) {
+        return (StatusCode::NOT_MODIFIED, validators(&etag)).into_response();
     }
     let ranges = [(header::ACCEPT_RANGES, HeaderValue::from_static("none"))];
-    (tags(&etag), ranges, send_guarded(snapshot)).into_response()
+    (validators(&etag), ranges, send_guarded(snapshot)).into_response()
 }
 
 fn plain(snapshot: Snapshot, headers: &HeaderMap) -> Result<Response, ApiError> {
     let (len, etag) = (snapshot.bytes(), format!("\"{}\"", snapshot.tag()));
-    let (status, from, to) = match part(headers, len, &etag) {
-        Part::Whole => (StatusCode::OK, 0, len),
-        Part::Range(from, to) => (StatusCode::PARTIAL_CONTENT, from, to),
-        Part::Unchanged => return Ok((StatusCode::NOT_MODIFIED, tags(&etag)).into_response()),
-        Part::Unsatisfiable => {
-            let all = HeaderValue::try_from(format!("bytes */{len}")).expect("digits");
+    let (status, from, to) = match requested_range(headers, len, &etag) {
+        RangeOutcome::Whole => (StatusCode::OK, 0, len),
+        RangeOutcome::Range(from, to) => (StatusCode::PARTIAL_CONTENT, from, to),
+        RangeOutcome::Unchanged => return Ok((StatusCode::NOT_MODIFIED, validators(&etag)).into_response()),
+        RangeOutcome::Unsatisfiable => {
+            let all = header_value(format!("bytes */{len}"));
             return Ok(([(header::CONTENT_RANGE, all)], ApiError::RangeNotSatisfiable(len)).into_response());
         }
     };
-    let mut response = (status, tags(&etag), send(snapshot, from, to)).into_response();
+    let mut response = (status, validators(&etag), send(snapshot, from, to)).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(to - from));
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     if status == StatusCode::PARTIAL_CONTENT {
-        let range = format!("bytes {from}-{}/{len}", to - 1);
-        headers.insert(header::CONTENT_RANGE, HeaderValue::try_from(range).expect("digits"));
+        headers.insert(header::CONTENT_RANGE, header_value(format!("bytes {from}-{}/{len}", to - 1)));
     }
     Ok(response)
 }
 
-fn part(headers: &HeaderMap, len: u64, etag: &str) -> Part {
+fn requested_range(headers: &HeaderMap, len: u64, etag: &str) -> RangeOutcome {
     let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    if is_known(headers, etag) {
-        return Part::Unchanged;
+    if client_has(headers, etag) {
+        return RangeOutcome::Unchanged;
     }
-    // Another file than the one that the range was meant for is sent whole.
-    let is_meant = text(header::IF_RANGE).is_none_or(|tag| tag.trim() == etag);
-    let Some(range) = text(header::RANGE).filter(|range| is_meant && range.starts_with("bytes=")) else {
-        return Part::Whole;
+    // If the file has changed since the client received a part of it, the whole file is sent.
+    let is_unchanged = text(header::IF_RANGE).is_none_or(|tag| tag.trim() == etag);
+    let Some(range) = text(header::RANGE).filter(|range| is_unchanged && range.starts_with("bytes=")) else {
+        return RangeOutcome::Whole;
     };
-    let Ok(parsed) = http_range_header::parse_range_header(range) else { return Part::Unsatisfiable };
+    let Ok(parsed) = http_range_header::parse_range_header(range) else { return RangeOutcome::Unsatisfiable };
     match parsed.validate(len) {
-        // Several at once are rare, and may be answered by the whole.
-        Ok(ranges) if ranges.len() > 1 => Part::Whole,
-        Ok(ranges) => ranges.first().map_or(Part::Whole, |range| Part::Range(*range.start(), range.end() + 1)),
-        Err(_) => Part::Unsatisfiable,
+        // RFC 9110 allows to answer several ranges with the whole file.
+        Ok(ranges) if ranges.len() > 1 => RangeOutcome::Whole,
+        Ok(ranges) => {
+            ranges.first().map_or(RangeOutcome::Whole, |range| RangeOutcome::Range(*range.start(), range.end() + 1))
+        }
+        Err(_) => RangeOutcome::Unsatisfiable,
     }
 }
 
 fn send(snapshot: Snapshot, from: u64, to: u64) -> Body {
-    let parts = stream::try_unfold((snapshot, from), move |(snapshot, at)| async move {
+    let chunks = stream::try_unfold((snapshot, from), move |(snapshot, at)| async move {
         if at >= to {
             return Ok::<_, std::io::Error>(None);
         }
-        let part = next_part(&snapshot, at, to).await?;
-        let next = at + part.len() as u64;
-        Ok(Some((Bytes::from(part), (snapshot, next))))
+        let chunk = next_chunk(&snapshot, at, to).await?;
+        let next = at + chunk.len() as u64;
+        Ok(Some((Bytes::from(chunk), (snapshot, next))))
     });
-    Body::from_stream(parts)
+    Body::from_stream(chunks)
 }
 
 fn send_guarded(snapshot: Snapshot) -> Body {
     let len = snapshot.bytes();
-    let parts = stream::try_unfold((snapshot, 0, CellGuard::default()), move |(snapshot, at, mut guard)| async move {
+    let chunks = stream::try_unfold((snapshot, 0, CellGuard::default()), move |(snapshot, at, mut guard)| async move {
         if at >= len {
             return Ok::<_, std::io::Error>(None);
         }
-        let part = next_part(&snapshot, at, len).await?;
-        let mut guarded = Vec::with_capacity(part.len() + part.len() / 16);
-        let text = match part.strip_prefix(BYTE_ORDER_MARK).filter(|_| at == 0) {
+        let chunk = next_chunk(&snapshot, at, len).await?;
+        let mut guarded = Vec::with_capacity(chunk.len() + chunk.len() / 16);
+        let text = match chunk.strip_prefix(BOM).filter(|_| at == 0) {
             Some(text) => {
-                guarded.extend_from_slice(BYTE_ORDER_MARK);
+                guarded.extend_from_slice(BOM);
                 text
             }
-            None => &part,
+            None => &chunk,
         };
         guard.feed(text, &mut guarded);
-        let next = at + part.len() as u64;
+        let next = at + chunk.len() as u64;
         if next >= len {
             guard.finish(&mut guarded);
         }
         Ok(Some((Bytes::from(guarded), (snapshot, next, guard))))
     });
-    Body::from_stream(parts)
+    Body::from_stream(chunks)
 }
 
-async fn next_part(snapshot: &Snapshot, from: u64, to: u64) -> std::io::Result<Vec<u8>> {
-    let part = read_part(snapshot, from, PART_BYTES.min(to - from)).await?;
-    if part.is_empty() { Err(std::io::Error::other("the file was cut short meanwhile")) } else { Ok(part) }
+async fn next_chunk(snapshot: &Snapshot, from: u64, to: u64) -> std::io::Result<Vec<u8>> {
+    let chunk = read_part(snapshot, from, CHUNK_BYTES.min(to - from)).await?;
+    if chunk.is_empty() { Err(std::io::Error::other("the file was truncated while it was sent")) } else { Ok(chunk) }
 }

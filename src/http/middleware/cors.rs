@@ -1,22 +1,20 @@
-//! What pages of other origins may do, in a browser that asks.
+//! Cross-origin requests from browsers (CORS).
 
 use std::time::Duration;
 
-use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::http::{HeaderName, Method, header};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use crate::config::Origins;
+use crate::{config::Origins, http::header_value::header_value};
 
-/// How long a browser need not ask again.
-const ASK_AGAIN: Duration = Duration::from_secs(3600);
+/// How long a browser may cache the answer to a preflight request.
+const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(3600);
 
-/// Says of these origins that they may, and of no others.
+/// Allows these origins and no others.
 pub(crate) fn layer(origins: &Origins) -> CorsLayer {
     let origins = match origins {
         Origins::Any => AllowOrigin::any(),
-        Origins::These(these) => {
-            AllowOrigin::list(these.iter().map(|origin| HeaderValue::try_from(origin).expect("checked at the start")))
-        }
+        Origins::These(these) => AllowOrigin::list(these.iter().map(|origin| header_value(origin))),
     };
     let name = HeaderName::from_static;
     CorsLayer::new()
@@ -47,5 +45,5 @@ pub(crate) fn layer(origins: &Origins) -> CorsLayer {
             name("traceparent"),
             name("x-request-id"),
         ])
-        .max_age(ASK_AGAIN)
+        .max_age(PREFLIGHT_MAX_AGE)
 }

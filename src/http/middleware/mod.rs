@@ -1,8 +1,8 @@
-//! What every request passes before and after its handler.
+//! The layers around the router, from the outside in: request context, CORS, authorization with the rate limit.
 
 pub(crate) mod authorize;
 pub(crate) mod cors;
 pub(crate) mod rate_limit;
 pub(crate) mod request_context;
 pub(crate) mod tokens;
-pub(crate) mod trace_span;
+mod trace_span;

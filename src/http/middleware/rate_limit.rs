@@ -1,38 +1,41 @@
-//! How much one client may ask for: a token bucket for each, by its token or else by its address.
+//! The rate limit: a token bucket for each client, which is known by its token or else by its address.
 
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderName};
 use governor::{
-    Quota, RateLimiter,
+    Quota,
     clock::{Clock, DefaultClock},
     middleware::StateInformationMiddleware,
     state::keyed::DefaultKeyedStateStore,
 };
 
-use crate::config::RateLimit;
+use crate::{
+    config::RateLimit,
+    http::{error::whole_seconds, header_value::header_value},
+};
 
-/// So many clients have a bucket of their own; further ones share one.
+/// So many clients have a bucket of their own. Once there are more, all clients share one.
 const CLIENTS_MAX: usize = 100_000;
-/// How often the buckets of those who came no more are forgotten.
-const FORGET: Duration = Duration::from_secs(1);
+/// How often full buckets, of clients that stopped sending requests, are removed.
+const CLEANUP_INTERVAL: Duration = Duration::from_secs(1);
 
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
-/// Who asks.
+/// The key of a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Client {
     Token(u128),
     Address(IpAddr),
-    /// One of too many.
+    /// All clients, while there are too many.
     Other,
 }
 
@@ -40,7 +43,7 @@ impl Client {
     fn new(token: Option<u128>, peer: SocketAddr) -> Self {
         match (token, peer.ip().to_canonical()) {
             (Some(token), _) => Self::Token(token),
-            // Whoever has one address of version 6 has all of its network.
+            // A client with one IPv6 address has its whole /64 network.
             (None, IpAddr::V6(address)) => {
                 Self::Address(IpAddr::V6((address.to_bits() & !u128::from(u64::MAX)).into()))
             }
@@ -49,81 +52,80 @@ impl Client {
     }
 }
 
-/// How a request stands to its client's share.
+/// The state of a client's bucket after a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Share {
-    /// Requests that it may still make at once.
+pub(crate) struct RateLimitState {
+    /// Requests that the client may still send at once.
     left: u32,
-    /// Whole seconds until there is one more, or until all are there again.
+    /// Seconds, rounded up, until the next request is accepted or until the bucket is full.
     wait_s: u64,
-    rate: RateLimit,
+    limit: RateLimit,
 }
 
-impl Share {
+impl RateLimitState {
     /// The fields of draft-ietf-httpapi-ratelimit-headers-10.
-    pub(crate) fn tell(self, headers: &mut HeaderMap) {
-        let RateLimit { per_second, burst } = self.rate;
+    pub(crate) fn write_headers(self, headers: &mut HeaderMap) {
+        let RateLimit { per_second, burst } = self.limit;
         let window_s = burst.get().div_ceil(per_second.get());
-        let value = |text: String| HeaderValue::try_from(text).expect("digits");
-        headers.insert(LIMIT, value(format!("\"client\";r={};t={}", self.left, self.wait_s)));
-        headers.insert(POLICY, value(format!("\"client\";q={burst};w={window_s}")));
+        headers.insert(LIMIT, header_value(format!("\"client\";r={};t={}", self.left, self.wait_s)));
+        headers.insert(POLICY, header_value(format!("\"client\";q={burst};w={window_s}")));
     }
 }
 
-type Buckets = RateLimiter<Client, DefaultKeyedStateStore<Client>, DefaultClock, StateInformationMiddleware>;
+type Buckets = governor::RateLimiter<Client, DefaultKeyedStateStore<Client>, DefaultClock, StateInformationMiddleware>;
 
 /// The buckets of all clients.
 #[derive(Clone)]
-pub(crate) struct Shares {
-    rate: RateLimit,
+pub(crate) struct RateLimiter {
+    limit: RateLimit,
     buckets: Arc<Buckets>,
-    crowded: Arc<AtomicBool>,
+    /// There are `CLIENTS_MAX` buckets or more.
+    is_crowded: Arc<AtomicBool>,
 }
 
-impl Shares {
-    /// Full buckets, and a task that forgets who came no more.
-    pub(crate) fn new(rate: RateLimit) -> Self {
-        let quota = Quota::per_second(rate.per_second).allow_burst(rate.burst);
-        let buckets = Arc::new(RateLimiter::dashmap(quota).with_middleware());
-        let crowded = Arc::new(AtomicBool::new(false));
-        tokio::spawn(forget(Arc::downgrade(&buckets), Arc::clone(&crowded)));
-        Self { rate, buckets, crowded }
+impl RateLimiter {
+    /// Starts a task that removes unused buckets, so it must be called within a Tokio runtime.
+    pub(crate) fn new(limit: RateLimit) -> Self {
+        let quota = Quota::per_second(limit.per_second).allow_burst(limit.burst);
+        let buckets = Arc::new(governor::RateLimiter::dashmap(quota).with_middleware());
+        let is_crowded = Arc::new(AtomicBool::new(false));
+        tokio::spawn(clean_up(Arc::downgrade(&buckets), Arc::clone(&is_crowded)));
+        Self { limit, buckets, is_crowded }
     }
 
-    /// Takes one request out of its client's bucket.
+    /// Takes one request out of the client's bucket.
     ///
     /// # Errors
-    /// How long to wait for the next one, if the bucket is empty.
-    pub(crate) fn take(&self, token: Option<u128>, peer: SocketAddr) -> Result<Share, (Share, Duration)> {
-        let crowded = self.crowded.load(Ordering::Relaxed);
-        let client = if crowded { Client::Other } else { Client::new(token, peer) };
-        let share = |left: u32, wait_s| Share { left, wait_s, rate: self.rate };
+    /// How long to wait for the next request, if the bucket is empty.
+    pub(crate) fn check(
+        &self,
+        token: Option<u128>,
+        peer: SocketAddr,
+    ) -> Result<RateLimitState, (RateLimitState, Duration)> {
+        let is_crowded = self.is_crowded.load(Ordering::Relaxed);
+        let client = if is_crowded { Client::Other } else { Client::new(token, peer) };
+        let state = |left: u32, wait_s| RateLimitState { left, wait_s, limit: self.limit };
         match self.buckets.check_key(&client) {
-            Ok(state) => {
-                let left = state.remaining_burst_capacity();
-                let used = self.rate.burst.get() - left.min(self.rate.burst.get());
-                Ok(share(left, u64::from(used.div_ceil(self.rate.per_second.get()))))
+            Ok(bucket) => {
+                let left = bucket.remaining_burst_capacity();
+                let used = self.limit.burst.get() - left.min(self.limit.burst.get());
+                Ok(state(left, u64::from(used.div_ceil(self.limit.per_second.get()))))
             }
             Err(until) => {
                 let wait = until.wait_time_from(DefaultClock::default().now());
-                Err((share(0, whole_seconds(wait)), wait))
+                Err((state(0, whole_seconds(wait)), wait))
             }
         }
     }
 }
 
-/// Rounded up, and at least one: who comes back too early is refused again.
-pub(crate) fn whole_seconds(wait: Duration) -> u64 {
-    (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
-}
-
-async fn forget(buckets: std::sync::Weak<Buckets>, crowded: Arc<AtomicBool>) {
+async fn clean_up(buckets: Weak<Buckets>, is_crowded: Arc<AtomicBool>) {
     loop {
-        tokio::time::sleep(FORGET).await;
+        tokio::time::sleep(CLEANUP_INTERVAL).await;
         let Some(buckets) = buckets.upgrade() else { return };
         buckets.retain_recent();
         buckets.shrink_to_fit();
-        crowded.store(buckets.len() >= CLIENTS_MAX, Ordering::Relaxed);
+        is_crowded.store(buckets.len() >= CLIENTS_MAX, Ordering::Relaxed);
     }
 }
 
@@ -133,7 +135,7 @@ mod tests {
 
     use super::*;
 
-    fn rate(per_second: u32, burst: u32) -> RateLimit {
+    fn limit(per_second: u32, burst: u32) -> RateLimit {
         let number = |number| NonZeroU32::new(number).expect("not zero");
         RateLimit { per_second: number(per_second), burst: number(burst) }
     }
@@ -143,8 +145,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_client_has_a_share_of_its_own() {
-        let shares = Shares::new(rate(1, 2));
+    async fn each_client_has_its_own_bucket() {
+        let limiter = RateLimiter::new(limit(1, 2));
         for (token, address) in [
             (None, "10.0.0.1"),
             (None, "10.0.0.2"),
@@ -152,11 +154,15 @@ mod tests {
             (Some(8), "10.0.0.1"),
             (None, "2001:db8::1"),
         ] {
-            let left = |_| shares.take(token, peer(address)).map(|share| share.left).map_err(|(share, _)| share.wait_s);
-            assert_eq!([0; 3].map(left), [Ok(1), Ok(0), Err(1)], "{token:?} {address}");
+            let check =
+                |_| limiter.check(token, peer(address)).map(|state| state.left).map_err(|(state, _)| state.wait_s);
+            assert_eq!([0; 3].map(check), [Ok(1), Ok(0), Err(1)], "{token:?} {address}");
         }
-        assert!(shares.take(Some(7), peer("10.9.9.9")).is_err(), "a token is one client wherever it comes from");
-        assert!(shares.take(None, peer("2001:db8::2")).is_err(), "and so is a network of version 6");
-        assert!(shares.take(None, peer("::ffff:10.0.0.1")).is_err(), "and an address in either version");
+        assert!(limiter.check(Some(7), peer("10.9.9.9")).is_err(), "a token is one client at every address");
+        assert!(limiter.check(None, peer("2001:db8::2")).is_err(), "an IPv6 network is one client");
+        assert!(
+            limiter.check(None, peer("::ffff:10.0.0.1")).is_err(),
+            "an IPv4 address is one client in both notations"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! The outermost layer: gives each request its ids, writes problems, logs one line.
+//! The outermost layer: gives each request its ids, writes problems, counts and logs the answer.
 
 use std::time::{Duration, Instant};
 
@@ -13,64 +13,97 @@ use uuid::Uuid;
 use crate::api::acknowledgement::Ack;
 use crate::http::{
     app::App,
-    error::{Code, Problem},
-    handlers::metrics::answered,
-    middleware::{rate_limit::whole_seconds, trace_span::Span},
+    error::{Code, Problem, whole_seconds},
+    header_value::header_value,
+    json::json_line,
+    middleware::trace_span::Span,
+    request_labels::request_labels,
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 const REQUEST_ID_BYTES_MAX: usize = 128;
-/// The longest that a client is told to stay away.
-const COME_BACK_MAX: Duration = Duration::from_secs(60);
+/// The longest `Retry-After` that is computed from the length of the queue.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
-/// Takes over or makes `X-Request-Id` and `traceparent`, and returns both with what `within` answers.
-pub(crate) async fn edge<F: Future<Output = Response>>(
+/// Takes `X-Request-Id` and `traceparent` from the request or makes them, and returns both with the answer of `inner`.
+pub(crate) async fn with_request_context<F: Future<Output = Response>>(
     app: &App,
     route: Option<&str>,
     request: Request,
-    within: impl FnOnce(Request) -> F,
+    inner: impl FnOnce(Request) -> F,
 ) -> Response {
     let began = Instant::now();
-    let request_id = take_over(request.headers(), &REQUEST_ID, is_request_id)
-        .unwrap_or_else(|| header_value(Uuid::new_v4().hyphenated().encode_lower(&mut [0; 36])));
+    let id = valid_header(request.headers(), &REQUEST_ID, is_request_id)
+        .unwrap_or_else(|| header_value(&*Uuid::new_v4().hyphenated().encode_lower(&mut [0; 36])));
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let span = app.tracer.as_ref();
     let span = span.and_then(|tracer| Span::begin(tracer, request.headers(), &method, &path, route));
-    let trace_parent = take_over(request.headers(), &TRACE_PARENT, is_trace_parent)
-        .unwrap_or_else(|| header_value(&span.as_ref().map_or_else(new_trace_parent, Span::trace_parent)));
+    let trace_parent = valid_header(request.headers(), &TRACE_PARENT, is_trace_parent)
+        .unwrap_or_else(|| header_value(span.as_ref().map_or_else(new_trace_parent, Span::trace_parent)));
+    let context = RequestContext { id, trace_parent, method, path, began };
 
-    let mut response = within(request).await;
+    let mut response = inner(request).await;
 
-    let id = request_id.to_str().unwrap_or_default();
-    let mut problem = response.extensions_mut().remove::<Problem>();
-    if let Some(problem) = &mut problem {
-        id.clone_into(&mut problem.request_id);
-        write_problem(&mut response, problem);
-        if matches!(problem.code, Code::QueueFull | Code::WaitTimeout)
-            && let Some(wait) = app.appender.time_to_drain()
-        {
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(wait.min(COME_BACK_MAX))));
-        }
-    }
+    let problem = response.extensions_mut().remove::<Problem>().map(|mut problem| {
+        context.id().clone_into(&mut problem.request_id);
+        write_problem(app, &mut response, &problem);
+        problem
+    });
     if app.draining.has_begun() {
-        // Whoever keeps connections open makes the next one elsewhere.
+        // Clients that keep connections open connect to another replica then.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    app.appender.meter().answered(&answered(&response, &method, route, problem.as_ref()), began.elapsed());
-    log(&response, (id, trace_id(&trace_parent)), &method, &path, problem.as_ref(), began);
+    let labels = request_labels(&response, &context.method, route, problem.as_ref());
+    app.appender.meter().answered(&labels, began.elapsed());
+    context.log(&response, problem.as_ref());
     if let Some(span) = span {
-        span.end(&response, problem.as_ref(), id);
+        span.end(&response, problem.as_ref(), context.id());
     }
-    response.headers_mut().insert(REQUEST_ID, request_id);
-    response.headers_mut().insert(TRACE_PARENT, trace_parent);
+    response.headers_mut().insert(REQUEST_ID, context.id);
+    response.headers_mut().insert(TRACE_PARENT, context.trace_parent);
     response
 }
 
-fn take_over(headers: &HeaderMap, name: &HeaderName, valid: fn(&[u8]) -> bool) -> Option<HeaderValue> {
-    headers.get(name).filter(|value| valid(value.as_bytes())).cloned()
+/// What is known of a request apart from its body.
+struct RequestContext {
+    id: HeaderValue,
+    trace_parent: HeaderValue,
+    method: Method,
+    path: String,
+    began: Instant,
+}
+
+impl RequestContext {
+    fn id(&self) -> &str {
+        self.id.to_str().unwrap_or_default()
+    }
+
+    /// The part of `traceparent` that is the same in the logs of all services.
+    fn trace_id(&self) -> &str {
+        self.trace_parent.to_str().ok().and_then(|text| text.get(3..35)).unwrap_or_default()
+    }
+
+    fn log(&self, response: &Response, problem: Option<&Problem>) {
+        let (request_id, trace_id) = (self.id(), self.trace_id());
+        let Self { method, path, .. } = self;
+        let status = response.status().as_u16();
+        let took_ms = self.began.elapsed().as_millis();
+        match (response.extensions().get::<Ack>(), problem) {
+            (Some(Ack { token, waited_ms, held_ms, offset, .. }), _) => {
+                tracing::info!(request_id, trace_id, %method, path, status, outcome = "written", token, waited_ms, held_ms, offset, took_ms, "request");
+            }
+            (None, Some(Problem { code, outcome, .. })) => {
+                tracing::info!(request_id, trace_id, %method, path, status, %outcome, %code, took_ms, "request");
+            }
+            // Probes arrive several times a second.
+            (None, None) => tracing::debug!(request_id, trace_id, %method, path, status, took_ms, "request"),
+        }
+    }
+}
+
+fn valid_header(headers: &HeaderMap, name: &HeaderName, is_valid: fn(&[u8]) -> bool) -> Option<HeaderValue> {
+    headers.get(name).filter(|value| is_valid(value.as_bytes())).cloned()
 }
 
 fn is_request_id(value: &[u8]) -> bool {
@@ -80,10 +113,9 @@ fn is_request_id(value: &[u8]) -> bool {
 /// `00-<32 hex>-<16 hex>-<2 hex>`, neither id all zeros: <https://www.w3.org/TR/trace-context/>.
 fn is_trace_parent(value: &[u8]) -> bool {
     let parts: Vec<&[u8]> = value.split(|&byte| byte == b'-').collect();
-    let hex = |part: &[u8]| part.iter().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte));
-    let lengths = parts.iter().map(|part| part.len()).eq([2, 32, 16, 2]);
-    lengths
-        && parts.iter().all(|part| hex(part))
+    let is_hex = |part: &[u8]| part.iter().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte));
+    parts.iter().map(|part| part.len()).eq([2, 32, 16, 2])
+        && parts.iter().all(|part| is_hex(part))
         && parts[0] != b"ff"
         && parts[1..3].iter().all(|id| id.iter().any(|&byte| byte != b'0'))
 }
@@ -94,42 +126,19 @@ fn new_trace_parent() -> String {
     ["00-", trace, "-", &span[16..], "-01"].concat()
 }
 
-fn header_value(text: &str) -> HeaderValue {
-    HeaderValue::try_from(text).expect("hex digits and dashes make a header")
-}
-
-fn write_problem(response: &mut Response, problem: &Problem) {
-    let body = serde_json::to_vec(problem).expect("a problem is plain data");
-    response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-    *response.body_mut() = Body::from(body);
-}
-
-/// The part of a valid `traceparent` by which logs of several services are found together.
-fn trace_id(trace_parent: &HeaderValue) -> &str {
-    trace_parent.to_str().ok().and_then(|text| text.get(3..35)).unwrap_or_default()
-}
-
-fn log(
-    response: &Response,
-    (request_id, trace_id): (&str, &str),
-    method: &Method,
-    path: &str,
-    problem: Option<&Problem>,
-    began: Instant,
-) {
-    let status = response.status().as_u16();
-    let took_ms = began.elapsed().as_millis();
-    match (response.extensions().get::<Ack>(), problem) {
-        (Some(Ack { token, waited_ms, held_ms, offset, .. }), _) => {
-            tracing::info!(request_id, trace_id, %method, path, status, outcome = "written", token, waited_ms, held_ms, offset, took_ms, "request");
-        }
-        (None, Some(Problem { code, outcome, .. })) => {
-            tracing::info!(request_id, trace_id, %method, path, status, %outcome, %code, took_ms, "request");
-        }
-        // Probes ask several times a second.
-        (None, None) => tracing::debug!(request_id, trace_id, %method, path, status, took_ms, "request"),
+/// Writes the problem as the body of the answer. Where the queue refused the request, `Retry-After` becomes the time that the queue
+/// needs to drain.
+fn write_problem(app: &App, response: &mut Response, problem: &Problem) {
+    let body = json_line(problem);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    if matches!(problem.code, Code::QueueFull | Code::WaitTimeout)
+        && let Some(wait) = app.appender.time_to_drain()
+    {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(wait.min(RETRY_AFTER_MAX))));
     }
+    *response.body_mut() = Body::from(body);
 }
 
 #[cfg(test)]
@@ -137,9 +146,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_ids_that_are_safe_to_repeat_are_taken_over() {
+    fn only_printable_request_ids_are_accepted() {
         assert!(is_request_id(b"abc-1"));
         assert!(!is_request_id(b"a b") && !is_request_id(b"") && !is_request_id(&[b'x'; 129]));
+    }
+
+    #[test]
+    fn only_well_formed_trace_parents_are_accepted() {
         assert!(is_trace_parent(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
         assert!(!is_trace_parent(b"00-00000000000000000000000000000000-00f067aa0ba902b7-01"));
         assert!(!is_trace_parent(b"00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01"));

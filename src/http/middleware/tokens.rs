@@ -1,4 +1,4 @@
-//! Who may do what: bearer tokens, each with a role. Without tokens everybody may do everything.
+//! Bearer tokens and their roles. Without tokens, every request is allowed.
 
 use std::{
     fs,
@@ -14,16 +14,16 @@ use utoipa::ToSchema;
 use crate::config::TokenSource;
 use crate::http::error::ApiError;
 
-/// No token is longer, in bytes.
+/// The longest token.
 const TOKEN_BYTES_MAX: usize = 256;
 
-/// What a token is for.
+/// What a token permits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Role {
     /// Appends.
     Append,
-    /// Reads: rows, lock, events, metrics.
+    /// Reads of rows, lock, events and metrics.
     Read,
     /// Everything.
     Admin,
@@ -47,14 +47,14 @@ impl Role {
         }
     }
 
-    /// What a request needs; none for what is the same for everybody. Whatever is not known here is for admins.
+    /// The role that a request needs; `None` for public content. Everything unknown needs `Admin`.
     pub(crate) fn needed(method: &Method, path: &str) -> Option<Self> {
         let reads = matches!(*method, Method::GET | Method::HEAD);
         match (method, path) {
-            // Tells methods, and browsers ask without a token.
+            // Lists methods. Browsers send it without a token.
             (&Method::OPTIONS, _) => None,
             (_, "/" | "/livez" | "/readyz" | "/openapi.yaml" | "/docs") if reads => None,
-            // A page must be there before it can ask for a token, and holds nothing that is not in every copy of the program.
+            // The page must load before it can ask for a token, and its files are public.
             _ if reads && (path.starts_with("/docs/") || path.starts_with("/web/")) => None,
             (&Method::POST, "/append" | "/append/batch") => Some(Self::Append),
             _ if reads => Some(Self::Read),
@@ -68,21 +68,21 @@ struct Token {
     digest: [u8; 32],
 }
 
-/// What a caller may do, and who it is.
+/// The roles and the identity of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Caller {
     append: bool,
     read: bool,
     admin: bool,
-    /// The start of its token's digest; none if it has no token of ours.
+    /// The first bytes of the token's digest; `None` without a known token.
     pub(crate) token: Option<u128>,
 }
 
 impl Caller {
-    /// Without a token of ours.
+    /// A caller without a known token.
     pub(crate) const NOBODY: Self = Self { append: false, read: false, admin: false, token: None };
 
-    /// All that it may.
+    /// All roles of this caller.
     pub(crate) fn roles(self) -> Vec<Role> {
         [Role::Append, Role::Read, Role::Admin].into_iter().filter(|&role| self.may(role)).collect()
     }
@@ -96,49 +96,49 @@ impl Caller {
     }
 }
 
-/// Why tokens can't be used. Never says what they are.
+/// Why the tokens cannot be used. The messages never contain a token.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
-    /// The file.
+    /// The file cannot be read.
     #[error("ROWLOCK_API_TOKENS: cannot read {path}: {source}")]
     File {
-        /// Its name.
+        /// The path of the file.
         path: String,
-        /// The system's answer.
+        /// The error of the system.
         source: std::io::Error,
     },
-    /// An entry.
+    /// An entry is malformed; the number counts from 1.
     #[error(
         "ROWLOCK_API_TOKENS: entry {0} is not accepted; accepted: role:token, separated by commas (in a file also by line breaks; # begins a comment), role one of append, read, admin, token 1 to 256 printable ASCII characters without spaces, commas and quotes; or @file"
     )]
     Entry(usize),
-    /// No entry at all.
-    #[error("ROWLOCK_API_TOKENS: no token in it; without the variable everybody may do everything")]
+    /// There is no entry.
+    #[error("ROWLOCK_API_TOKENS: contains no token; unset the variable to allow every request")]
     Empty,
 }
 
-/// The tokens, as they were last read.
+/// The tokens that were last read.
 pub struct Access {
     source: Option<TokenSource>,
     tokens: RwLock<Arc<[Token]>>,
 }
 
 impl Access {
-    /// Reads the tokens; none: open to all.
+    /// Reads the tokens; without a source, every request is allowed.
     ///
     /// # Errors
-    /// If there is anything among them that is no token.
+    /// If the source cannot be read or an entry is malformed.
     pub fn load(source: Option<TokenSource>) -> Result<Self, AccessError> {
         let tokens = source.as_ref().map(read).transpose()?.unwrap_or_default();
         Ok(Self { source, tokens: RwLock::new(tokens.into()) })
     }
 
-    /// Whether nobody is asked for a token.
+    /// Whether requests need no token.
     pub fn is_open(&self) -> bool {
         self.source.is_none()
     }
 
-    /// Reads the tokens again; if that fails, those that were read before go on.
+    /// Reads the tokens again. After an error the old tokens stay valid.
     ///
     /// # Errors
     /// As `load`.
@@ -149,10 +149,10 @@ impl Access {
         Ok(())
     }
 
-    /// Who calls, by the header `Authorization`.
+    /// The caller that the header `Authorization` identifies.
     ///
     /// # Errors
-    /// `Unauthorized`, if there is a token in it that is none of ours.
+    /// `Unauthorized`, if the token is unknown.
     pub(crate) fn caller(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
         if self.is_open() {
             return Ok(Caller { append: true, read: true, admin: true, token: None });
@@ -166,7 +166,7 @@ impl Access {
         self.holder(token.trim()).ok_or_else(unknown)
     }
 
-    /// Compares with all tokens, in a time that says nothing about which, or how much of one, was right.
+    /// Compares with all tokens in constant time.
     fn holder(&self, token: &str) -> Option<Caller> {
         let digest: [u8; 32] = Sha256::digest(token).into();
         let tokens = Arc::clone(&self.tokens.read().unwrap_or_else(PoisonError::into_inner));
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_reaches_as_far_as_its_roles() {
+    fn token_has_its_roles_and_no_others() {
         let access = access("append:one, read:two,admin:three,append:both,read:both");
         let may = |token: &str| {
             access.holder(token).map(|caller| [Role::Append, Role::Read, Role::Admin].map(|role| caller.may(role)))
@@ -235,17 +235,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_token_is_refused_by_its_place_and_never_shown() {
-        for (tokens, place) in [("append:a,hush", "2"), ("write:hush", "1"), ("read:", "1"), ("read:hu sh", "1")] {
+    fn malformed_entry_is_named_by_number_and_not_shown() {
+        for (tokens, number) in [("append:a,hush", "2"), ("write:hush", "1"), ("read:", "1"), ("read:hu sh", "1")] {
             let error = Access::load(Some(TokenSource::parse(tokens))).err().expect("refused").to_string();
-            assert!(error.contains(&format!("entry {place}")) && !error.contains("hush"), "{error}");
+            assert!(error.contains(&format!("entry {number}")) && !error.contains("hush"), "{error}");
         }
         assert!(matches!(Access::load(Some(TokenSource::parse(" , "))), Err(AccessError::Empty)));
         assert!(matches!(Access::load(Some(TokenSource::parse("@/nowhere"))), Err(AccessError::File { .. })));
     }
 
     #[test]
-    fn what_is_not_known_needs_an_admin() {
+    fn unknown_path_or_method_needs_admin() {
         let needed = |method, path| Role::needed(&method, path);
         assert_eq!(needed(Method::POST, "/append"), Some(Role::Append));
         assert_eq!(needed(Method::GET, "/rows.csv"), Some(Role::Read));

@@ -1,4 +1,4 @@
-//! One span a request, from its `traceparent` to its answer, which follows the sync.
+//! One OpenTelemetry span per request, from its arrival to its answer.
 
 use std::{
     borrow::Cow,
@@ -23,16 +23,16 @@ use opentelemetry_sdk::{
 use crate::api::acknowledgement::Ack;
 use crate::http::error::Problem;
 
-/// A request's span, while it is under way. Ends with it, also where its client hangs up.
+/// The span of a request. Dropping it ends the span, so a cancelled request ends its span, too.
 pub(crate) struct Span {
     span: SdkSpan,
     began: SystemTime,
 }
 
 impl Span {
-    /// The child of the span that the request comes from, or the root of a new trace.
+    /// A child of the caller's span, or the root of a new trace. `None` for a probe that is not part of a trace.
     ///
-    /// Names are those of <https://opentelemetry.io/docs/specs/semconv/http/http-spans/>.
+    /// Names follow <https://opentelemetry.io/docs/specs/semconv/http/http-spans/>.
     pub(crate) fn begin(
         tracer: &SdkTracer,
         headers: &HeaderMap,
@@ -42,7 +42,7 @@ impl Span {
     ) -> Option<Self> {
         let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &HeaderExtractor(headers));
         let route = route.map(str::to_owned);
-        // Probes ask several times a second, and are of interest to who asks in a trace of his own.
+        // Probes arrive several times a second.
         if matches!(route.as_deref(), Some("/livez" | "/readyz" | "/metrics")) && !parent.has_active_span() {
             return None;
         }
@@ -59,14 +59,14 @@ impl Span {
         Some(Self { span, began })
     }
 
-    /// The `traceparent` of what comes under it.
+    /// The `traceparent` of this span's children.
     pub(crate) fn trace_parent(&self) -> String {
         let context = self.span.span_context();
         let flags = context.trace_flags().to_u8();
         format!("00-{}-{}-{flags:02x}", context.trace_id(), context.span_id())
     }
 
-    /// Says how it went.
+    /// Records the answer and ends the span.
     pub(crate) fn end(mut self, response: &Response, problem: Option<&Problem>, request_id: &str) {
         let status = response.status();
         self.set("http.response.status_code", i64::from(status.as_u16()));
@@ -79,19 +79,19 @@ impl Span {
             }
         }
         if let Some(ack) = response.extensions().get::<Ack>() {
-            self.written(ack);
+            self.record_written(ack);
         }
         self.span.end();
     }
 
-    fn written(&mut self, ack: &Ack) {
+    fn record_written(&mut self, ack: &Ack) {
         self.set("rowlock.outcome", "written");
         self.set("rowlock.replica", ack.replica.to_string());
         self.set("rowlock.rows", number(ack.rows as u64));
         self.set("rowlock.offset", number(ack.offset));
         self.set("rowlock.token", number(ack.token));
         self.set("rowlock.replayed", ack.replayed);
-        // In an answer that is repeated, these are another request's.
+        // The times of a replayed answer belong to an earlier request.
         if !ack.replayed {
             self.set("rowlock.waited_ms", number(ack.waited_ms));
             self.set("rowlock.held_ms", number(ack.held_ms));
@@ -111,7 +111,7 @@ impl Span {
     }
 }
 
-/// OpenTelemetry has signed numbers only; ours do not come near their end.
+/// OpenTelemetry has signed numbers only.
 fn number(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -1,7 +1,8 @@
-//! What must hold for any body that a client may send. The targets in `fuzz/` ask it of inputs that a fuzzer makes up, and
-//! `cargo test` of those in `fuzz/corpus`.
+//! Checks what must hold for any body that a client sends. The targets in `fuzz/` run the checks on generated inputs, `cargo test` on
+//! the inputs in `fuzz/corpus`.
 //!
-//! An input's first byte chooses the file's columns, the second how the body is cut into pieces; the body is the rest.
+//! The first byte of an input selects the columns of the file, the second the size of the pieces that the body arrives in; the body
+//! follows.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -16,15 +17,14 @@ use crate::csv::{
 use crate::http::body::{
     append::{AppendRequest, json_data},
     batch::BatchParser,
-    media_type::BatchType,
-    read::MediaType,
+    media_type::{BatchType, MediaType},
 };
 
 const HEADERS: [&str; 5] = ["timestamp,replica,token,data", "a", "a,token,b", "key,a,replica,b,ActionType,c", "none"];
 const OF_SERVICE: [&str; 5] = ["timestamp", "replica", "token", "key", "ActionType"];
 const SERVICE: ServiceCells<'_> =
     ServiceCells { timestamp: "2026-11-24T10:51:10.423Z", replica: b"\"r,1\"", token: 7, key: b"" };
-/// Of a file without a header.
+/// The number of columns of a file without a header.
 const WIDTH: usize = 64;
 
 struct Input<'a> {
@@ -52,13 +52,13 @@ impl<'a> Input<'a> {
         lines
     }
 
-    /// Holds rows against the cells that they should have, by a reader that is none of ours; and against the same rows guarded.
+    /// Compares rows with the expected cells, read by an independent CSV reader, and with the same rows after the formula guard.
     fn check(&self, rows: &Rows, guarded: &Rows, expected: &[Vec<String>]) {
         if self.schema.width().is_none() && expected.iter().any(|cells| cells.len() > WIDTH) {
             return;
         }
         let lines = self.lines(rows);
-        // A line end in front, lest the reader takes a cell's beginning for a byte order mark.
+        // After a leading line end, the reader does not skip a byte order mark.
         let text = [b"\n", &*lines].concat();
         let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(&*text);
         let read: Vec<_> = reader.records().map(|record| record.expect("each row has all columns")).collect();
@@ -74,10 +74,10 @@ impl<'a> Input<'a> {
             let expected = expected.iter().map(String::as_str).chain(std::iter::repeat("")).take(cells.len());
             assert_eq!(cells, expected.collect::<Vec<_>>());
         }
-        let (mut guard, mut on_the_way_out) = (CellGuard::default(), Vec::new());
-        guard.feed(&lines, &mut on_the_way_out);
-        guard.finish(&mut on_the_way_out);
-        assert_eq!(on_the_way_out, self.lines(guarded), "guarded on the way out as on the way in");
+        let (mut guard, mut guarded_on_reading) = (CellGuard::default(), Vec::new());
+        guard.feed(&lines, &mut guarded_on_reading);
+        guard.finish(&mut guarded_on_reading);
+        assert_eq!(guarded_on_reading, self.lines(guarded), "the guard does the same on reading and on writing");
         let print = |rows| Key::new("k", rows).map(|key| key.fingerprint);
         assert_eq!(print(rows), print(guarded), "the same data");
     }
@@ -87,7 +87,7 @@ fn is_of_service(name: &str) -> bool {
     OF_SERVICE.contains(&name)
 }
 
-/// The cells of the data columns, by what the contract says rather than by how the schema does it.
+/// The cells of the data columns by the words of the contract, independent of the schema's code.
 fn expected(schema: &Schema, data: &Data<'_>) -> Vec<String> {
     let text = |cell: &Option<Cow<'_, str>>| cell.as_deref().unwrap_or_default().to_owned();
     match data {
@@ -131,30 +131,30 @@ fn parse<'a>(batch_type: BatchType, schema: &Schema, pieces: impl Iterator<Item 
     pushed.and_then(|()| parser.finish()).map_err(|e| format!("{e:?}"))
 }
 
-/// A batch is what it is wherever it is cut. `rows` says which cells it should have, or nothing where it should be refused.
+/// A batch gives the same rows however it is cut. `cells` returns the expected cells, or `None` if the batch must be refused.
 fn batch(batch_type: BatchType, input: &Input<'_>, cells: impl FnOnce() -> Option<Vec<Vec<String>>>) {
     let whole = parse(batch_type, &input.schema, std::iter::once(input.body));
     assert_eq!(parse(batch_type, &input.schema, input.body.chunks(input.piece_bytes)), whole);
     let guarded = parse(batch_type, &input.schema.guarding_formulas(true), std::iter::once(input.body));
     assert_eq!(whole.as_ref().err(), guarded.as_ref().err());
     match (whole, guarded) {
-        (Ok(rows), Ok(guarded)) => input.check(&rows, &guarded, &cells().expect("what was taken is well-formed")),
+        (Ok(rows), Ok(guarded)) => input.check(&rows, &guarded, &cells().expect("an accepted batch is well-formed")),
         _ if matches!(batch_type, BatchType::JsonLines | BatchType::JsonArray) => {
-            assert_eq!(cells(), None, "what was refused is wrong");
+            assert_eq!(cells(), None, "a refused batch is malformed");
         }
         _ => {}
     }
 }
 
-fn without_mark(body: &[u8]) -> &[u8] {
+fn without_bom(body: &[u8]) -> &[u8] {
     body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body)
 }
 
 /// A body of `/append/batch` as CSV, with and without a header.
 pub fn csv_batch(data: &[u8]) {
     let Some(input) = Input::new(data) else { return };
-    // A line end in front here, too.
-    let text = [b"\n", without_mark(input.body)].concat();
+    // As in `check`.
+    let text = [b"\n", without_bom(input.body)].concat();
     let records = || -> Option<Vec<Vec<String>>> {
         let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(&*text);
         let record = |record: csv::StringRecord| record.iter().map(str::to_owned).collect();
@@ -172,7 +172,7 @@ pub fn csv_batch(data: &[u8]) {
     });
 }
 
-/// The cells of rows that are JSON texts of their own, if all of them fit.
+/// The cells of rows given as JSON texts; `None` if one does not fit.
 fn json_rows<'a>(schema: &Schema, texts: impl Iterator<Item = &'a str>) -> Option<Vec<Vec<String>>> {
     let row = |text| {
         let raw: &RawValue = serde_json::from_str(text).ok()?;
@@ -183,10 +183,10 @@ fn json_rows<'a>(schema: &Schema, texts: impl Iterator<Item = &'a str>) -> Optio
     texts.map(row).collect::<Option<Vec<_>>>().filter(|rows| !rows.is_empty())
 }
 
-/// A body of `/append/batch` as JSON, a value a line and as an array.
+/// A body of `/append/batch` as JSON, one value per line and as an array.
 pub fn json_batch(data: &[u8]) {
     let Some(input) = Input::new(data) else { return };
-    let text = std::str::from_utf8(without_mark(input.body)).ok();
+    let text = std::str::from_utf8(without_bom(input.body)).ok();
     batch(BatchType::JsonLines, &input, || {
         json_rows(&input.schema, text?.split('\n').filter(|line| !line.trim().is_empty()))
     });
@@ -201,7 +201,7 @@ mod tests {
     use crate::fuzz_corpus::replay;
 
     #[test]
-    fn what_fuzzing_found_is_taken_rightly_or_refused() {
+    fn corpus_is_parsed_correctly_or_refused() {
         replay("json_body", super::json_body);
         replay("form_body", super::form_body);
         replay("csv_batch", super::csv_batch);

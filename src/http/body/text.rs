@@ -1,0 +1,15 @@
+//! What the parsers of batches share: the byte order mark, line numbers, and the refusal of text that is not UTF-8.
+
+use crate::http::error::ApiError;
+
+/// The byte order mark, which is no part of the text.
+pub(crate) const BOM: &[u8] = "\u{feff}".as_bytes();
+
+pub(crate) fn not_utf8(line: u64) -> ApiError {
+    ApiError::BrokenBody(format!("line {line}: not UTF-8"))
+}
+
+/// How many lines end in this text.
+pub(crate) fn line_ends(text: &[u8]) -> u64 {
+    memchr::memchr_iter(b'\n', text).count() as u64
+}
