@@ -1,4 +1,4 @@
-//! Who may do what: tokens, addresses, TLS; and that no secret is ever shown.
+//! Access: tokens and roles, listen addresses and TLS. No secret is ever shown.
 
 use std::{fs, path::Path, process::Command};
 
@@ -22,7 +22,7 @@ async fn ask(replica: &Replica, method: &Method, path: &str, authorization: &str
 }
 
 #[tokio::test]
-async fn each_role_reaches_what_it_is_for_and_nothing_else() {
+async fn each_role_reaches_its_routes_and_no_others() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&TOKENS);
     let roles = ["", "Bearer append-secret-1", "Bearer read-secret-1", "bearer admin-secret-1", "Bearer wrong"];
@@ -47,11 +47,11 @@ async fn each_role_reaches_what_it_is_for_and_nothing_else() {
             assert_eq!(response.status(), expected, "{method} {path} {authorization}");
         }
     }
-    assert_eq!(bench.rows().len(), 2, "what was refused was not written");
+    assert_eq!(bench.rows().len(), 2, "refused rows are not written");
 }
 
 #[tokio::test]
-async fn a_refusal_says_what_is_missing() {
+async fn refusal_names_the_missing_token_or_role() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&TOKENS);
     for (authorization, status, code, challenge) in [
@@ -62,8 +62,8 @@ async fn a_refusal_says_what_is_missing() {
         ("Bearer read-secret-1", 403, "forbidden", "Bearer realm=\"rowlock\", error=\"insufficient_scope\""),
     ] {
         let response = ask(&replica, &Method::POST, "/append", authorization).await;
-        let told = response.headers()["www-authenticate"].to_str().expect("text").to_owned();
-        assert_eq!((response.status().as_u16(), told.as_str()), (status, challenge));
+        let sent = response.headers()["www-authenticate"].to_str().expect("text").to_owned();
+        assert_eq!((response.status().as_u16(), sent.as_str()), (status, challenge));
         let problem: Value = response.json().await.expect("JSON");
         assert_eq!((&problem["code"], &problem["outcome"]), (&json!(code), &json!("not_written")), "{problem}");
     }
@@ -71,7 +71,7 @@ async fn a_refusal_says_what_is_missing() {
 }
 
 #[tokio::test]
-async fn probes_are_always_answered_and_show_no_checks_to_who_may_not_read() {
+async fn probes_are_answered_and_show_checks_to_readers_only() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&TOKENS);
     for (authorization, sees) in
@@ -84,10 +84,10 @@ async fn probes_are_always_answered_and_show_no_checks_to_who_may_not_read() {
 }
 
 #[tokio::test]
-async fn tokens_in_a_file_are_read_again_on_a_signal_and_a_broken_file_changes_nothing() {
+async fn sighup_reloads_the_token_file_and_keeps_it_if_broken() {
     let bench = Bench::new(On::Embedded);
     let file = bench.folder().join("tokens");
-    fs::write(&file, "# who may\nappend:first # the shop\n\nread:reader,admin:root\n").expect("writable");
+    fs::write(&file, "# tokens\nappend:first # the shop\n\nread:reader,admin:root\n").expect("writable");
     let replica = bench.replica(&[("ROWLOCK_API_TOKENS", &format!("@{}", file.display()))]);
     let status = async |token: &str| ask(&replica, &Method::POST, "/append", &format!("Bearer {token}")).await.status();
     assert_eq!(
@@ -102,22 +102,22 @@ async fn tokens_in_a_file_are_read_again_on_a_signal_and_a_broken_file_changes_n
         fs::write(&file, broken).expect("writable");
         let before = replica.log().matches("go on").count();
         replica.signal("HUP");
-        until("it is said", async || replica.log().matches("go on").count() > before).await;
+        until("the failure is logged", async || replica.log().matches("go on").count() > before).await;
         assert_eq!((status("second").await.as_u16(), status("third").await.as_u16()), (201, 401));
     }
     assert!(!replica.log().contains("hush"), "{}", replica.log());
 }
 
 #[test]
-fn an_address_that_others_reach_is_not_served_without_tokens_unless_that_is_meant() {
+fn public_address_without_tokens_is_refused_at_start() {
     let bench = Bench::new(On::Embedded);
     for address in ["0.0.0.0:0", "[::]:0"] {
         let output = bench.run(&["serve"], &[("ROWLOCK_LISTEN", address)]);
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(2), "{told}");
-        assert_eq!(told.lines().count(), 1);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1);
         for name in ["ROWLOCK_LISTEN", "ROWLOCK_API_TOKENS", "ROWLOCK_AUTH"] {
-            assert!(told.contains(name), "{told}");
+            assert!(stderr.contains(name), "{stderr}");
         }
         bench.replica(&[("ROWLOCK_LISTEN", address), ("ROWLOCK_AUTH", "off")]);
         bench.replica(&[("ROWLOCK_LISTEN", address), TOKENS[0]]);
@@ -126,22 +126,22 @@ fn an_address_that_others_reach_is_not_served_without_tokens_unless_that_is_mean
 }
 
 #[test]
-fn tokens_that_are_none_end_the_start_and_no_secret_is_shown() {
+fn malformed_tokens_end_the_start_without_being_shown() {
     let bench = Bench::new(On::Embedded);
     for tokens in ["hush", "writer:hush", "append:hush,read:", "append:hu sh", "@/nowhere/hush-file", ","] {
         let output = bench.run(&["serve"], &[("ROWLOCK_API_TOKENS", tokens)]);
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!((output.status.code(), told.lines().count()), (Some(2), 1), "{told}");
-        assert!(told.contains("ROWLOCK_API_TOKENS"), "{told}");
-        assert!(!told.replace("hush-file", "").contains("hush"), "{told}");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), stderr.lines().count()), (Some(2), 1), "{stderr}");
+        assert!(stderr.contains("ROWLOCK_API_TOKENS"), "{stderr}");
+        assert!(!stderr.replace("hush-file", "").contains("hush"), "{stderr}");
     }
     let help = bench.run(&["--help"], &TOKENS);
     assert!(!String::from_utf8_lossy(&help.stdout).contains("secret"));
     let flag = bench.run(&["serve", "--api-tokens", "append:x"], &[]);
-    assert_eq!(flag.status.code(), Some(2), "a command line is seen by all");
+    assert_eq!(flag.status.code(), Some(2), "other users can read a command line");
 }
 
-/// A key, and a certificate for this host that signs itself.
+/// A key and a self-signed certificate for localhost.
 fn certificate(folder: &Path, name: &str) -> [String; 2] {
     let [cert, key] = ["pem", "key"].map(|end| folder.join(format!("{name}.{end}")).display().to_string());
     let args =
@@ -155,7 +155,7 @@ fn certificate(folder: &Path, name: &str) -> [String; 2] {
     [cert, key]
 }
 
-/// What curl gets over TLS, trusting one certificate; nothing if it trusts not.
+/// The answer that curl gets if it trusts this certificate; `None` if it does not.
 fn curl(url: &str, cert: &str, args: &[&str]) -> Option<String> {
     let output = Command::new("curl").args(["-sS", "--max-time", "10", "--cacert", cert]).args(args).arg(url).output();
     let output = output.expect("curl runs");
@@ -163,7 +163,7 @@ fn curl(url: &str, cert: &str, args: &[&str]) -> Option<String> {
 }
 
 #[tokio::test]
-async fn https_is_served_and_a_new_certificate_is_taken_on_a_signal() {
+async fn sighup_reloads_the_certificate() {
     let bench = Bench::new(On::Embedded);
     let [cert, key] = certificate(bench.folder(), "one");
     let port = free_port();
@@ -176,17 +176,17 @@ async fn https_is_served_and_a_new_certificate_is_taken_on_a_signal() {
     assert_eq!(serde_json::from_str::<Value>(&ack).expect("JSON")["token"], 1);
     assert!(curl(&format!("http://localhost:{port}/livez"), &cert, &[]).is_none_or(|text| !text.contains("ok")));
     let [other, other_key] = certificate(bench.folder(), "two");
-    assert!(curl(&format!("{url}/livez"), &other, &[]).is_none(), "another one is not trusted");
+    assert!(curl(&format!("{url}/livez"), &other, &[]).is_none(), "another certificate is not trusted");
     fs::copy(&other, &cert).expect("writable");
     replica.signal("HUP");
-    until("a pair that does not fit is said", async || replica.log().contains("goes on")).await;
+    until("the mismatched pair is logged", async || replica.log().contains("goes on")).await;
     fs::copy(&other_key, &key).expect("writable");
     replica.signal("HUP");
-    until("the new one is served", async || curl(&format!("{url}/livez"), &other, &[]).is_some()).await;
+    until("the new certificate is served", async || curl(&format!("{url}/livez"), &other, &[]).is_some()).await;
 }
 
 #[test]
-fn a_certificate_that_cannot_be_used_ends_the_start() {
+fn unusable_certificate_ends_the_start() {
     let bench = Bench::new(On::Embedded);
     let [cert, key] = certificate(bench.folder(), "one");
     let [_, other_key] = certificate(bench.folder(), "two");
@@ -201,8 +201,8 @@ fn a_certificate_that_cannot_be_used_ends_the_start() {
         (&cert, &csv, "ROWLOCK_TLS_KEY"),
     ] {
         let output = bench.run(&["serve"], &[("ROWLOCK_TLS_CERT", cert), ("ROWLOCK_TLS_KEY", key)]);
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!((output.status.code(), told.lines().count()), (Some(2), 1), "{told}");
-        assert!(told.contains(named), "{told}");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), stderr.lines().count()), (Some(2), 1), "{stderr}");
+        assert!(stderr.contains(named), "{stderr}");
     }
 }

@@ -1,4 +1,4 @@
-//! Every bad request gets its exact status and code, and leaves the file as it was, to the byte.
+//! Every bad request gets its status and code, and does not change a byte of the file.
 
 use std::{
     io::{Read, Write},
@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::support::{Bench, On, Replica};
+use crate::support::{Bench, On, Replica, answer, header};
 
 const JSON: &str = "application/json";
 const FORM: &str = "application/x-www-form-urlencoded";
@@ -34,7 +34,7 @@ fn bad(
     Bad { what, method: "POST", path: "/append", content_type, body: body.into(), status, code, field: None }
 }
 
-/// A wrong field, by the name that the answer must give it.
+/// A wrong field, which the answer must name.
 fn wrong(content_type: &'static str, body: impl Into<Vec<u8>>, field: &'static str) -> Bad {
     Bad { field: Some(field), ..bad(field, content_type, body, 422, "invalid_field") }
 }
@@ -114,7 +114,7 @@ fn cases() -> Vec<Bad> {
             415,
             "unsupported_media_type",
         ),
-        bad("a type that is none", "json", "{\"data\": \"x\"}", 415, "unsupported_media_type"),
+        bad("no media type", "json", "{\"data\": \"x\"}", 415, "unsupported_media_type"),
     ];
     let ok = || bad("", JSON, r#"{"data": "x"}"#, 0, "");
     cases.push(Bad { what: "no type", content_type: None, status: 415, code: "unsupported_media_type", ..ok() });
@@ -134,10 +134,10 @@ async fn refused(replica: &Replica, case: Bad) {
     if let Some(content_type) = content_type {
         request = request.header("content-type", content_type);
     }
-    let response = request.header("x-request-id", "seen").send().await.unwrap_or_else(|e| panic!("{context}: {e}"));
+    let response = request.header("x-request-id", "mine").send().await.unwrap_or_else(|e| panic!("{context}: {e}"));
     assert_eq!(response.status().as_u16(), status, "{context}");
     assert_eq!(response.headers()["content-type"], "application/problem+json", "{context}");
-    assert_eq!(response.headers()["x-request-id"], "seen", "{context}");
+    assert_eq!(response.headers()["x-request-id"], "mine", "{context}");
     assert_eq!(response.headers()["cache-control"], "no-store", "{context}");
     if status == 405 {
         assert_eq!(response.headers()["allow"], "POST", "{context}");
@@ -145,12 +145,15 @@ async fn refused(replica: &Replica, case: Bad) {
     if method == "HEAD" {
         return;
     }
-    let problem: Value = response.json().await.expect("JSON");
+    let length = header(&response, "content-length").to_owned();
+    let text = response.text().await.expect("text");
+    assert!(text.ends_with("}\n") && length == text.len().to_string(), "{context}: {length} {text:?}");
+    let problem: Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!(problem["code"], code, "{context}: {problem}");
     assert_eq!(problem["status"], status, "{context}");
     assert_eq!(problem["outcome"], "not_written", "{context}");
     assert_eq!(problem["retryable"], false, "{context}");
-    assert_eq!(problem["request_id"], "seen", "{context}");
+    assert_eq!(problem["request_id"], "mine", "{context}");
     assert_eq!(problem["field"].as_str(), field, "{context}: {problem}");
     for text in ["type", "title", "detail"] {
         assert!(problem[text].as_str().is_some_and(|text| !text.is_empty()), "{context}: {problem}");
@@ -158,7 +161,7 @@ async fn refused(replica: &Replica, case: Bad) {
 }
 
 #[tokio::test]
-async fn each_bad_request_gets_its_status_and_code_and_the_file_is_unchanged() {
+async fn bad_request_gets_its_code_and_leaves_the_file_unchanged() {
     let before = b"timestamp,a,token,b\n2026-01-01T00:00:00.000Z,x,1,y\n";
     let bench = Bench::with_file(On::Embedded, before);
     let replica = bench.replica(&[]);
@@ -168,11 +171,11 @@ async fn each_bad_request_gets_its_status_and_code_and_the_file_is_unchanged() {
         refused(&replica, case).await;
         assert_eq!(bench.content().as_bytes(), before);
     }
-    replica.append_text("and still it serves").await;
+    replica.append_text("still served").await;
 }
 
 #[tokio::test]
-async fn the_hint_for_json_sent_as_a_form_names_the_header_to_add() {
+async fn json_sent_as_a_form_is_told_the_header_to_add() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[]);
     let request = replica.request(reqwest::Method::POST, "/append").header("content-type", FORM);
@@ -181,7 +184,7 @@ async fn the_hint_for_json_sent_as_a_form_names_the_header_to_add() {
 }
 
 #[tokio::test]
-async fn simulation_can_be_switched_off() {
+async fn simulation_off_refuses_sleep_and_skip_release() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[("ROWLOCK_SIMULATION", "off")]);
     for body in [json!({"data": "x", "sleep": 0.1}), json!({"data": "x", "skip_release": true})] {
@@ -194,21 +197,21 @@ async fn simulation_can_be_switched_off() {
 }
 
 #[tokio::test]
-async fn an_idempotency_key_that_is_none_is_refused() {
+async fn malformed_idempotency_key_is_refused() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[]);
     for key in ["", "\"\"", "\"open", "é", &"k".repeat(256)] {
         let request = replica.post(&json!({"data": "x"})).header("idempotency-key", key);
-        let (status, problem) = crate::support::answer(request).await;
+        let (status, problem) = answer(request).await;
         assert_eq!((status, &problem["code"], &problem["outcome"]), (400, &json!("bad_key"), &json!("not_written")));
     }
     let twice = replica.post(&json!({"data": "x"})).header("idempotency-key", "a").header("idempotency-key", "b");
-    assert_eq!(crate::support::answer(twice).await.0, 400);
+    assert_eq!(answer(twice).await.0, 400);
     assert!(bench.rows().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_stops_half_way_writes_nothing() {
+async fn incomplete_body_writes_nothing() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[]);
     let address = replica.url.strip_prefix("http://").expect("a URL");
@@ -217,7 +220,7 @@ async fn a_body_that_stops_half_way_writes_nothing() {
     stream.write_all(head.as_bytes()).expect("sent");
     stream.shutdown(std::net::Shutdown::Write).expect("half closed");
     let mut answer = String::new();
-    // Whether a client that left half way still hears anything is the HTTP library's choice.
+    // The HTTP library may or may not answer a half-closed connection.
     let _ = stream.read_to_string(&mut answer);
     assert!(!answer.starts_with("HTTP/1.1 201"), "{answer}");
     replica.append_text("next").await;
@@ -225,7 +228,7 @@ async fn a_body_that_stops_half_way_writes_nothing() {
 }
 
 #[tokio::test]
-async fn ids_are_taken_over_or_made_and_returned() {
+async fn request_ids_are_returned_or_made() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[]);
     let given = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";

@@ -1,4 +1,4 @@
-//! `POST /append/batch`: many rows of each kind, all or none.
+//! `POST /append/batch`: batches of each media type, all rows or none.
 
 use std::{
     io::{Read, Write},
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::support::{Bench, On, PATIENCE, Replica, answer};
 
 const SETTINGS: [(&str, &str); 1] = [("ROWLOCK_CSV_HEADER", "token,city,people")];
-/// Content type, body; then status, code, field, and a part of the detail.
+/// Content type and body; then status, code, field and a part of the detail.
 type BadBatch<'a> = (&'a str, Vec<u8>, u16, &'a str, &'a str, &'a str);
 
 const CSV: &str = "text/csv";
@@ -24,7 +24,7 @@ async fn post(replica: &Replica, content_type: &str, body: impl Into<reqwest::Bo
     answer(replica.request(Method::POST, "/append/batch").header("content-type", content_type).body(body)).await
 }
 
-/// Begins a request whose body comes in chunks.
+/// Sends the head of a request with a chunked body.
 fn begin(replica: &Replica, content_type: &str) -> TcpStream {
     let mut stream = TcpStream::connect(replica.url.trim_start_matches("http://")).expect("connects");
     let head = "POST /append/batch HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked";
@@ -44,7 +44,7 @@ fn read_answer(mut stream: TcpStream) -> (u16, Value) {
     (head[9..12].parse().expect("a status"), serde_json::from_str(body).expect("JSON"))
 }
 
-/// Each chunk reaches the parser by itself, wherever the kernel cuts what is sent.
+/// Sends a body in chunks. Each chunk reaches the parser by itself, however the kernel cuts the stream.
 fn post_in_chunks(replica: &Replica, content_type: &str, body: &[u8], chunk_bytes: usize) -> (u16, Value) {
     let mut stream = begin(replica, content_type);
     let mut text: Vec<u8> = body.chunks(chunk_bytes).flat_map(chunk).collect();
@@ -53,7 +53,7 @@ fn post_in_chunks(replica: &Replica, content_type: &str, body: &[u8], chunk_byte
     read_answer(stream)
 }
 
-/// By a program that none of us wrote.
+/// The output of a Python script for this input.
 fn filtered(script: &str, input: &[u8]) -> Vec<u8> {
     let mut child = Command::new("python3")
         .args(["-c", script])
@@ -73,7 +73,7 @@ fn gzip(input: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn each_kind_of_body_writes_its_rows_as_they_are_and_says_where() {
+async fn each_media_type_writes_its_rows_and_returns_their_offset() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&SETTINGS);
     let bodies = [
@@ -97,7 +97,7 @@ async fn each_kind_of_body_writes_its_rows_as_they_are_and_says_where() {
 }
 
 #[tokio::test]
-async fn a_body_that_comes_in_pieces_cut_anywhere_writes_the_same_rows() {
+async fn chunk_boundaries_do_not_change_the_rows() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[("ROWLOCK_CSV_HEADER", "city,people")]);
     let bodies = [
@@ -120,7 +120,7 @@ async fn a_body_that_comes_in_pieces_cut_anywhere_writes_the_same_rows() {
 }
 
 #[tokio::test]
-async fn a_bad_line_is_answered_before_the_rest_has_come() {
+async fn wrong_line_is_refused_before_the_rest_arrives() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&SETTINGS);
     let sound = |line: &str| line.repeat((1 << 20) / line.len());
@@ -134,17 +134,17 @@ async fn a_bad_line_is_answered_before_the_rest_has_come() {
         let began = Instant::now();
         stream.write_all(&chunk(body.as_bytes())).expect("written");
         let (status, problem) = read_answer(stream);
-        assert!(status == 422 && problem["detail"].as_str().is_some_and(|said| said.contains(detail)), "{problem}");
-        assert!(began.elapsed() < Duration::from_secs(10), "it waited for the end");
+        assert!(status == 422 && problem["detail"].as_str().is_some_and(|text| text.contains(detail)), "{problem}");
+        assert!(began.elapsed() < Duration::from_secs(10), "it waited for the rest");
     }
-    // Who sends on is heard out, and hears the answer.
+    // A client that sends its whole body gets the answer, too.
     let body = "town\n".to_owned() + &sound("Oslo\n").repeat(40);
     let (status, problem) = post(&replica, CSV, body).await;
     assert_eq!((status, &problem["field"]), (422, &json!("data.town")));
     assert_eq!(bench.content(), "token,city,people\n");
 }
 
-/// How much more memory a fresh replica comes to need for a batch, in bodies.
+/// How much memory a batch takes in a new replica, in multiples of its body.
 async fn growth(content_type: &str, body: String) -> f64 {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[("ROWLOCK_JOURNAL_BYTES", "64MiB"), ("ROWLOCK_REPLICA", "one")]);
@@ -160,17 +160,17 @@ async fn growth(content_type: &str, body: String) -> f64 {
 }
 
 #[tokio::test]
-async fn a_large_batch_needs_less_than_three_times_its_memory_and_no_place_for_its_body() {
+async fn large_batch_needs_less_than_three_times_its_size() {
     let table: String = (0..200_000).map(|n| format!("{n:099}\n")).collect();
     let rows = growth(CSV, format!("data\n{table}")).await;
     assert!(rows < 3.0, "{rows:.2} times the body");
-    // Rows that need little of their own show whether the body is kept.
+    // With small rows in a large body, the growth shows whether the body is kept.
     let rows = growth(LINES, (0..200_000).map(|n| format!("{{\"data\":{n}}}{:85}\n", "")).collect()).await;
     assert!(rows < 1.0, "{rows:.2} times the body");
 }
 
 #[tokio::test]
-async fn a_compressed_body_is_read_as_what_it_holds() {
+async fn compressed_body_is_decoded() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&SETTINGS);
     let body = b"city,people\nOslo,1\n";
@@ -183,7 +183,7 @@ async fn a_compressed_body_is_read_as_what_it_holds() {
 }
 
 #[tokio::test]
-async fn a_key_covers_the_whole_batch() {
+async fn idempotency_key_covers_the_whole_batch() {
     let bench = Bench::new(On::Redis);
     let replicas = [(); 2].map(|()| bench.replica(&SETTINGS));
     let send = async |replica: &Replica, body: &'static str| {
@@ -200,10 +200,10 @@ async fn a_key_covers_the_whole_batch() {
 }
 
 #[tokio::test]
-async fn the_usual_shippers_of_log_lines_are_understood() {
+async fn batches_of_log_shippers_are_accepted() {
     let bench = Bench::with_file(On::Embedded, b"timestamp,token,message,host,level\n");
     let replica = bench.replica(&[]);
-    // Vector's `http` sink: JSON lines, compressed; Fluent Bit's `http` output: JSON lines, and an array.
+    // The `http` sink of Vector sends compressed JSON lines, the `http` output of Fluent Bit JSON lines or an array.
     let lines = "{\"host\":\"a\",\"level\":\"info\",\"message\":\"up\"}\n{\"host\":\"b\",\"message\":\"down\"}\n";
     let request = replica.request(Method::POST, "/append/batch").header("content-type", LINES);
     let request = request.header("content-encoding", "gzip").header("user-agent", "Vector/0.50");
@@ -217,7 +217,7 @@ async fn the_usual_shippers_of_log_lines_are_understood() {
 }
 
 #[tokio::test]
-async fn a_file_is_posted_by_curl_as_it_is() {
+async fn curl_posts_a_csv_file() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&SETTINGS);
     let table = "city,people\nOslo,709037\n\"Bergen, rainy\",291940\n";
@@ -231,7 +231,7 @@ async fn a_file_is_posted_by_curl_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_batch_may_be_larger_than_what_may_wait_and_is_read_back_whole() {
+async fn batch_larger_than_the_queue_is_written_whole() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[SETTINGS[0], ("ROWLOCK_JOURNAL_BYTES", "32MiB"), ("ROWLOCK_QUEUE_ROWS", "10")]);
     let body: String =
@@ -243,7 +243,7 @@ async fn a_batch_may_be_larger_than_what_may_wait_and_is_read_back_whole() {
 }
 
 #[tokio::test]
-async fn what_does_not_fit_is_refused_with_its_line_and_nothing_is_written() {
+async fn wrong_batch_is_refused_with_its_line_and_not_written() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[SETTINGS[0], ("ROWLOCK_BATCH_LIMIT", "64KiB")]);
     let long = "x".repeat(70_000);
@@ -262,8 +262,8 @@ async fn what_does_not_fit_is_refused_with_its_line_and_nothing_is_written() {
         (CSV, b"city\n\"a\nb\"\nc,d\n".to_vec(), 422, "invalid_field", "body", "line 4: 2 cells"),
         (CSV, b"city\nOs\0lo\n".to_vec(), 422, "invalid_field", "data.city", "line 2:"),
         (CSV, b"city\n\"Oslo\n".to_vec(), 400, "broken_body", "", "line 2: a quote that is not closed"),
-        (CSV, b"city\na\n\"b\"c\n".to_vec(), 400, "broken_body", "", "line 3: text behind a closing quote"),
-        (CSV, b"city\n\"a\" \n".to_vec(), 400, "broken_body", "", "line 2: text behind"),
+        (CSV, b"city\na\n\"b\"c\n".to_vec(), 400, "broken_body", "", "line 3: text after a closing quote"),
+        (CSV, b"city\n\"a\" \n".to_vec(), 400, "broken_body", "", "line 2: text after"),
         (CSV, b"city\na\n\xff\n".to_vec(), 400, "broken_body", "", "line 3: not UTF-8"),
         (CSV, long.clone().into_bytes(), 413, "batch_too_large", "", "larger than 65536 bytes"),
         (CSV, many.into_bytes(), 413, "batch_too_large", "", "larger than 65536 bytes"),
@@ -312,7 +312,7 @@ async fn what_does_not_fit_is_refused_with_its_line_and_nothing_is_written() {
             let (found, problem) = post_in_chunks(&replica, content_type, &body, chunk_bytes);
             assert_eq!((found, &problem["code"]), (status, &json!(code)), "{shown} in chunks: {problem}");
             assert_eq!(problem["field"].as_str().unwrap_or_default(), field, "{shown} in chunks: {problem}");
-            assert!(problem["detail"].as_str().is_some_and(|said| said.contains(detail)), "{shown}: {problem}");
+            assert!(problem["detail"].as_str().is_some_and(|text| text.contains(detail)), "{shown}: {problem}");
         }
         let (found, problem) = post(&replica, content_type, body).await;
         assert_eq!(
@@ -321,13 +321,13 @@ async fn what_does_not_fit_is_refused_with_its_line_and_nothing_is_written() {
             "{shown}: {problem}"
         );
         assert_eq!(problem["field"].as_str().unwrap_or_default(), field, "{shown}: {problem}");
-        assert!(problem["detail"].as_str().is_some_and(|said| said.contains(detail)), "{shown}: {problem}");
+        assert!(problem["detail"].as_str().is_some_and(|text| text.contains(detail)), "{shown}: {problem}");
     }
     assert_eq!(bench.content(), "token,city,people\n");
 }
 
 #[tokio::test]
-async fn a_bomb_a_lie_and_a_body_that_stops_half_way_are_refused() {
+async fn decompression_bomb_and_incomplete_body_are_refused() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[SETTINGS[0], ("ROWLOCK_BATCH_LIMIT", "64KiB")]);
     let send = async |encoding: &str, body: Vec<u8>| {
@@ -342,7 +342,7 @@ async fn a_bomb_a_lie_and_a_body_that_stops_half_way_are_refused() {
         filtered(&script, b"")
     };
     assert_eq!(send("gzip", bomb(8)).await, refused(413, "batch_too_large"));
-    // One that goes on too long is not listened to any further: its sender may find the connection closed.
+    // After too many bytes the service closes the connection, so the client may get no answer.
     let request = replica.request(Method::POST, "/append/batch").header("content-type", CSV);
     let answered = request.header("content-encoding", "gzip").body(bomb(256)).send().await;
     assert_eq!(answered.map_or(413, |answer| answer.status().as_u16()), 413);
@@ -352,7 +352,7 @@ async fn a_bomb_a_lie_and_a_body_that_stops_half_way_are_refused() {
     assert_eq!(send("zstd", gzip(b"city\nOslo\n")).await, refused(400, "broken_body"));
     assert_eq!(send("br", b"city\nOslo\n".to_vec()).await, refused(415, "unsupported_media_type"));
 
-    // Half of the body, and then no more.
+    // A body that ends early.
     let address = replica.url.trim_start_matches("http://");
     let mut stream = std::net::TcpStream::connect(address).expect("connects");
     let head =

@@ -1,4 +1,4 @@
-//! What is written down is what there is: variables, paths, and every answer.
+//! The documented variables, routes and answers are those of the service.
 
 use std::{collections::BTreeSet, fs};
 
@@ -8,7 +8,7 @@ fn file(name: &str) -> String {
     fs::read_to_string(format!("{}/{name}", env!("CARGO_MANIFEST_DIR"))).expect("a file of the repository")
 }
 
-/// All that is enclosed between two marks, or follows the first one as a word.
+/// The words that follow each occurrence of `before`.
 fn words<'a>(text: &'a str, before: &str, is_part: impl Fn(char) -> bool + Copy) -> BTreeSet<&'a str> {
     text.split(before)
         .skip(1)
@@ -18,7 +18,7 @@ fn words<'a>(text: &'a str, before: &str, is_part: impl Fn(char) -> bool + Copy)
 }
 
 #[test]
-fn the_readme_and_the_example_name_every_variable_and_no_other() {
+fn readme_and_env_example_list_every_variable() {
     let output = Bench::new(On::Embedded).run(&["--help"], &[]);
     let help = String::from_utf8(output.stdout).expect("UTF-8");
     let is_name = |c: char| c.is_ascii_uppercase() || c == '_';
@@ -36,17 +36,17 @@ fn the_readme_and_the_example_name_every_variable_and_no_other() {
 }
 
 #[test]
-fn no_route_stands_outside_the_contract() {
+fn every_route_is_in_the_contract() {
     let router = file("src/http/router.rs");
-    assert!(router.contains(".routes(routes!("), "routes carry their documentation with them");
-    assert!(![".route(", ".route_service(", ".nest_service(", ".merge("].iter().any(|way| router.contains(way)));
+    assert!(router.contains(".routes(routes!("), "routes are added with their operations");
+    assert!(![".route(", ".route_service(", ".nest_service(", ".merge("].iter().any(|call| router.contains(call)));
 }
 
 #[test]
-fn schemathesis_finds_no_answer_outside_the_contract_in_two_thousand_cases() {
+fn schemathesis_finds_no_answer_outside_the_contract() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[
-        // Room for arrays; and what is held or left to expire is so for a moment only.
+        // Several data columns for arrays; short times, since cases hold the lock or leave it to expire.
         ("ROWLOCK_CSV_HEADER", "timestamp,replica,token,key,a,b,c"),
         ("ROWLOCK_LOCK_TTL", "100ms"),
         ("ROWLOCK_MAX_SLEEP", "50ms"),
@@ -56,21 +56,21 @@ fn schemathesis_finds_no_answer_outside_the_contract_in_two_thousand_cases() {
     let output = python_tool("st")
         .args(["--no-color", "--config-file", &format!("{root}/schemathesis.toml")])
         .args(["run", &format!("{root}/openapi.yaml"), "--url", &replica.url])
-        // Cases without it, or with another one, must be refused: that is one of its checks.
+        // One of its checks sends no token or another one, and expects a refusal.
         .args(["-H", "Authorization: Bearer schemathesis"])
         .args(["-c", "all", "-n", "180", "--seed", "1", "--request-timeout", "5"])
-        // One worker: in several threads, Python 3.11's own parser may fail with a SystemError.
+        // One worker: with several threads, the parser of Python 3.11 may fail with a SystemError.
         .args(["--workers", "1"])
         .env("SCHEMATHESIS_HOOKS", format!("{root}/tests/schemathesis_hooks.py"))
         .current_dir(bench.folder())
         .output()
         .expect("schemathesis runs");
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    let cases = said.split(" generated,").next().and_then(|before| before.rsplit(' ').next());
+    let output_text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output_text}{}", String::from_utf8_lossy(&output.stderr));
+    let cases = output_text.split(" generated,").next().and_then(|before| before.rsplit(' ').next());
     let cases: u32 =
-        cases.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no number of cases: {said}"));
-    assert!(cases >= 2000, "only {cases} cases: {said}");
+        cases.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no number of cases: {output_text}"));
+    assert!(cases >= 2000, "only {cases} cases: {output_text}");
     let checked = bench.run(&["check"], &[]);
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
 }

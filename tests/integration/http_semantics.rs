@@ -1,9 +1,9 @@
-//! HTTP manners: what a path can do, who may use it from a page of his own, how long it took.
+//! HTTP semantics: methods, CORS, timing headers, log lines, and the form of JSON answers.
 
-use reqwest::Method;
-use serde_json::json;
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Value, json};
 
-use crate::support::{Bench, On, Replica};
+use crate::support::{Bench, On, Replica, header, until};
 
 async fn headers(
     replica: &Replica,
@@ -18,7 +18,7 @@ async fn headers(
 }
 
 #[tokio::test]
-async fn options_tells_what_a_path_can_do_and_of_an_unknown_one_that_it_is() {
+async fn options_lists_the_methods_of_a_path() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[]);
     for (path, allow) in [
@@ -30,42 +30,45 @@ async fn options_tells_what_a_path_can_do_and_of_an_unknown_one_that_it_is() {
         ("/lock", "GET,HEAD,DELETE"),
         ("/livez", "GET,HEAD"),
     ] {
-        let (status, told) = headers(&replica, Method::OPTIONS, path, &[]).await;
-        assert_eq!((status, told["allow"].to_str().expect("text")), (204, allow), "{path}");
-        let (status, told) = headers(&replica, Method::PATCH, path, &[]).await;
-        assert_eq!((status, told["allow"].to_str().expect("text")), (405, allow), "{path}");
+        let (status, answered) = headers(&replica, Method::OPTIONS, path, &[]).await;
+        assert_eq!((status, answered["allow"].to_str().expect("text")), (204, allow), "{path}");
+        let (status, answered) = headers(&replica, Method::PATCH, path, &[]).await;
+        assert_eq!((status, answered["allow"].to_str().expect("text")), (405, allow), "{path}");
     }
     assert_eq!(headers(&replica, Method::OPTIONS, "/nothing", &[]).await.0, 404);
 }
 
 #[tokio::test]
-async fn pages_of_other_origins_may_only_where_the_configuration_says_so() {
-    let asked = [("origin", "https://a.example"), ("access-control-request-method", "POST")];
+async fn cors_allows_the_configured_origins_only() {
+    let preflight = [("origin", "https://a.example"), ("access-control-request-method", "POST")];
     let bench = Bench::new(On::Embedded);
     let closed = bench.replica(&[]);
     for method in [Method::OPTIONS, Method::GET] {
-        let (_, told) = headers(&closed, method, "/rows", &asked).await;
-        assert!(!told.contains_key("access-control-allow-origin"), "{told:?}");
+        let (_, answered) = headers(&closed, method, "/rows", &preflight).await;
+        assert!(!answered.contains_key("access-control-allow-origin"), "{answered:?}");
     }
     let origins = "https://a.example,http://localhost:3000";
     let some = bench.replica(&[("ROWLOCK_CORS_ORIGINS", origins)]);
-    let (status, told) = headers(&some, Method::OPTIONS, "/append", &asked).await;
-    assert_eq!((status, &told["access-control-allow-origin"]), (200, &"https://a.example".parse().expect("a header")));
-    assert!(told["access-control-allow-headers"].to_str().expect("text").contains("idempotency-key"));
-    let (_, told) = headers(&some, Method::GET, "/rows", &asked).await;
-    assert_eq!(told["access-control-allow-origin"], "https://a.example");
-    assert!(told["access-control-expose-headers"].to_str().expect("text").contains("retry-after"));
-    let (_, told) = headers(&some, Method::GET, "/nothing", &asked).await;
-    assert_eq!(told["access-control-allow-origin"], "https://a.example", "a page may read what is wrong, too");
-    let (_, told) = headers(&some, Method::GET, "/rows", &[("origin", "https://b.example")]).await;
-    assert!(!told.contains_key("access-control-allow-origin"), "{told:?}");
+    let (status, answered) = headers(&some, Method::OPTIONS, "/append", &preflight).await;
+    assert_eq!(
+        (status, &answered["access-control-allow-origin"]),
+        (200, &"https://a.example".parse().expect("a header"))
+    );
+    assert!(answered["access-control-allow-headers"].to_str().expect("text").contains("idempotency-key"));
+    let (_, answered) = headers(&some, Method::GET, "/rows", &preflight).await;
+    assert_eq!(answered["access-control-allow-origin"], "https://a.example");
+    assert!(answered["access-control-expose-headers"].to_str().expect("text").contains("retry-after"));
+    let (_, answered) = headers(&some, Method::GET, "/nothing", &preflight).await;
+    assert_eq!(answered["access-control-allow-origin"], "https://a.example", "a page can read refusals, too");
+    let (_, answered) = headers(&some, Method::GET, "/rows", &[("origin", "https://b.example")]).await;
+    assert!(!answered.contains_key("access-control-allow-origin"), "{answered:?}");
     let any = bench.replica(&[("ROWLOCK_CORS_ORIGINS", "*")]);
-    let (_, told) = headers(&any, Method::GET, "/rows", &asked).await;
-    assert_eq!(told["access-control-allow-origin"], "*");
+    let (_, answered) = headers(&any, Method::GET, "/rows", &preflight).await;
+    assert_eq!(answered["access-control-allow-origin"], "*");
 }
 
 #[tokio::test]
-async fn an_answer_tells_how_long_its_wait_its_hold_and_its_sync_took() {
+async fn server_timing_reports_wait_hold_and_sync() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[]);
     let request = || replica.post(&json!({"data": "x", "sleep": 0.05})).header("idempotency-key", "k");
@@ -81,11 +84,11 @@ async fn an_answer_tells_how_long_its_wait_its_hold_and_its_sync_took() {
     assert!(ms[1].1 >= 50.0 && ms[2].1 > 0.0 && ms[2].1 < ms[1].1 + 1.0, "{timing}");
     let repeated = request().send().await.expect("an answer");
     assert!(repeated.headers().contains_key("idempotent-replayed"));
-    assert!(!repeated.headers().contains_key("server-timing"), "those times were another request's");
+    assert!(!repeated.headers().contains_key("server-timing"), "the times belong to the first request");
 }
 
 #[tokio::test]
-async fn a_log_line_names_the_request_and_the_trace_that_it_belongs_to() {
+async fn log_line_names_request_and_trace() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[]);
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -93,8 +96,52 @@ async fn a_log_line_names_the_request_and_the_trace_that_it_belongs_to() {
     let request = replica.post(&json!({"data": "x"})).header("traceparent", &parent).header("x-request-id", "order-17");
     let response = request.send().await.expect("an answer");
     assert_eq!(response.headers()["traceparent"], parent.as_str());
-    crate::support::until("it is logged", async || replica.log().contains("order-17")).await;
+    until("it is logged", async || replica.log().contains("order-17")).await;
     let log = replica.log();
     let line = log.lines().find(|line| line.contains("order-17")).expect("a line");
     assert!(line.contains(trace) && line.contains("outcome=\"written\""), "{line}");
+}
+
+/// Sends a request whose answer must be JSON with a newline at its end, and a `Content-Length` that counts it.
+async fn check_json_line(request: RequestBuilder, status: u16, content_type: &str) {
+    let response = request.send().await.expect("an answer");
+    let context = response.url().to_string();
+    assert_eq!((response.status().as_u16(), header(&response, "content-type")), (status, content_type), "{context}");
+    let length: usize = header(&response, "content-length").parse().expect("a length");
+    let text = response.text().await.expect("text");
+    assert!(text.ends_with("}\n") && length == text.len(), "{context}: {length} {text:?}");
+    serde_json::from_str::<Value>(&text).expect("JSON");
+}
+
+#[tokio::test]
+async fn json_answers_end_with_a_newline() {
+    const JSON: &str = "application/json";
+    const PROBLEM: &str = "application/problem+json";
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[("ROWLOCK_API_TOKENS", "admin:all,read:reads")]);
+    let request = |method: Method, path: &str| replica.request(method, path).bearer_auth("all");
+    let post = |path: &str, content_type: &str, body: &'static str| {
+        request(Method::POST, path).header("content-type", content_type).body(body)
+    };
+    for (content_type, body) in [(JSON, r#"{"data":"x"}"#), ("application/x-www-form-urlencoded", "data=x")] {
+        check_json_line(post("/append", content_type, body), 201, JSON).await;
+    }
+    for _ in ["first", "replayed"] {
+        let keyed = post("/append", JSON, r#"{"data":"y"}"#).header("idempotency-key", "k");
+        check_json_line(keyed, 201, JSON).await;
+    }
+    check_json_line(post("/append/batch", "text/csv", "data\nx\n"), 201, JSON).await;
+    check_json_line(request(Method::GET, "/rows"), 200, JSON).await;
+    check_json_line(request(Method::GET, "/lock"), 200, JSON).await;
+    check_json_line(request(Method::DELETE, "/lock"), 200, JSON).await;
+
+    check_json_line(post("/append", JSON, "{}"), 422, PROBLEM).await;
+    check_json_line(post("/append/batch", "text/csv", ""), 422, PROBLEM).await;
+    check_json_line(request(Method::GET, "/rows?from=1"), 422, PROBLEM).await;
+    check_json_line(request(Method::GET, "/rows.csv").header("range", "bytes=9999-"), 416, PROBLEM).await;
+    check_json_line(request(Method::GET, "/events?rows=x"), 422, PROBLEM).await;
+    check_json_line(request(Method::GET, "/nothing"), 404, PROBLEM).await;
+    check_json_line(request(Method::PUT, "/lock"), 405, PROBLEM).await;
+    check_json_line(replica.request(Method::GET, "/rows"), 401, PROBLEM).await;
+    check_json_line(replica.request(Method::DELETE, "/lock").bearer_auth("reads"), 403, PROBLEM).await;
 }

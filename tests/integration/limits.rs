@@ -1,4 +1,4 @@
-//! Bounds: on connections, heads, requests of one client, and what happens when more comes than can be taken.
+//! Limits of connections, request heads, bodies and requests per client, and the behaviour under overload.
 
 use std::{
     collections::BTreeMap,
@@ -19,16 +19,16 @@ fn connect(replica: &Replica) -> TcpStream {
     stream
 }
 
-/// All that comes until the other side closes.
+/// Everything that arrives until the service closes the connection.
 fn rest(mut stream: TcpStream) -> String {
     let mut all = Vec::new();
-    // A reset ends it as well.
+    // A reset ends the stream, too.
     let _ = stream.read_to_end(&mut all);
     String::from_utf8_lossy(&all).into_owned()
 }
 
 #[tokio::test]
-async fn a_head_that_does_not_end_and_a_connection_without_requests_are_closed_in_time() {
+async fn incomplete_head_and_idle_connection_are_closed() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[]);
     let began = Instant::now();
@@ -46,13 +46,13 @@ async fn a_head_that_does_not_end_and_a_connection_without_requests_are_closed_i
 }
 
 #[tokio::test]
-async fn a_head_that_is_too_large_is_refused() {
+async fn too_large_head_is_refused() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[]);
     let many: String = (0..200).map(|n| format!("x-{n}: y\r\n")).collect();
     for head in [format!("x-long: {}\r\n", "y".repeat(1 << 20)), many] {
         let mut stream = connect(&replica);
-        // It may be refused before all of it is sent.
+        // The service may refuse the head before it has arrived completely.
         let _ = stream.write_all(format!("GET /livez HTTP/1.1\r\nhost: x\r\n{head}\r\n").as_bytes());
         let text = tokio::task::spawn_blocking(move || rest(stream)).await.expect("no panic");
         assert!(text.is_empty() || text.starts_with("HTTP/1.1 431"), "{text}");
@@ -61,7 +61,7 @@ async fn a_head_that_is_too_large_is_refused() {
 }
 
 #[tokio::test]
-async fn connections_beyond_the_bound_are_told_so_and_let_in_when_there_is_room() {
+async fn connection_over_the_limit_is_refused_until_one_closes() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[("ROWLOCK_MAX_CONNECTIONS", "3")]);
     let mut kept: Vec<TcpStream> = (0..3).map(|_| connect(&replica)).collect();
@@ -78,8 +78,9 @@ async fn connections_beyond_the_bound_are_told_so_and_let_in_when_there_is_room(
     assert!(head.starts_with("HTTP/1.1 503") && head.contains("retry-after: 1"), "{head}");
     let problem: Value = serde_json::from_str(body).expect("JSON");
     assert_eq!((&problem["code"], &problem["outcome"]), (&json!("queue_full"), &json!("not_written")));
+    assert!(body.ends_with("}\n") && head.contains(&format!("content-length: {}", body.len())), "{text:?}");
     kept.pop();
-    until("there is room again", async || {
+    until("a connection is accepted again", async || {
         let sent = replica.request(Method::GET, "/livez").send().await;
         sent.is_ok_and(|response| response.status() == 200)
     })
@@ -88,7 +89,7 @@ async fn connections_beyond_the_bound_are_told_so_and_let_in_when_there_is_room(
 }
 
 #[tokio::test]
-async fn bodies_that_are_under_way_share_the_room_that_the_queue_has() {
+async fn bodies_share_the_budget_of_queue_bytes() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[("ROWLOCK_QUEUE_BYTES", "64KiB"), ("ROWLOCK_CSV_HEADER", "data")]);
     let body = format!("data\n{}", "x\n".repeat(20_000));
@@ -103,7 +104,7 @@ async fn bodies_that_are_under_way_share_the_room_that_the_queue_has() {
         stream.write_all(&body.as_bytes()[39_000..]).expect("sent");
         tokio::task::spawn_blocking(move || rest(stream)).await.expect("no panic")
     };
-    // How much of each has arrived when the other one ends is by chance.
+    // How much of one body has arrived when the other one ends varies.
     let mut refused = None;
     for _ in 0..50 {
         let (first, second) = (begin(), begin());
@@ -113,14 +114,14 @@ async fn bodies_that_are_under_way_share_the_room_that_the_queue_has() {
             break;
         }
     }
-    let refused = refused.expect("two of them never find room together");
+    let refused = refused.expect("two bodies exceed the budget");
     assert!(refused.starts_with("HTTP/1.0 503") && refused.contains("queue_full"), "{refused}");
     let alone = end(begin()).await;
     assert!(alone.starts_with("HTTP/1.0 201"), "{alone}");
 }
 
 #[tokio::test]
-async fn a_client_over_its_share_is_told_when_to_come_back_and_others_are_not_kept_waiting() {
+async fn client_over_its_rate_limit_is_refused_with_a_delay() {
     let bench = Bench::new(On::Embedded);
     let settings = [("ROWLOCK_RATE_LIMIT", "1:3"), ("ROWLOCK_API_TOKENS", "append:one,append:two,read:three")];
     let replica = bench.replica(&settings);
@@ -132,8 +133,8 @@ async fn a_client_over_its_share_is_told_when_to_come_back_and_others_are_not_ke
         let response = post("one").await;
         assert_eq!(response.status(), 201);
         assert_eq!(response.headers()["ratelimit-policy"], "\"client\";q=3;w=3");
-        let told = response.headers()["ratelimit"].to_str().expect("text").to_owned();
-        assert!(told.starts_with(&format!("\"client\";r={left};t=")), "{told}");
+        let sent = response.headers()["ratelimit"].to_str().expect("text").to_owned();
+        assert!(sent.starts_with(&format!("\"client\";r={left};t=")), "{sent}");
     }
     let response = post("one").await;
     assert_eq!(response.status(), 429);
@@ -146,7 +147,7 @@ async fn a_client_over_its_share_is_told_when_to_come_back_and_others_are_not_ke
         (&problem["code"], &problem["outcome"], &problem["retryable"]),
         (&json!("rate_limited"), &json!("not_written"), &json!(true))
     );
-    assert_eq!(post("two").await.status(), 201, "another token has a share of its own");
+    assert_eq!(post("two").await.status(), 201, "another token has its own limit");
     let statuses = [post("wrong").await, post("wrong").await, post("wrong").await, post("wrong").await];
     assert_eq!(
         statuses.map(|response| response.status().as_u16()),
@@ -154,10 +155,10 @@ async fn a_client_over_its_share_is_told_when_to_come_back_and_others_are_not_ke
         "guesses are limited by address"
     );
     assert_eq!(answer(replica.request(Method::GET, "/readyz")).await.0, 200, "a probe is never refused");
-    until("there is one more", async || post("one").await.status() == 201).await;
+    until("a request is accepted again", async || post("one").await.status() == 201).await;
 }
 
-/// What clients that never wait get: how often each status, and how long the service took with each row, in milliseconds.
+/// Sends requests without pauses. Returns how often each status came, and the milliseconds that each accepted row took.
 async fn load(replica: &Arc<Replica>, clients: usize, requests: usize) -> (BTreeMap<u16, usize>, Vec<u64>) {
     let mut tasks = Vec::new();
     for client in 0..clients {
@@ -196,17 +197,17 @@ async fn load(replica: &Arc<Replica>, clients: usize, requests: usize) -> (BTree
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_too_much_is_refused_at_the_door_and_what_was_taken_is_quick_and_not_lost() {
+async fn overload_is_refused_early_and_loses_no_accepted_row() {
     let bench = Bench::new(On::Embedded);
     let settings = [("ROWLOCK_QUEUE_ROWS", "40"), ("RUST_LOG", "warn,rowlock::server=info")];
     let replica = Arc::new(bench.replica(&settings));
     let p99 = |took: &[u64]| took[took.len() * 99 / 100];
     let (mut at_capacity, mut overloaded, mut taken) = (Vec::new(), Vec::new(), 0);
     let mut before = None;
-    // Turn by turn: whatever else keeps the machine busy for a while is not to decide.
+    // Both loads alternate, so that other work on the machine slows both.
     for _ in 0..3 {
         let (statuses, took) = load(&replica, 40, 40).await;
-        assert_eq!(statuses, BTreeMap::from([(201, 1600)]), "that is what it can take");
+        assert_eq!(statuses, BTreeMap::from([(201, 1600)]), "within the capacity");
         at_capacity.push(p99(&took));
         before.get_or_insert_with(|| replica.resident_kib());
         let (statuses, took) = load(&replica, 200, 20).await;

@@ -1,4 +1,4 @@
-//! The live page, as it is served. What it does in a browser is seen by `make test-page`.
+//! How the live page is served. `make test-page` tests it in a browser.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::support::{Bench, On, answer, header};
 
-/// The page and its parts, as they lie in the repository, each with its path.
+/// The files of the page in the repository, each with its path on the server.
 fn files() -> Vec<(String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("web");
     let names = fs::read_dir(&folder).expect("a folder").map(|entry| entry.expect("an entry").file_name());
@@ -21,7 +21,7 @@ fn files() -> Vec<(String, Vec<u8>)> {
 }
 
 #[tokio::test]
-async fn all_of_the_page_is_served_and_not_again_to_who_has_it() {
+async fn page_is_served_with_validators_and_compression() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[]);
     let files = files();
@@ -55,7 +55,7 @@ async fn all_of_the_page_is_served_and_not_again_to_who_has_it() {
 }
 
 #[tokio::test]
-async fn the_browser_is_told_to_load_and_run_nothing_else() {
+async fn page_has_a_strict_policy_and_keeps_to_it() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[]);
     for (path, content) in files() {
@@ -71,7 +71,7 @@ async fn the_browser_is_told_to_load_and_run_nothing_else() {
         assert_eq!(header(&served, "x-content-type-options"), "nosniff", "{path}");
         assert_eq!(header(&served, "referrer-policy"), "no-referrer", "{path}");
 
-        // Nothing that the policy would stop, and nothing from elsewhere but the names of XML's own languages.
+        // The files contain nothing that the policy forbids, and no address of another host but the SVG namespace.
         let text = String::from_utf8(content).expect("UTF-8").replace("http://www.w3.org/2000/svg", "");
         for word in
             ["://", "innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", " style=", " onclick="]
@@ -89,7 +89,7 @@ async fn the_browser_is_told_to_load_and_run_nothing_else() {
 }
 
 #[tokio::test]
-async fn with_tokens_the_page_is_open_so_that_it_can_ask_for_one_and_what_it_shows_is_not() {
+async fn page_is_public_and_its_data_is_not() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[("ROWLOCK_API_TOKENS", "read:secret-1")]);
     for (path, _) in files() {
@@ -104,7 +104,7 @@ async fn with_tokens_the_page_is_open_so_that_it_can_ask_for_one_and_what_it_sho
 }
 
 #[tokio::test]
-async fn what_is_no_part_of_the_page_is_refused_as_everywhere() {
+async fn unknown_page_file_is_not_found() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[]);
     for path in ["/web", "/web/", "/web/x", "/web/index.html", "/web/%ff", "/web/..%2fCargo.toml", "/web/page.css/x"] {

@@ -1,4 +1,4 @@
-//! Reading back: rows by place and the file itself, never half a row, from any replica.
+//! Reading rows and the file from any replica: whole rows only.
 
 use std::{fs, io::BufRead, process::Command};
 
@@ -13,7 +13,7 @@ async fn rows(replica: &Replica, query: &str) -> (u16, Value) {
     answer(replica.request(Method::GET, &format!("/rows{query}"))).await
 }
 
-/// Rows of all sorts: `(text, offset)` by their order.
+/// Appends rows of various lengths with quotes and line breaks, and returns their texts and offsets in order.
 async fn filled(bench: &Bench, replica: &Replica, count: usize) -> Vec<(String, u64)> {
     let mut all = Vec::new();
     for n in 0..count {
@@ -25,7 +25,7 @@ async fn filled(bench: &Bench, replica: &Replica, count: usize) -> Vec<(String, 
     all
 }
 
-fn found(page: &Value) -> Vec<(String, u64)> {
+fn texts_and_offsets(page: &Value) -> Vec<(String, u64)> {
     let row = |row: &Value| {
         let fields = row["fields"].as_object().expect("fields");
         assert_eq!(fields.keys().collect::<Vec<_>>().len(), 3);
@@ -35,7 +35,7 @@ fn found(page: &Value) -> Vec<(String, u64)> {
 }
 
 #[tokio::test]
-async fn all_rows_are_read_page_by_page_and_the_last_ones_by_their_number() {
+async fn rows_are_read_by_page_and_by_last() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&SETTINGS);
     assert_eq!(rows(&replica, "").await, (200, json!({"rows": [], "next": null})));
@@ -45,7 +45,7 @@ async fn all_rows_are_read_page_by_page_and_the_last_ones_by_their_number() {
         while let Some(from) = next {
             let (status, page) = rows(&replica, &format!("?from={from}&limit={limit}")).await;
             assert_eq!(status, 200, "{page}");
-            let more = found(&page);
+            let more = texts_and_offsets(&page);
             assert!((1..=limit).contains(&more.len()));
             read.extend(more);
             next = page["next"].as_u64();
@@ -54,16 +54,16 @@ async fn all_rows_are_read_page_by_page_and_the_last_ones_by_their_number() {
     }
     for last in [1, 3, 50, 119, 120, 121, 10_000] {
         let (_, page) = rows(&replica, &format!("?last={last}")).await;
-        assert_eq!(found(&page), all[all.len().saturating_sub(last)..], "last {last}");
+        assert_eq!(texts_and_offsets(&page), all[all.len().saturating_sub(last)..], "last {last}");
         assert_eq!(page["next"], Value::Null);
     }
-    assert_eq!(found(&rows(&replica, "").await.1), all[70..]);
+    assert_eq!(texts_and_offsets(&rows(&replica, "").await.1), all[70..]);
     let end = bench.content().len();
     assert_eq!(rows(&replica, &format!("?from={end}")).await, (200, json!({"rows": [], "next": null})));
 }
 
 #[tokio::test]
-async fn an_offset_where_no_row_begins_is_refused_and_each_where_one_does_is_not() {
+async fn only_offsets_of_rows_are_accepted() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&SETTINGS);
     let all = filled(&bench, &replica, 12).await;
@@ -77,7 +77,7 @@ async fn an_offset_where_no_row_begins_is_refused_and_each_where_one_does_is_not
 }
 
 #[tokio::test]
-async fn a_row_is_found_where_its_answer_says_by_any_replica_at_once() {
+async fn row_is_found_at_its_location_by_any_replica() {
     let bench = Bench::new(On::Redis);
     let replicas = [(); 3].map(|()| bench.replica(&SETTINGS));
     for n in 0..60 {
@@ -91,7 +91,7 @@ async fn a_row_is_found_where_its_answer_says_by_any_replica_at_once() {
 }
 
 #[tokio::test]
-async fn a_row_that_a_replica_cannot_see_yet_is_no_wrong_offset_to_it() {
+async fn unseen_row_is_file_busy_and_not_a_wrong_offset() {
     let bench = Bench::new(On::Redis);
     let (writer, other) = (bench.replica(&SETTINGS), bench.replica(&SETTINGS));
     writer.append_text("one").await;
@@ -99,7 +99,7 @@ async fn a_row_that_a_replica_cannot_see_yet_is_no_wrong_offset_to_it() {
     writer.append_text("two").await;
     let offset = &writer.append_text("three").await["offset"];
     let journal = fs::File::open(format!("{}.journal", bench.csv.display())).expect("a journal");
-    journal.lock().expect("kept, as a stopped process would");
+    journal.lock().expect("locked, as by a stopped process");
     let (status, problem) = rows(&other, &format!("?from={offset}")).await;
     assert_eq!(
         (status, &problem["code"], &problem["retryable"]),
@@ -108,11 +108,11 @@ async fn a_row_that_a_replica_cannot_see_yet_is_no_wrong_offset_to_it() {
     );
     journal.unlock().expect("unlocked");
     let (status, page) = rows(&other, &format!("?from={offset}")).await;
-    assert_eq!((status, found(&page)[0].0.as_str()), (200, "three"));
+    assert_eq!((status, texts_and_offsets(&page)[0].0.as_str()), (200, "three"));
 }
 
 #[tokio::test]
-async fn what_is_asked_for_wrongly_is_refused_by_name() {
+async fn wrong_parameter_is_refused_by_its_name() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&SETTINGS);
     replica.append_text("x").await;
@@ -156,7 +156,7 @@ async fn what_is_asked_for_wrongly_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn a_file_without_a_header_and_others_rows_are_read_as_they_are() {
+async fn headerless_file_is_read_as_arrays() {
     let bench = Bench::with_file(On::Embedded, b"1,2\n\"a\nb\",\n\n\xff,x,y\n");
     let replica = bench.replica(&[("ROWLOCK_CSV_HEADER", "none")]);
     let (_, page) = rows(&replica, "?from=0").await;
@@ -167,7 +167,7 @@ async fn a_file_without_a_header_and_others_rows_are_read_as_they_are() {
 }
 
 #[tokio::test]
-async fn the_file_is_sent_whole_or_in_part_and_not_again_to_who_has_it() {
+async fn file_is_sent_whole_by_range_or_not_modified() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&SETTINGS);
     filled(&bench, &replica, 200).await;
@@ -226,14 +226,18 @@ async fn the_file_is_sent_whole_or_in_part_and_not_again_to_who_has_it() {
 }
 
 #[tokio::test]
-async fn the_file_comes_compressed_when_asked() {
+async fn file_is_compressed_on_request() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&SETTINGS);
     filled(&bench, &replica, 50).await;
     let plain = replica.get("/rows.csv", &[]).await;
     let small = replica.get("/rows.csv", &[("accept-encoding", "gzip")]).await;
     assert_eq!((header(&small, "content-encoding"), header(&small, "vary")), ("gzip", "accept-encoding"));
-    assert_eq!(header(&small, "etag"), format!("W/{}", header(&plain, "etag")), "other bytes have another tag");
+    assert_eq!(
+        header(&small, "etag"),
+        format!("W/{}", header(&plain, "etag")),
+        "the compressed bytes have another tag"
+    );
     let packed = small.bytes().await.expect("bytes");
     assert!(packed.len() < bench.content().len() / 2);
     let path = bench.folder().join("rows.csv.gz");
@@ -248,7 +252,7 @@ async fn the_file_comes_compressed_when_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_read_while_others_write_ends_with_a_whole_row_and_only_grows() {
+async fn reads_during_writes_end_with_a_whole_row() {
     let bench = Bench::new(On::Redis);
     let replicas = [(); 2].map(|()| bench.replica(&SETTINGS));
     let writer = async {
@@ -260,7 +264,7 @@ async fn what_is_read_while_others_write_ends_with_a_whole_row_and_only_grows() 
         let mut before = Vec::new();
         for _ in 0..60 {
             let now = replicas[0].get("/rows.csv", &[]).await.bytes().await.expect("bytes").to_vec();
-            assert!(now.starts_with(&before), "an earlier reading is the beginning of each later one");
+            assert!(now.starts_with(&before), "each answer begins with the earlier one");
             let mut reader = csv::ReaderBuilder::new().from_reader(&now[..]);
             assert!(now.ends_with(b"\n") && reader.records().all(|row| row.is_ok_and(|row| row.len() == 3)));
             before = now;
@@ -269,29 +273,33 @@ async fn what_is_read_while_others_write_ends_with_a_whole_row_and_only_grows() 
         }
     };
     tokio::join!(writer, reader);
-    assert_eq!(found(&rows(&replicas[0], "?last=10000").await.1).len(), 300);
+    assert_eq!(texts_and_offsets(&rows(&replicas[0], "?last=10000").await.1).len(), 300);
 }
 
 #[tokio::test]
-async fn rows_that_a_rebuild_moved_are_found_where_they_are() {
+async fn rows_are_found_after_a_rebuild() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&SETTINGS);
     filled(&bench, &replica, 20).await;
     rows(&replica, "?last=1").await;
-    // Somebody dies in mid-line, and what is half is cut away before the next row.
+    // A foreign writer dies within a line; the incomplete line is truncated before the next row.
     let whole = bench.content();
     let torn = format!("{whole}9,\"torn");
     fs::write(&bench.csv, &torn).expect("writable");
-    assert_eq!(found(&rows(&replica, "?last=100").await.1).len(), 20, "half a row is no row");
-    assert_eq!(replica.get("/rows.csv", &[]).await.text().await.expect("text"), whole, "nor is it part of the file");
+    assert_eq!(texts_and_offsets(&rows(&replica, "?last=100").await.1).len(), 20, "an incomplete row is not a row");
+    assert_eq!(
+        replica.get("/rows.csv", &[]).await.text().await.expect("text"),
+        whole,
+        "an incomplete row is not part of the file"
+    );
     let ack = replica.append_text("after").await;
     let (_, page) = rows(&replica, &format!("?from={}", ack["offset"])).await;
-    assert_eq!(found(&page)[0].0, "after");
-    assert_eq!(found(&rows(&replica, "?last=100").await.1).len(), 21);
+    assert_eq!(texts_and_offsets(&page)[0].0, "after");
+    assert_eq!(texts_and_offsets(&rows(&replica, "?last=100").await.1).len(), 21);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pandas_reads_the_file_by_its_address_as_it_was_written() {
+async fn pandas_reads_the_file_by_url() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&SETTINGS);
     let cells = ["plain", "say \"hi\", twice", "two\nlines", "\"\"", " Tromsø 🚣 , ", "1.10", "=1+1", "x\"\n\",\"y"];

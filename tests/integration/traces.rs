@@ -1,4 +1,4 @@
-//! Traces, as a collector receives them.
+//! The traces that a collector receives.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::support::{Bench, On, PATIENCE, answer, free_port, until};
 
 type Received = Arc<Mutex<Vec<ExportTraceServiceRequest>>>;
 
-/// A collector: keeps what it is sent.
+/// A collector that keeps what it receives.
 struct Collector {
     url: String,
     received: Received,
@@ -43,7 +43,7 @@ impl Collector {
 
     async fn span(&self, what: &str, is_it: impl Fn(&Span) -> bool) -> Span {
         until(what, async || self.spans().await.iter().any(&is_it)).await;
-        self.spans().await.into_iter().find(is_it).expect("just seen")
+        self.spans().await.into_iter().find(is_it).expect("a span that has arrived")
     }
 }
 
@@ -64,7 +64,7 @@ fn hex(id: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn a_request_is_one_span_of_its_callers_trace_and_tells_of_lock_and_sync() {
+async fn request_is_one_span_with_lock_and_sync() {
     let (bench, collector) = (Bench::new(On::Embedded), Collector::start(0).await);
     let settings = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.url),
@@ -81,7 +81,7 @@ async fn a_request_is_one_span_of_its_callers_trace_and_tells_of_lock_and_sync()
     let span = collector.span("the row's span", |span| span.name == "POST /append").await;
     assert_eq!((hex(&span.trace_id), hex(&span.parent_span_id)), (trace.to_owned(), parent.to_owned()));
     assert_eq!(span.kind, SpanKind::Server as i32);
-    let told = values(&span.attributes);
+    let attributes = values(&span.attributes);
     for (name, value) in [
         ("http.request.method", "POST"),
         ("http.route", "/append"),
@@ -94,9 +94,9 @@ async fn a_request_is_one_span_of_its_callers_trace_and_tells_of_lock_and_sync()
         ("rowlock.offset", &ack["offset"].to_string()),
         ("rowlock.held_ms", &ack["held_ms"].to_string()),
     ] {
-        assert_eq!(told.get(name).map(String::as_str), Some(value), "{name}");
+        assert_eq!(attributes.get(name).map(String::as_str), Some(value), "{name}");
     }
-    assert!(told["rowlock.sync_ms"].parse::<f64>().expect("a number") > 0.0);
+    assert!(attributes["rowlock.sync_ms"].parse::<f64>().expect("a number") > 0.0);
     let events: Vec<_> = span.events.iter().map(|event| event.name.as_str()).collect();
     assert_eq!(events, ["lock granted", "rows durable"]);
     let held = span.events[1].time_unix_nano - span.events[0].time_unix_nano;
@@ -107,7 +107,7 @@ async fn a_request_is_one_span_of_its_callers_trace_and_tells_of_lock_and_sync()
 }
 
 #[tokio::test]
-async fn a_refusal_says_why_a_trace_begins_here_if_nowhere_else_and_what_nobody_asks_for_is_not_told() {
+async fn refusal_span_has_its_code_and_probes_have_none() {
     let (bench, collector) = (Bench::new(On::Redis), Collector::start(0).await);
     let settings = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.url),
@@ -116,9 +116,9 @@ async fn a_refusal_says_why_a_trace_begins_here_if_nowhere_else_and_what_nobody_
         ("OTEL_SERVICE_NAME", "ledger"),
     ];
     let replica = bench.replica(&settings);
-    // Its caller decided that this trace is not to be recorded.
-    let unwanted = "00-aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-00f067aa0ba902b7-00";
-    assert_eq!(answer(replica.post(&json!({"data": "x"})).header("traceparent", unwanted)).await.0, 201);
+    // The caller decided not to record this trace.
+    let unsampled = "00-aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-00f067aa0ba902b7-00";
+    assert_eq!(answer(replica.post(&json!({"data": "x"})).header("traceparent", unsampled)).await.0, 201);
     assert_eq!(answer(replica.request(Method::GET, "/readyz")).await.0, 200);
     bench.redis().cli(&["set", crate::support::LOCK_KEY, "foreign"]);
     let response = replica.post(&json!({"data": "x"})).send().await.expect("an answer");
@@ -126,23 +126,23 @@ async fn a_refusal_says_why_a_trace_begins_here_if_nowhere_else_and_what_nobody_
     let late = collector.span("the refusal's span", |span| span.name == "POST /append").await;
     assert_eq!(returned, format!("00-{}-{}-01", hex(&late.trace_id), hex(&late.span_id)));
     assert!(late.parent_span_id.is_empty());
-    let told = values(&late.attributes);
-    assert_eq!((&*told["error.type"], &*told["rowlock.outcome"]), ("wait_timeout", "not_written"));
+    let attributes = values(&late.attributes);
+    assert_eq!((&*attributes["error.type"], &*attributes["rowlock.outcome"]), ("wait_timeout", "not_written"));
     assert_eq!(late.status.expect("a status").code, StatusCode::Error as i32);
     let wrong = json!({"data": "x", "sleep": -1});
     assert_eq!(replica.append(wrong).await.0, 422);
     let is_wrong = |span: &Span| values(&span.attributes).get("error.type").is_some_and(|code| code == "invalid_field");
     let wrong = collector.span("the wrong request's span", is_wrong).await;
-    assert!(wrong.status.is_none_or(|status| status.code == StatusCode::Unset as i32), "that is its client's error");
-    assert_eq!(collector.spans().await.len(), 2, "no probe, and nothing that was not wanted");
+    assert!(wrong.status.is_none_or(|status| status.code == StatusCode::Unset as i32), "an error of the client");
+    assert_eq!(collector.spans().await.len(), 2, "neither the probe nor the unsampled request has a span");
     let received = collector.received.lock().await;
     let resource = values(&received[0].resource_spans[0].resource.as_ref().expect("a resource").attributes);
     assert_eq!(resource["service.name"], "ledger");
 }
 
-// Waiting for the end of a process keeps the thread that waits.
+// Waiting for the end of a process blocks the thread.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_last_spans_are_exported_before_a_replica_has_left() {
+async fn last_spans_are_exported_before_exit() {
     let (bench, collector) = (Bench::new(On::Embedded), Collector::start(0).await);
     let settings = [("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", format!("{}/v1/traces", collector.url))];
     let mut replica = bench.replica(&settings.each_ref().map(|(name, value)| (*name, value.as_str())));
@@ -153,34 +153,34 @@ async fn the_last_spans_are_exported_before_a_replica_has_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_that_is_away_is_said_once_and_keeps_nobody_waiting() {
+async fn unreachable_collector_is_logged_once_and_blocks_nothing() {
     let (bench, port) = (Bench::new(On::Embedded), free_port());
     let endpoint = format!("http://127.0.0.1:{port}");
     let settings = [("OTEL_EXPORTER_OTLP_ENDPOINT", &*endpoint), ("OTEL_BSP_SCHEDULE_DELAY", "20")];
     let mut replica = bench.replica(&settings);
-    let said = |text: &str| replica.log().matches(text).count();
+    let logged = |text: &str| replica.log().matches(text).count();
     for round in 0..5 {
         replica.append_text("x").await;
-        until("it is missed", async || said("traces cannot be exported") == 1).await;
+        until("the failure is logged", async || logged("traces cannot be exported") == 1).await;
         tokio::time::sleep(Duration::from_millis(20 * round)).await;
     }
     let collector = Collector::start(port).await;
-    until("it is back", async || {
+    until("the recovery is logged", async || {
         replica.append_text("y").await;
-        said("traces are exported again") == 1
+        logged("traces are exported again") == 1
     })
     .await;
     assert!(!collector.spans().await.is_empty());
-    assert_eq!(said("traces cannot be exported"), 1);
+    assert_eq!(logged("traces cannot be exported"), 1);
     replica.signal("TERM");
     assert_eq!(replica.end().code(), Some(0));
 }
 
 #[tokio::test]
-async fn a_collector_that_never_answers_does_not_keep_a_replica_from_leaving() {
+async fn silent_collector_does_not_delay_shutdown() {
     let bench = Bench::new(On::Embedded);
-    let deaf = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let endpoint = format!("http://{}", deaf.local_addr().expect("bound"));
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let endpoint = format!("http://{}", silent.local_addr().expect("bound"));
     let mut replica = bench.replica(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)]);
     replica.append_text("x").await;
     replica.signal("TERM");
@@ -190,7 +190,7 @@ async fn a_collector_that_never_answers_does_not_keep_a_replica_from_leaving() {
 }
 
 #[test]
-fn traces_that_cannot_be_exported_as_asked_refuse_the_start_by_the_variables_name() {
+fn unusable_trace_settings_refuse_the_start() {
     let bench = Bench::new(On::Embedded);
     let address = "http://127.0.0.1:4318";
     for (settings, named) in [
@@ -201,8 +201,8 @@ fn traces_that_cannot_be_exported_as_asked_refuse_the_start_by_the_variables_nam
         ),
     ] {
         let output = bench.run(&[], settings);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.code() == Some(2) && said.contains(named), "{:?} {said}", output.status);
-        assert!(!said.contains("secret"), "{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && stderr.contains(named), "{:?} {stderr}", output.status);
+        assert!(!stderr.contains("secret"), "{stderr}");
     }
 }
