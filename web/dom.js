@@ -1,4 +1,4 @@
-// Small helpers: elements made of text, never of markup; and how numbers are written.
+// Helpers: elements made of text, never of markup, and the format of numbers.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -20,7 +20,7 @@ function fill(element, attributes, children) {
   return element;
 }
 
-/** Writes only what has changed: an unchanged text costs no layout. */
+/** Sets a text only if it has changed, since each assignment costs a layout. */
 export function write(element, text) {
   if (element.written !== text) element.textContent = element.written = text;
 }
@@ -29,7 +29,7 @@ export function show(element, shown) {
   if (element.hidden === shown) element.hidden = !shown;
 }
 
-/** A replica's mark and name. */
+/** The shape and the name of a replica. */
 export function named(replica) {
   return make("span", { class: `who r${replica.slot}` }, mark(replica.slot), replica.name);
 }
@@ -56,7 +56,7 @@ export function bytes(number) {
   return `${power && value < 10 ? value.toFixed(1) : whole.format(value)} ${units[power]}`;
 }
 
-/** Milliseconds, as short as they can be read. */
+/** Milliseconds in a short format. */
 export function time(ms) {
   if (ms < 1) return `${fine.format(ms)} ms`;
   if (ms < 1000) return `${whole.format(ms)} ms`;

@@ -1,4 +1,4 @@
-// Puts the page together: what comes from /events and /lock goes into the model, and what is in the model is drawn.
+// Connects the parts of the page: events of /events and answers of /lock go into the model, and the parts draw the model.
 
 import { byId, named, show, write } from "./dom.js";
 import { Model } from "./model.js";
@@ -10,25 +10,26 @@ import { authorization, Stream } from "./stream.js";
 import { Timeline } from "./timeline.js";
 import { Force, Try } from "./try.js";
 
-/** How often it is drawn, and how often while so much happens that nobody could follow each hold. */
+/** Milliseconds between two frames, and while there are too many holds to follow each of them. */
 const [FRAME_MS, BUSY_FRAME_MS] = [100, 250];
-/** For who wants no motion. */
+/** Milliseconds between two frames for users who prefer reduced motion. */
 const STILL_MS = 500;
-/** How often the lock is asked for; and how soon after something happened, unless that is all the time. */
-const [ASK_MS, ASK_SOON_MS] = [1000, 250];
-/** A screen reader is told of the lock no more often, and not at all while it passes on all the time. */
-const TELL_MS = 5000;
+/** How often /lock is polled, and how soon after an event of the lock. */
+const [POLL_MS, POLL_SOON_MS] = [1000, 250];
+/** The least time between two announcements of the lock to screen readers. None are made while the lock passes on all the time. */
+const ANNOUNCE_MS = 5000;
+/** More holds than this since the last announcement: the lock passes on all the time. */
 const BUSY_HOLDS = 10;
-/** So many holds between two frames are many. */
+/** More holds than this between two frames are too many to follow. */
 const MANY_HOLDS = 3;
 const TOKEN = "rowlock-token";
 
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 const model = new Model();
 const token = () => sessionStorage.getItem(TOKEN) ?? "";
-const lockAsked = { at: 0, due: false, soon: false, holds: 0, notBefore: 0 };
+const lockPoll = { at: 0, due: false, soon: false, holds: 0, notBefore: 0 };
 const tries = new Try(model, token);
-const force = new Force(model, token, () => (lockAsked.soon = true));
+const force = new Force(model, token, () => (lockPoll.soon = true));
 const now = new Now(model);
 const views = [now, new Timeline(model), new Rates(model), new Rows(model), new Replicas(model), tries];
 const stream = new Stream({ token, event, state });
@@ -40,21 +41,21 @@ function event(name, data) {
   else if (name === "stats") model.takeStats(data);
   else if (name === "lock") {
     model.takeChange(data);
-    lockAsked.soon = true;
-  } else if (name === "hello") greet(data);
+    lockPoll.soon = true;
+  } else if (name === "hello") applyHello(data);
 }
 
-function greet(hello) {
-  model.greet(hello);
+function applyHello(hello) {
+  model.applyHello(hello);
   reach(true);
-  tries.greet(hello);
-  force.greet(hello);
+  tries.applyHello(hello);
+  force.applyHello(hello);
   show(byId("through"), true);
   show(byId("forget"), hello.by_token);
   document.title = `Rowlock · ${hello.replica}`;
 }
 
-/** What needs the role `read` is shown, or hidden. */
+/** Shows or hides what needs the role `read`. */
 function reach(reads) {
   for (const id of ["now", "timeline", "rates", "rows", "replicas"]) show(byId(id), reads);
   document.body.classList.toggle("reads", reads);
@@ -105,13 +106,13 @@ byId("token-form").addEventListener("submit", (submitted) => {
   submitted.preventDefault();
   sessionStorage.setItem(TOKEN, byId("token-field").value.trim());
   byId("token-field").value = "";
-  tries.renew();
+  tries.tokenChanged();
   stream.start();
 });
 
 byId("forget").addEventListener("click", () => {
   sessionStorage.removeItem(TOKEN);
-  // All that was seen with it is forgotten as well.
+  // Forgets all data that was received with the token.
   location.reload();
 });
 
@@ -125,7 +126,7 @@ byId("pause").addEventListener("click", () => {
   watch();
 });
 
-/** A link can't send a token: then the file is fetched, and handed over. */
+/** A link cannot send a token, so the file is fetched and offered as a download. */
 byId("csv").addEventListener("click", async (click) => {
   if (!token()) return;
   click.preventDefault();
@@ -136,7 +137,7 @@ byId("csv").addEventListener("click", async (click) => {
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 });
 
-/** Nobody looks at a hidden page: it neither listens nor draws. */
+/** A hidden page closes its stream and draws nothing. */
 function watch() {
   if (document.hidden || paused) {
     stream.stop();
@@ -167,38 +168,38 @@ function frame() {
     for (const view of views) if (drawn.frames % view.every === 0) view.draw(at);
     sayThrough();
     if (connection.kind === "waiting") sayConnection();
-    askForLock(at);
+    pollLock(at);
     announce(at);
     frame();
   }), still.matches ? STILL_MS : many ? BUSY_FRAME_MS : FRAME_MS);
 }
 
-/** One question at a time. */
-async function askForLock(at) {
-  const wait = lockAsked.soon && model.holdsSeen - lockAsked.holds < BUSY_HOLDS ? ASK_SOON_MS : ASK_MS;
-  if (connection.kind !== "live" || lockAsked.due || at - lockAsked.at < wait || at < lockAsked.notBefore) return;
-  Object.assign(lockAsked, { at, due: true, soon: false, holds: model.holdsSeen });
+/** Requests /lock, one request at a time. */
+async function pollLock(at) {
+  const wait = lockPoll.soon && model.holdsSeen - lockPoll.holds < BUSY_HOLDS ? POLL_SOON_MS : POLL_MS;
+  if (connection.kind !== "live" || lockPoll.due || at - lockPoll.at < wait || at < lockPoll.notBefore) return;
+  Object.assign(lockPoll, { at, due: true, soon: false, holds: model.holdsSeen });
   try {
     const response = await fetch("/lock", { headers: authorization(token()), cache: "no-store" });
     if (response.ok) model.takeLock(await response.json(), at);
     else if (response.status === 503) model.takeLock(null, at);
-    else if (response.status === 429) lockAsked.notBefore = at + Number(response.headers.get("Retry-After") ?? 1) * 1000;
+    else if (response.status === 429) lockPoll.notBefore = at + Number(response.headers.get("Retry-After") ?? 1) * 1000;
   } catch {
-    // The stream sees as well that the replica does not answer, and says so.
+    // The stream fails, too, and shows that the replica does not answer.
   }
-  lockAsked.due = false;
+  lockPoll.due = false;
 }
 
-const told = { at: 0, holds: 0, state: "" };
-/** Of the lock's state, seldom: what passes by is for the eye. */
+const announced = { at: 0, holds: 0, state: "" };
+/** Announces the lock's state to screen readers from time to time. */
 function announce(at) {
-  if (connection.kind !== "live" || at - told.at < TELL_MS) return;
-  const busy = model.holdsSeen - told.holds > BUSY_HOLDS;
-  const said = busy ? "The lock passes on all the time" : now.said(at);
-  [told.at, told.holds] = [at, model.holdsSeen];
-  if (!said || said === told.state) return;
-  told.state = said;
-  tell(said);
+  if (connection.kind !== "live" || at - announced.at < ANNOUNCE_MS) return;
+  const busy = model.holdsSeen - announced.holds > BUSY_HOLDS;
+  const text = busy ? "The lock passes on all the time" : now.inWords(at);
+  [announced.at, announced.holds] = [at, model.holdsSeen];
+  if (!text || text === announced.state) return;
+  announced.state = text;
+  tell(text);
 }
 
 function tell(text) {

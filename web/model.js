@@ -1,54 +1,54 @@
-// What is known, folded from events and from answers of /lock. It knows no page, and all that grows in it is bounded.
+// The state of the page, computed from events and answers of /lock. It does not know the page, and everything in it is bounded.
 
-/** How much of the past the timeline shows. */
+/** The period that the timeline shows. */
 export const MINUTE_MS = 60_000;
-/** How much of the past the rates show; a point comes every second. */
+/** The period that the rates show, with a point every second. */
 export const RATES_MS = 300_000;
-/** Marks and colours there are. */
+/** The number of shapes and colours. */
 export const SLOTS = 8;
 const ROWS_MAX = 30;
 const BARS_MAX = 400;
-/** Short holds that follow each other closely share a bar of at most this length: so a busy minute has a bounded number of bars. */
+/** Short consecutive holds share a bar of at most this length, so that a busy minute has a bounded number of bars. */
 const BAR_MS = 500;
 const BAR_GAP_MS = 60;
-/** Changes that are over at once are shown for so long. */
+/** How long an instantaneous change is shown. */
 const SHOWN_MS = { lost: 4000, forced: 4000, handed: 1200 };
-/** A replica that said nothing for this long is said to be silent. */
+/** A replica that sent nothing for this long is shown as silent. */
 export const SILENT_MS = 3000;
-/** Replicas that are seen this soon get their marks by name, so that all pages show the same ones; later ones get what is free. */
+/** Replicas that appear within this time get their shapes in the order of their names, so that all pages show the same. Later replicas get free shapes. */
 const SETTLING_MS = 3000;
-/** A clock that is off by less is taken to be right: then bars of all replicas stand where they belong. */
+/** Clock differences below this are ignored, and the bars of all replicas stay where their clocks put them. */
 const SKEW_MS = 1000;
 
 export class Model {
   hello = null;
-  /** By name, in the order of names. */
+  /** Replicas by name, in the order of names. */
   replicas = new Map();
-  /** Grows when a replica comes, goes, or gets another mark. */
+  /** Increases when a replica appears, disappears or gets another shape. */
   replicasRevision = 0;
   file = null;
   points = [];
-  /** Refusals by code, since this page was opened. */
+  /** Refusals by code since the page was opened. */
   refusals = new Map();
   rows = [];
   rowsSeen = 0;
-  /** Grows with each change, so that who draws it sees that there is something new. */
+  /** Increases with each change, so that a drawer can skip unchanged state. */
   rowsRevision = 0;
   holdsSeen = 0;
   lock = { state: "unknown", holder: null, token: null, expires: null, slept: false };
   waiters = [];
   waitersAt = 0;
-  /** Since when Redis is away; null while it is not. */
+  /** Since when Redis is unreachable; null while it is reachable. */
   awaySince = null;
-  /** What was seen last of each kind: `handed`, `lost`, `forced`, `abandoned`, `ended`. */
+  /** The last event of each kind: `handed`, `lost`, `forced`, `abandoned`, `ended`. */
   last = {};
   #settled = null;
   #newest = 0;
   #changed = 0;
   #lockAway = false;
 
-  /** A stream began: what was known of the lock may be old. */
-  greet(hello) {
+  /** A stream has begun. The known state of the lock may be outdated. */
+  applyHello(hello) {
     this.hello = hello;
     this.#newest = 0;
     this.replica(hello.replica);
@@ -71,7 +71,7 @@ export class Model {
   }
 
   takeRows({ offset, count, rows }) {
-    // What is known already comes again where a stream began anew, or the file did.
+    // After a reconnect or a new file, known rows may arrive again.
     if (offset <= this.rows[0]?.offset) this.rows = [];
     else this.rowsSeen += count;
     this.rowsRevision += 1;
@@ -94,7 +94,7 @@ export class Model {
         synced += figures.rows_per_s;
         syncs += figures.rows_per_s / figures.rows_per_sync;
       }
-      // The worst of all replicas is what a client may meet.
+      // A client may meet the slowest replica.
       for (const name of ["wait", "sync"]) {
         for (const part of ["p50", "p99"]) {
           const value = figures[`${name}_ms`][part];
@@ -111,7 +111,7 @@ export class Model {
 
   #countRefusals(point, before, { errors, uptime_s }) {
     if (!before) return;
-    // One that was started anew counts from 0.
+    // The counter of a restarted replica begins at 0.
     const old = uptime_s < before.uptime_s ? {} : before.errors;
     for (const [code, total] of Object.entries(errors)) {
       const more = total - (old[code] ?? 0);
@@ -121,9 +121,9 @@ export class Model {
     }
   }
 
-  /** Whom nobody tells of any more, and whose holds have gone by, is forgotten. */
-  #forget(told) {
-    const known = new Set(told.map(({ replica }) => replica)).add(this.hello?.replica);
+  /** Removes replicas without stats and without visible holds. */
+  #forget(stats) {
+    const known = new Set(stats.map(({ replica }) => replica)).add(this.hello?.replica);
     for (const [name, { bars, open }] of this.replicas) {
       if (known.has(name) || open || bars.length) continue;
       this.replicas.delete(name);
@@ -131,7 +131,7 @@ export class Model {
     }
   }
 
-  /** `redis` or `embedded`, once it is known. */
+  /** `redis` or `embedded`; null until known. */
   lockKind() {
     return this.replicas.get(this.hello?.replica)?.figures?.lock;
   }
@@ -142,7 +142,7 @@ export class Model {
     this.awaySince = away ? (this.awaySince ?? now) : null;
   }
 
-  /** Something happened to the lock, some tenths of a second ago. */
+  /** A lock event, some tenths of a second old. */
   takeChange(change) {
     const now = Date.now();
     const replica = this.replica(change.replica);
@@ -157,7 +157,7 @@ export class Model {
     if (what === "lost" || what === "forced") this.last[what] = { replica: holder, token, other, shown: now + SHOWN_MS[what] };
     if (what !== "acquired" && what !== "forced") this.last.ended = { ...change, at };
     if (!newest) return;
-    // An embedded lock is its process's own for as long as that lives.
+    // An embedded lock stays with its process while that runs.
     const expires = this.lockKind() === "embedded" || !this.hello ? null : now + this.hello.lock_ttl_ms;
     this.last.abandoned = what === "abandoned" ? { replica: holder, token } : null;
     if (what === "acquired") this.lock = { state: "held", holder, token, expires, slept: change.slept ?? false };
@@ -207,7 +207,7 @@ export class Model {
     last.revision += 1;
   }
 
-  /** Somebody had the lock before the time of an abandoned one was over. */
+  /** The lock was held again before an abandoned hold expired. */
   #cutAbandoned(at) {
     for (const { bars } of this.replicas.values()) {
       const bar = bars.at(-1);
@@ -215,7 +215,7 @@ export class Model {
     }
   }
 
-  /** Bars that have gone by; answers them, for who drew them. */
+  /** Removes and returns the bars that are out of view. */
   expire(before) {
     const gone = [];
     for (const { bars } of this.replicas.values()) {
@@ -224,14 +224,14 @@ export class Model {
     return gone;
   }
 
-  /** An answer of /lock that was asked for at `asked`; null: out of reach. */
+  /** An answer of /lock requested at `asked`; null if the lock is unreachable. */
   takeLock(status, asked) {
     const now = Date.now();
     this.#lockAway = status === null;
     this.#judgeReach(now);
     if (!status) return;
     [this.waiters, this.waitersAt] = [status.waiters, now];
-    // What happened meanwhile is newer than this answer.
+    // Events since the request are newer than this answer.
     if (this.#changed >= asked) return;
     const { state, holder, token, ttl_ms } = status;
     const same = token !== null && token === this.lock.token;
@@ -244,7 +244,7 @@ export class Model {
     this.#newest = Math.max(this.#newest, token ?? 0);
   }
 
-  /** What there is to say of the lock now: a `kind`, and what belongs to it. */
+  /** The state of the lock now: a `kind` and its details. */
   now(now) {
     const { lock, last } = this;
     if (this.awaySince !== null) return { kind: "away", ms: now - this.awaySince };

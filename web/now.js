@@ -1,4 +1,4 @@
-// Who has the lock, for how long, and who waits for it.
+// The lock's holder, the time of its hold, and the waiters.
 
 import { byId, make, named, show, time, write } from "./dom.js";
 
@@ -8,7 +8,7 @@ const WORDS = {
 };
 
 export class Now {
-  /** Drawn in each second frame: nobody reads faster, and each change of a text is laid out and painted. */
+  /** Drawn in every second frame, since each changed text costs a layout and a paint. */
   every = 2;
   #drawn = "";
   #waiters = "";
@@ -97,8 +97,8 @@ export class Now {
     return named(this.model.replica(replica));
   }
 
-  /** In words, for who does not see it; without what changes all the time. */
-  said(now) {
+  /** The state in words for screen readers, without values that change all the time. */
+  inWords(now) {
     const { kind, replica, from, to, left } = this.model.now(now);
     if (kind === "handed") return `Lock handed over from ${from} to ${to}`;
     if (kind === "abandoned") return `Lock abandoned by ${replica}, expires in ${Math.ceil((left ?? 0) / 1000)} seconds`;

@@ -1,4 +1,4 @@
-// Figures of the last minutes as small charts, each with a scale.
+// Small charts of the last minutes, each with a scale.
 
 import { byId, count, draw, make, mark, time, write } from "./dom.js";
 import { MINUTE_MS, RATES_MS } from "./model.js";
@@ -7,14 +7,14 @@ const HEIGHT = 112;
 const TOP = 8;
 const BOTTOM = 18;
 const LEFT = 46;
-/** Points further apart are not joined: nobody knows what was between. */
+/** Points further apart are not joined, since the values between are unknown. */
 const GAP_MS = 3500;
 const LABELS_EVERY = 5;
 
 export class Rates {
   every = 2;
   #drawn = null;
-  #told = 0;
+  #draws = 0;
 
   constructor(model) {
     this.model = model;
@@ -41,12 +41,12 @@ export class Rates {
     return all.length ? all.map(([code, number]) => `${code} ${count(number)}`).join(" · ") : "none since this page was opened";
   }
 
-  /** New points come once a second: nothing is drawn in between. */
+  /** Draws once a second, when new points arrive. */
   draw() {
     const newest = this.model.points.at(-1);
     if (!newest || newest === this.#drawn) return;
     this.#drawn = newest;
-    const label = this.#told++ % LABELS_EVERY === 0;
+    const label = this.#draws++ % LABELS_EVERY === 0;
     for (const chart of this.charts) chart.draw(this.model.points, newest.at, label);
   }
 }
@@ -75,7 +75,7 @@ class Chart {
     const newest = values.at(-1);
     this.#say(series, newest, sum(newest), highest, label);
     if (this.#width <= LEFT) return;
-    // As many minutes as there are, so that a page that was just opened shows more than an edge.
+    // The axis grows with the data, so that a page that was just opened shows more than a narrow edge.
     const known = Math.ceil((now - points[0].at) / (MINUTE_MS / 2)) / 2;
     const minutes = Math.min(Math.max(known, 1), RATES_MS / MINUTE_MS);
     const x = (at) => LEFT + (1 - (now - at) / (minutes * MINUTE_MS)) * (this.#width - LEFT);
@@ -161,7 +161,7 @@ function stems(points, x, y) {
   return points.filter(([, value]) => value > 0).map(([at, value]) => `M${x(at).toFixed(1)} ${base}V${y(value).toFixed(1)}`).join("");
 }
 
-/** From 0 up, with steps of 1, 2 or 5. */
+/** A linear scale from 0 with steps of 1, 2 or 5. */
 function linear(highest) {
   const rough = Math.max(highest, 1) / 3;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -170,13 +170,13 @@ function linear(highest) {
   return { ticks: [0, 1, 2, 3].map((at) => at * step), share: (value) => value / top };
 }
 
-/** By powers of ten: waits reach from parts of a millisecond to half a minute. */
+/** A logarithmic scale: waits range from parts of a millisecond to half a minute. */
 function logarithmic(values, highest) {
   const all = values.flatMap((point) => point.all).filter((value) => value > 0);
   const least = Math.floor(Math.log10(Math.min(...all, highest || 1, 1)));
   const high = Math.max(Math.ceil(Math.log10(highest || 1)), least + 2);
   const every = high - least > 4 ? 2 : 1;
-  // The highest tick is the top.
+  // The highest tick is the top of the chart.
   const low = high - Math.ceil((high - least) / every) * every;
   const ticks = Array.from({ length: Math.floor((high - low) / every) + 1 }, (_, at) => 10 ** (low + at * every));
   return { ticks, share: (value) => (Math.log10(Math.max(value, 10 ** low)) - low) / (high - low) };

@@ -1,4 +1,4 @@
-// How each replica fares, and the file that they share.
+// The state of each replica and of the shared file.
 
 import { age, byId, bytes, counted, make, named, time, write } from "./dom.js";
 import { SILENT_MS } from "./model.js";
@@ -62,7 +62,7 @@ export class Replicas {
   }
 }
 
-/** Names and values in a list of definitions. */
+/** Names and values as a definition list. */
 class Figures {
   #values = new Map();
 

@@ -3,9 +3,9 @@
 import { byId, counted, make, named, show, write } from "./dom.js";
 
 const SHOWN = 14;
-/** So many at once are seen to arrive; of more, nobody could follow each. */
+/** The most rows whose arrival is animated at once. */
 const SEEN_TO_ARRIVE = 3;
-/** What is longer is cut: a cell may be as large as a body. */
+/** Longer cells are truncated, since a cell may be as large as a body. */
 const CELL_CHARS = 300;
 
 export class Rows {
@@ -41,7 +41,7 @@ export class Rows {
     for (const line of this.lines) line.replaceChildren(...columns.map((name) => make("td", { class: kind(name) })));
   }
 
-  /** Lines that were there move down; the lowest ones come to the top. */
+  /** Moves the existing lines down, and reuses the lowest ones at the top. */
   #arrive(rows) {
     const top = this.lines[0].offset;
     const more = rows.findIndex(({ offset }) => offset === top);
@@ -73,13 +73,13 @@ export class Rows {
   }
 }
 
-/** On a narrow page the time of the day is shown alone. */
+/** A narrow page shows the time without the date. */
 function stamp(cell, text) {
   const [, date, time] = /^(\d{4}-\d\d-\d\d[T ])(.*)$/.exec(text) ?? [null, "", text];
   cell.replaceChildren(make("span", { class: "date" }, date), time);
 }
 
-/** Columns that the service fills, by their names here and in the demo. */
+/** The columns that the service fills, by all their names. */
 function kind(name) {
   return { timestamp: "timestamp", Timestamp: "timestamp", replica: "replica", ClientID: "replica", token: "number", LockToken: "number" }[name] ?? "text";
 }

@@ -1,14 +1,14 @@
-// Asks /events for what happens, and comes back by itself when the connection is lost. `EventSource` can't send a token.
+// Subscribes to /events and reconnects when the connection is lost. `EventSource` cannot send a token.
 
-/** How soon, at first and at most, it is tried again. */
+/** The first and the longest wait before a reconnect. */
 const BACK_OFF_MS = [500, 15_000];
-/** Figures come every second: a stream that is silent for this long is dead. */
+/** Stats arrive every second, so a stream that is silent for this long is dead. */
 const SILENT_MS = 8_000;
-/** After this long away, rows are told from now on rather than made up for. */
+/** After a longer interruption, the stream continues with new rows instead of the missed ones. */
 const RESUME_MS = 120_000;
 const ROWS = 30;
 
-/** Yields `{name, id, data}` from a body of server-sent events, wherever its pieces are cut. */
+/** Yields `{name, id, data}` from a body of server-sent events, however it is cut into pieces. */
 async function* events(body) {
   const [reader, decoder] = [body.getReader(), new TextDecoder()];
   let text = "";
@@ -36,7 +36,7 @@ export function authorization(token) {
   return token ? { Authorization: `Bearer ${token}` } : {};
 }
 
-/** A refusal, as the service says it; whatever else answers is told by its status. */
+/** The problem of a refusal; for an answer from elsewhere, its status. */
 export async function problemOf(response) {
   const problem = await response.json().catch(() => ({}));
   return { code: "", detail: response.statusText, ...problem, status: response.status };
@@ -49,8 +49,8 @@ export class Stream {
   #wake = () => {};
 
   /**
-   * `token()` is asked at each try; `event(name, data)` gets what comes; `state(kind, details)` gets how it goes: `connecting`,
-   * `live`, `waiting` (for `ms`, after `tries`, and why if the replica said so), `refused` (with the `problem`).
+   * `token()` is called at each attempt, `event(name, data)` for each event, and `state(kind, details)` for each change of state:
+   * `connecting`, `live`, `waiting` (for `ms`, after `tries`, with the code of a refusal), `refused` (with the `problem`).
    */
   constructor({ token, event, state }) {
     Object.assign(this, { token, event, state });
@@ -93,7 +93,7 @@ export class Stream {
     }
   }
 
-  /** Until the stream ends. Answers how long to wait before the next try and why, if the replica says so. */
+  /** Reads the stream to its end. Returns how long to wait before the next attempt, and the code of a refusal. */
   async #listen(stopped, heard) {
     const silent = new AbortController();
     const watch = setInterval(() => Date.now() - this.#lastHeard > SILENT_MS && silent.abort(), 1000);

@@ -1,17 +1,17 @@
-// One lane a replica, a bar for each hold, the last minute moving by.
+// The timeline of the last minute: a lane for each replica, a bar for each hold.
 //
-// Bars stand at their time in one long strip, which alone moves: so a frame costs a composited shift, and only what is new is
-// painted. What has not ended yet is drawn far into the future, beyond the edge.
+// The bars have fixed places on one long strip, and only the strip moves. So a frame costs a composited shift, and only new bars are
+// painted. An unfinished hold is drawn beyond the right edge.
 
 import { byId, counted, draw, make, named, time, write } from "./dom.js";
 import { MINUTE_MS } from "./model.js";
 
-/** News is up to a quarter of a second old when it comes: the edge is as far behind, so that nothing appears in the past. */
+/** Events are up to a quarter of a second old when they arrive. The right edge is as far behind, so that no bar appears in the past. */
 const BEHIND_MS = 300;
-/** All lanes together are about so high, and each of them between these. */
+/** The approximate height of all lanes, and the bounds of one lane. */
 const LANES = 198;
 const LANE = [30, 66];
-/** The strip begins anew before its places become large numbers. */
+/** The strip restarts before its coordinates become large numbers. */
 const STRIP_MS = 2 * MINUTE_MS;
 const NARROWEST = 3;
 
@@ -102,7 +102,7 @@ export class Timeline {
 
   #place(element, bar, slot) {
     element.placed = bar.revision;
-    // From a row to a thousand, the height grows with the logarithm.
+    // The height grows with the logarithm of the rows, up to a thousand.
     const share = bar.kind === "plain" ? 0.3 + 0.7 * Math.min(Math.log10(Math.max(bar.rows / (bar.count ?? 1), 1)) / 3, 1) : 0.8;
     const height = (this.#lane - 8) * share;
     const width = Math.max(this.#x(bar.end) - this.#x(bar.start), NARROWEST);
@@ -115,7 +115,7 @@ export class Timeline {
     element.style.fill = bar.kind === "slept" || bar.kind === "left" ? `url(#${bar.kind}-${slot})` : "";
   }
 
-  /** The hold nearest to the pointer, in its lane. */
+  /** The hold nearest to the pointer in its lane. */
   #point({ clientX, clientY }) {
     const box = this.track.getBoundingClientRect();
     const replica = [...this.model.replicas.values()][Math.floor((clientY - box.top) / this.#lane)];
@@ -135,7 +135,7 @@ export class Timeline {
     if (next) this.#choose(next);
   }
 
-  /** Left and right within a lane, up and down to the nearest in the next one. */
+  /** Left and right move within a lane, up and down to the nearest hold of the next lane. */
   #step(from, key) {
     const lanes = [...this.model.replicas.values()].map(({ bars }) => bars);
     const lane = lanes.findIndex((bars) => bars.includes(from));
@@ -172,7 +172,7 @@ export class Timeline {
   }
 }
 
-/** Fills of a lane's own colour: stripes for a sleep, a thin grid for what was left to expire. */
+/** Patterns in the colour of a lane: stripes for a sleep, a thin grid for a hold that was left to expire. */
 function hatching(slot) {
   const pattern = (kind, size, ...lines) =>
     draw("pattern", { id: `${kind}-${slot}`, width: size, height: size, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" }, ...lines);

@@ -1,11 +1,11 @@
-// Sends rows through this replica, as a form does; and takes the lock by force.
+// The form that sends rows to this replica, and the forced release of the lock.
 
 import { byId, counted, show, time, write } from "./dom.js";
 import { authorization, problemOf } from "./stream.js";
 
 /**
- * A browser opens 6 connections to a host. One has the events, one asks for the lock: these are left to rows, and the others wait
- * in the page, not in the replica.
+ * The most requests at once. A browser opens 6 connections to a host: one for the events, one for the lock, and these for rows. Further
+ * rows wait in the page instead of the replica.
  */
 const AT_ONCE = 4;
 
@@ -23,19 +23,19 @@ export class Try {
     this.#curl();
   }
 
-  /** What the replica accepts, and what the reader may. */
-  greet({ roles, simulation, sleep_max_ms }) {
+  /** Applies the settings of the replica and the roles of the token. */
+  applyHello({ roles, simulation, sleep_max_ms }) {
     show(byId("try"), roles.includes("append"));
     show(byId("simulation"), simulation);
     byId("sleep").max = sleep_max_ms / 1000;
   }
 
-  /** One whose token may append and not read. */
+  /** Shows the form for a token that may append but not read. */
   appendOnly() {
     show(byId("try"), true);
   }
 
-  /** The fields as they are sent: what was left as it is, is left out. */
+  /** The fields to send, without those that have their default. */
   #fields() {
     const { data, sleep, skip_release } = this.form.elements;
     const fields = new URLSearchParams({ data: data.value });
@@ -54,8 +54,7 @@ export class Try {
     write(byId("curl"), times === 1 ? one : `for n in $(seq ${times}); do ${one} & done; wait`);
   }
 
-  /** The token has changed. */
-  renew() {
+  tokenChanged() {
     this.#curl();
   }
 
@@ -70,7 +69,7 @@ export class Try {
     const times = Number(this.form.elements.times.value);
     const [fields, began, stop] = [this.#fields(), performance.now(), new AbortController()];
     const sending = (this.#sending = { times, answers: [], stop });
-    // A button that is disabled would lose the focus.
+    // Disabling the button would lose the focus.
     byId("send").setAttribute("aria-disabled", "true");
     show(byId("hang-up"), true);
     write(byId("summary"), times === 1 ? "Sent; the answer comes once the row is synced." : `${times} are sent.`);
@@ -95,7 +94,7 @@ export class Try {
     }
   }
 
-  /** How many were answered so far, while several are under way. */
+  /** Shows how many of several requests are answered. */
   draw() {
     const { answers, times } = this.#sending ?? {};
     if (times > 1) write(byId("curl-title"), `The same by curl · ${answers.length} of ${times} answered`);
@@ -125,7 +124,7 @@ export class Try {
   }
 }
 
-/** An admin takes the lock from whoever has it, once that was confirmed. */
+/** Takes the lock from its holder after a confirmation. */
 export class Force {
   constructor(model, token, done) {
     this.model = model;
@@ -145,7 +144,7 @@ export class Force {
     });
   }
 
-  greet({ roles }) {
+  applyHello({ roles }) {
     show(byId("force"), roles.includes("admin"));
   }
 
