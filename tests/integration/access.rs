@@ -100,9 +100,9 @@ async fn sighup_reloads_the_token_file_and_keeps_it_if_broken() {
     assert_eq!(status("first").await, 401);
     for broken in ["append:third\nwrite:hush\n", "", "append:third\nhush\n"] {
         fs::write(&file, broken).expect("writable");
-        let before = replica.log().matches("go on").count();
+        let before = replica.log().matches("ROWLOCK_API_TOKENS").count();
         replica.signal("HUP");
-        until("the failure is logged", async || replica.log().matches("go on").count() > before).await;
+        until("the failure is logged", async || replica.log().matches("ROWLOCK_API_TOKENS").count() > before).await;
         assert_eq!((status("second").await.as_u16(), status("third").await.as_u16()), (201, 401));
     }
     assert!(!replica.log().contains("hush"), "{}", replica.log());
@@ -179,7 +179,7 @@ async fn sighup_reloads_the_certificate() {
     assert!(curl(&format!("{url}/livez"), &other, &[]).is_none(), "another certificate is not trusted");
     fs::copy(&other, &cert).expect("writable");
     replica.signal("HUP");
-    until("the mismatched pair is logged", async || replica.log().contains("goes on")).await;
+    until("the mismatched pair is logged", async || replica.log().contains("ROWLOCK_TLS_KEY")).await;
     fs::copy(&other_key, &key).expect("writable");
     replica.signal("HUP");
     until("the new certificate is served", async || curl(&format!("{url}/livez"), &other, &[]).is_some()).await;

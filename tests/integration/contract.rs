@@ -8,7 +8,7 @@ fn file(name: &str) -> String {
     fs::read_to_string(format!("{}/{name}", env!("CARGO_MANIFEST_DIR"))).expect("a file of the repository")
 }
 
-/// The words that follow each occurrence of `before`.
+/// All that is enclosed between two marks, or follows the first one as a word.
 fn words<'a>(text: &'a str, before: &str, is_part: impl Fn(char) -> bool + Copy) -> BTreeSet<&'a str> {
     text.split(before)
         .skip(1)
@@ -18,7 +18,7 @@ fn words<'a>(text: &'a str, before: &str, is_part: impl Fn(char) -> bool + Copy)
 }
 
 #[test]
-fn readme_and_env_example_list_every_variable() {
+fn the_readme_and_the_example_name_every_variable_and_no_other() {
     let output = Bench::new(On::Embedded).run(&["--help"], &[]);
     let help = String::from_utf8(output.stdout).expect("UTF-8");
     let is_name = |c: char| c.is_ascii_uppercase() || c == '_';
