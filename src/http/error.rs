@@ -67,7 +67,7 @@ impl From<ReadError> for ApiError {
             ReadError::NotARowStart { offset, end } => Self::NotARowStart { offset, end },
             ReadError::Behind { .. } => Self::Append(AppendError::FileBusy),
             ReadError::Files(_) | ReadError::Io(_) => {
-                tracing::error!(error = %e, "cannot read the rows");
+                tracing::error!(error = %e, "rows could not be read");
                 Self::ReadFailed
             }
         }
