@@ -5,16 +5,16 @@ use utoipa::ToSchema;
 
 use crate::fencing::FencingToken;
 
-/// Proof that rows are durable, and where.
+/// The rows are durable in the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(example = json!({"offset": 29, "bytes": 40, "token": 1, "replica": "r1", "waited_ms": 0, "held_ms": 1, "released": true}))]
 pub struct Ack {
-    /// Rows written; left out of the answer where it is always one.
+    /// How many rows were written; not part of the answer to a single append.
     #[serde(skip)]
     pub rows: usize,
     /// Byte offset of the first row in the CSV.
     pub offset: u64,
-    /// Bytes of the rows, line endings included.
+    /// Bytes of the rows, including line ends.
     #[schema(minimum = 1)]
     pub bytes: u64,
     /// The fencing token that the rows were written under.
@@ -25,14 +25,14 @@ pub struct Ack {
     pub replica: std::sync::Arc<str>,
     /// Milliseconds from arrival to the grant of the lock.
     pub waited_ms: u64,
-    /// Milliseconds from the grant to the moment the rows were durable; with a key, to that when the answer was recorded.
+    /// Milliseconds from the grant until the rows were durable; with a key, until the answer was recorded.
     pub held_ms: u64,
-    /// False only where `skip_release` left the lock to expire.
+    /// False if `skip_release` left the lock to expire.
     pub released: bool,
-    /// Whether this is the answer that the request's key got before.
+    /// Whether this is the recorded answer of an earlier request with the same key.
     #[serde(skip)]
     pub replayed: bool,
-    /// How long the sync took that made them durable; zero in an answer that is repeated.
+    /// The duration of the sync that made the rows durable; zero in a replayed answer.
     #[serde(skip)]
     pub sync: std::time::Duration,
 }

@@ -1,4 +1,4 @@
-//! What `/events` sends, and what replicas tell each other for it.
+//! The data of `/events`, and what replicas publish for each other.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -9,51 +9,51 @@ use crate::{fencing::FencingToken, time::unix_ms};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
-    /// The replica holds it now.
+    /// The replica holds the lock now.
     Acquired,
-    /// The replica gave it back, and nobody waited for it.
+    /// The replica released the lock, and no replica waited.
     Released,
-    /// The replica gave it back, and another one has it now.
+    /// The replica released the lock, and another replica holds it now.
     HandedOver,
-    /// The replica's time ran out, or it was taken from it.
+    /// The replica's lease expired, or the lock was taken from it.
     Lost,
-    /// The replica left it to expire.
+    /// The replica left the lock to expire.
     Abandoned,
-    /// The replica took it from its holder, for an admin.
+    /// The replica took the lock from its holder, on request of an admin.
     Forced,
 }
 
-/// One change of the lock, as the replica saw it that it happened to.
+/// One change of the lock, reported by the replica that it concerns.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = LockEvent)]
 pub struct LockChange {
     /// What happened.
     pub change: Change,
-    /// When, in Unix milliseconds by that replica's clock.
+    /// When it happened, in Unix milliseconds by the clock of the replica.
     pub at_ms: u64,
-    /// To whom.
+    /// The replica that the change concerns.
     pub replica: String,
-    /// Of the lease; after a forced release, the token that is recorded now.
+    /// The token of the lease; after a forced release, the newly recorded token.
     pub token: FencingToken,
     /// Milliseconds that the oldest row of the batch waited for the lock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waited_ms: Option<u64>,
-    /// Milliseconds since the grant.
+    /// Milliseconds since the grant of the lock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_ms: Option<u64>,
-    /// Rows written under it.
+    /// Rows written under this grant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<usize>,
-    /// Whether it is, or was, held for a `sleep`.
+    /// Whether the lock is, or was, held for a `sleep`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub slept: bool,
-    /// Who has it now, or had it before a forced release.
+    /// The replica that holds the lock now, or held it before a forced release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub other: Option<String>,
     /// Milliseconds until an abandoned lock expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_ms: Option<u64>,
-    /// Changes that came before this one and were too many to be told.
+    /// How many earlier changes were dropped because there were too many.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
 }
@@ -63,7 +63,7 @@ fn is_zero(number: &u64) -> bool {
 }
 
 impl LockChange {
-    /// Something that happened just now; details are for the caller to fill in.
+    /// A change that happens now. The caller fills in the details.
     pub(crate) fn now(change: Change, replica: &str, token: FencingToken) -> Self {
         Self {
             change,

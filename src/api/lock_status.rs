@@ -5,56 +5,56 @@ use utoipa::ToSchema;
 
 use crate::fencing::FencingToken;
 
-/// Who has the lock, and who waits for it.
+/// The lock's holder and waiters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(example = json!({
     "lock": "redis", "state": "held", "holder": "one", "token": 7, "ttl_ms": 9100, "waiters": [{"replica": "two", "waited_ms": 1203}],
 }))]
 pub struct LockStatus {
-    /// Which lock serves.
+    /// The lock in use.
     pub lock: LockKind,
-    /// Whether somebody has it.
+    /// Whether the lock is held.
     pub state: LockState,
-    /// The replica that has it.
+    /// The replica that holds the lock.
     #[schema(required)]
     pub holder: Option<String>,
-    /// Its token; none for a client that is none of ours.
+    /// The holder's token; null for a foreign client.
     #[schema(required, value_type = Option<u64>)]
     pub token: Option<FencingToken>,
-    /// Milliseconds until it expires, unless it is renewed. None for an embedded lock that its holder's process keeps.
+    /// Milliseconds until the lock expires without a renewal; null for an embedded lock, which its holder's process keeps.
     #[schema(required)]
     pub ttl_ms: Option<u64>,
-    /// In order, the next one first. One that was just busy may stand there before its next rows come. The embedded lock knows of none.
+    /// The replicas that wait, the next one first. A busy replica may wait before its next rows arrive. The embedded lock does not list waiters.
     pub waiters: Vec<Waiter>,
 }
 
-/// Where the lock lies.
+/// Where the lock is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LockKind {
     /// In Redis.
     Redis,
-    /// In a file beside the CSV.
+    /// In a side file of the CSV.
     Embedded,
 }
 
-/// Whether somebody has the lock: nobody, a replica, or a client that is none of ours.
+/// Whether the lock is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LockState {
-    /// Nobody.
+    /// It is free.
     Free,
-    /// A replica.
+    /// A replica holds it.
     Held,
-    /// A client that is none of ours.
+    /// A foreign client holds it.
     Foreign,
 }
 
-/// A replica that waits.
+/// A replica that waits for the lock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Waiter {
-    /// Its name.
+    /// The name of the replica.
     pub replica: String,
-    /// Milliseconds since it came.
+    /// Milliseconds since the replica began to wait.
     pub waited_ms: u64,
 }
