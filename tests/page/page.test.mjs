@@ -249,22 +249,22 @@ describe("three replicas", () => {
     await one.append({ data: "x".repeat(400) });
     for (const viewport of SIZES) {
       for (const colorScheme of THEMES) {
-        const seen = await open(one, { viewport, colorScheme });
-        await waitForLive(seen);
-        await waitForReplicas(seen, 3);
-        await waitForNewest(seen, "xxx");
-        await seen.waitForFunction(() => document.querySelector("#charts .grid text"));
-        await seen.evaluate(axe);
+        const view = await open(one, { viewport, colorScheme });
+        await waitForLive(view);
+        await waitForReplicas(view, 3);
+        await waitForNewest(view, "xxx");
+        await view.waitForFunction(() => document.querySelector("#charts .grid text"));
+        await view.evaluate(axe);
         for (const part of ["page", "dialog"]) {
-          if (part === "dialog") await seen.getByRole("button", { name: "Take the lock by force…" }).click();
-          const { violations, passes } = await seen.evaluate(() => window.axe.run());
+          if (part === "dialog") await view.getByRole("button", { name: "Take the lock by force…" }).click();
+          const { violations, passes } = await view.evaluate(() => window.axe.run());
           const found = violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ target, failureSummary }) => `${target} ${failureSummary}`).join("; ")}`);
           assert.deepEqual(found, [], `${viewport.width} ${colorScheme} ${part}`);
           assert.ok(passes.length > 10);
         }
-        const width = await seen.evaluate(() => document.documentElement.scrollWidth);
+        const width = await view.evaluate(() => document.documentElement.scrollWidth);
         assert.ok(width <= viewport.width, `${width} of ${viewport.width}`);
-        await close(seen);
+        await close(view);
       }
     }
   });
