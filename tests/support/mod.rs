@@ -225,7 +225,8 @@ impl Redis {
         }
         command.args(["--bind", "127.0.0.1", "--port", &port, "--dir"]).arg(self.folder.path()).args(&self.settings);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("redis-server is missing: run tests/install-deps");
+        let mut child =
+            command.stdout(Stdio::piped()).spawn().expect("redis-server is missing: run tests/install-deps");
         let marker = if is_sentinel { "Sentinel ID is" } else { "Ready to accept connections" };
         let (log, ready) = follow(child.stdout.take().expect("piped"), marker);
         self.process = Some(Process(child));
