@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures one replica against its disk: a lone client, large batches, a large file, memory. Part of `make bench`."""
+"""Measures one replica and its disk: a single client, large batches, a large file, memory. Part of `make bench`."""
 
 import argparse
 import os
@@ -26,7 +26,7 @@ def appending(url, connections, seconds):
 
 
 def fdatasync_ms(folder, times=2000):
-    """The median of syncing 4 KiB that are written over, in a file that has its blocks: what any durable answer waits for."""
+    """The median time of a sync after 4 KiB are overwritten in an allocated file: the lower bound of a durable append."""
     path, took = folder / "synced", []
     path.write_bytes(bytes(16 << 20))
     file = os.open(path, os.O_RDWR)
@@ -48,22 +48,22 @@ def dd_bytes_per_second(folder, mib=1024):
     return (mib << 20) / (time.perf_counter() - began)
 
 
-def lone_client(seconds):
-    """The median latency of one client, and of the disk alone, in turns."""
-    ours, disk = [], []
+def single_client(seconds):
+    """The median latency of one client, and of the disk alone, measured alternately."""
+    rowlock, disk = [], []
     for _ in range(5):
         running = Running()
         try:
             url = replica(running)
             disk.append(fdatasync_ms(running.folder))
-            ours.append(appending(url, 1, seconds)["p50"])
+            rowlock.append(appending(url, 1, seconds)["p50"])
         finally:
             running.end()
-    return statistics.median(ours), statistics.median(disk)
+    return statistics.median(rowlock), statistics.median(disk)
 
 
 def batches(seconds, rows=100_000):
-    """Rows a second in batches of CSV, bytes that reach the CSV a second, and those that `dd` writes."""
+    """Rows per second in CSV batches, the bytes per second that the CSV grows by, and those that `dd` writes."""
     rates, bytes_rates, disk = [], [], []
     for _ in range(3):
         running = Running()
@@ -71,7 +71,7 @@ def batches(seconds, rows=100_000):
             url = replica(running, ROWLOCK_JOURNAL_BYTES="512MiB")
             disk.append(dd_bytes_per_second(running.folder))
             before, began = (running.folder / "rows.csv").stat().st_size, time.perf_counter()
-            # wrk's scripts cannot hold a body of megabytes well: two clients of Python's own send it instead.
+            # wrk is slow with bodies of megabytes, so two Python clients send them.
             sent = subprocess.run(["python3", __file__, "--send", url, str(seconds), str(rows)], check=True, capture_output=True, text=True)
             took, count = time.perf_counter() - began, int(sent.stdout)
             rates.append(count * rows / took)
@@ -82,7 +82,7 @@ def batches(seconds, rows=100_000):
 
 
 def send(url, seconds, rows):
-    """Sends batches for a while, from two threads; prints how many were written."""
+    """Sends batches from two threads, and prints how many were acknowledged."""
     import http.client
     import threading
     body, deadline, written = ("data\n" + ROW * rows).encode(), time.monotonic() + seconds, []
@@ -93,7 +93,7 @@ def send(url, seconds, rows):
             answer = connection.getresponse()
             answer.read()
             if answer.status != 201:
-                raise SystemExit(f"a batch was answered with {answer.status}")
+                raise SystemExit(f"a batch was refused with status {answer.status}")
             written.append(1)
     threads = [threading.Thread(target=client) for _ in range(2)]
     for thread in threads:
@@ -104,7 +104,7 @@ def send(url, seconds, rows):
 
 
 def large_file(gib, seconds):
-    """Median latencies with an empty CSV and with a large one, in turns, at 1 and at 64 connections."""
+    """Ratios of the median latency with a large CSV to that with an empty one, measured alternately, at 1 and 64 connections."""
     empty, large = Running(), Running()
     try:
         line = b"2026-01-01T00:00:00.000Z,before,0," + b"y" * 66 + b"\n"
@@ -144,30 +144,30 @@ def line(what, goal, measured, reached):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=int, default=5, help="each measurement (default: %(default)s)")
-    parser.add_argument("--gib", type=int, default=10, help="the large file (default: %(default)s)")
-    parser.add_argument("--write", action="store_true", help="put the table into benches/RESULTS.md")
+    parser.add_argument("--seconds", type=int, default=5, help="duration of each measurement (default: %(default)s)")
+    parser.add_argument("--gib", type=int, default=10, help="size of the large file (default: %(default)s)")
+    parser.add_argument("--write", action="store_true", help="write the table to benches/RESULTS.md")
     parser.add_argument("--send", nargs=3, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.send:
-        return send(asked.send[0], int(asked.send[1]), int(asked.send[2]))
+    args = parser.parse_args()
+    if args.send:
+        return send(args.send[0], int(args.send[1]), int(args.send[2]))
     lines = ["| what | goal | measured | |", "|---|---|---|---|"]
-    ours, disk = lone_client(asked.seconds)
-    lines.append(line("one lone client: median latency against one `fdatasync` of 4 KiB", "2.5 times at most",
-                      f"{ours / disk:.2f} times ({number(ours * 1000)} µs against {number(disk * 1000)} µs)", ours <= 2.5 * disk))
+    rowlock, disk = single_client(args.seconds)
+    lines.append(line("one client: median latency against one `fdatasync` of 4 KiB", "2.5 times at most",
+                      f"{rowlock / disk:.2f} times ({number(rowlock * 1000)} µs against {number(disk * 1000)} µs)", rowlock <= 2.5 * disk))
     print(lines[-1], flush=True)
-    rows, bytes_rate, dd = batches(asked.seconds)
+    rows, bytes_rate, dd = batches(args.seconds)
     lines.append(line("`/append/batch`, CSV bodies of 100,000 rows of 100 bytes", "1,000,000 rows/s",
                       f"{number(rows)} rows/s; with the journal's copy {2 * bytes_rate / dd:.2f} of what `dd conv=fdatasync` writes", rows >= 1e6))
     print(lines[-1], flush=True)
-    for connections, ratio in large_file(asked.gib, asked.seconds).items():
-        lines.append(line(f"median latency with a CSV of {asked.gib} GiB against an empty one, {connections} connections", "1.05 times at most",
+    for connections, ratio in large_file(args.gib, args.seconds).items():
+        lines.append(line(f"median latency with a CSV of {args.gib} GiB against an empty one, {connections} connections", "1.05 times at most",
                           f"{ratio:.3f} times", ratio <= 1.05))
         print(lines[-1], flush=True)
-    peak, resident = memory(asked.seconds)
+    peak, resident = memory(args.seconds)
     lines.append(line("resident memory at 256 connections, without keys", "64 MiB at most", f"{number(peak)} MiB at its peak", peak <= 64))
     print(lines[-1], flush=True)
-    if asked.write:
+    if args.write:
         write_into_results("alone", f"{machine()}\n\n" + "\n".join(lines))
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Compares Rowlock with a handler that does nothing and with what one would use instead: `make bench`, `make bench-quick`.
+"""Compares Rowlock with a handler that does nothing and with alternatives: `make bench`, `make bench-quick`.
 
-Each peer is asked for the same: one JSON row over HTTP (or its own protocol, where the table says so), durable when answered. All of
-them run on this machine, one after the other, in rounds, so that whatever else it does meets all of them alike; medians count, and
-their ratios more than they. Needs wrk, redis-server, webdis, postgresql and python3-venv: `benches/install-deps` sees to it.
+Each service receives the same: one JSON row over HTTP (or its own protocol, if the table says so), durable when acknowledged. They run
+one after the other, in rounds, so that other work on this machine affects all of them. Medians count, and their ratios more than the
+absolute figures. Needs wrk, redis-server, webdis, postgresql and python3-venv, which `benches/install-deps` installs.
 """
 
 import argparse
@@ -20,7 +20,6 @@ import statistics
 import subprocess
 import tempfile
 import time
-import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PEERS = ROOT / "benches" / "peers"
@@ -38,7 +37,7 @@ def free_port():
 
 
 class Running:
-    """A peer's processes, in a folder of their own."""
+    """The processes of a service, in a temporary folder."""
 
     def __init__(self):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="rowlock-bench-", dir=os.environ.get("BENCH_DIR", ROOT / "target")))
@@ -55,7 +54,7 @@ class Running:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 return
             if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"{command[0]} does not serve: {(self.folder / 'log').read_text()[-2000:]}")
+                raise SystemExit(f"{command[0]} does not start: {(self.folder / 'log').read_text()[-2000:]}")
             time.sleep(0.02)
 
     def redis(self, *settings, measured=False):
@@ -75,35 +74,35 @@ class Running:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def family(pids):
-    """These processes and all that they started."""
+def with_children(pids):
+    """These processes and all their descendants."""
     children = {}
     for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             fields = stat.read_text().rpartition(")")[2].split()
             children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found, left = [], list(pids)
-    while left:
-        pid = left.pop()
+    found, remaining = [], list(pids)
+    while remaining:
+        pid = remaining.pop()
         found.append(pid)
-        left += children.get(pid, [])
+        remaining += children.get(pid, [])
     return found
 
 
 def cpu_seconds(pids):
     ticks = 0
-    for pid in family(pids):
+    for pid in with_children(pids):
         with contextlib.suppress(OSError):
             fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            # Of itself, and of what it started and has waited for.
+            # Of the process and of children that it has waited for.
             ticks += sum(map(int, fields[11:15]))
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def resident_mib(pids):
-    """Shared pages count once, divided among those who share them."""
+    """Proportional set size: each shared page is divided among the processes that share it."""
     kib = 0
-    for pid in family(pids):
+    for pid in with_children(pids):
         with contextlib.suppress(OSError):
             kib += int(re.search(r"^Pss:\s+(\d+)", pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)[1])
     return kib / 1024
@@ -115,7 +114,7 @@ def milliseconds(text):
 
 
 def wrk(urls, body, headers, connections, seconds):
-    """One wrk a target, all at once: requests a second together, the worst p50 and p99, each target's share."""
+    """Runs one wrk per target, all at once. Returns the total rate, the highest p50 and p99, and the rate of each target."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(f"wrk.method = 'POST'\nwrk.body = {json.dumps(body)}\n")
         script.writelines(f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}\n" for name, value in headers.items())
@@ -123,12 +122,12 @@ def wrk(urls, body, headers, connections, seconds):
         each = max(1, connections // len(urls))
         runs = [subprocess.Popen(["wrk", "-t1", f"-c{each}", f"-d{seconds}", "--timeout", "30", "--latency", "-s", script.name, url],
                                  stdout=subprocess.PIPE, text=True) for url in urls]
-        said = [run.communicate()[0] for run in runs]
+        outputs = [run.communicate()[0] for run in runs]
     rates, p50, p99 = [], [], []
-    for text in said:
+    for text in outputs:
         failed = re.search(r"Non-2xx or 3xx responses: (\d+)|Socket errors: (.*)", text)
         if failed:
-            raise SystemExit(f"{urls}: not every request was answered well: {failed[0]}")
+            raise SystemExit(f"{urls}: requests failed: {failed[0]}")
         rates.append(float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1]))
         p50.append(milliseconds(re.search(r"^\s+50%\s+(\S+)", text, re.M)[1]))
         p99.append(milliseconds(re.search(r"^\s+99%\s+(\S+)", text, re.M)[1]))
@@ -180,11 +179,11 @@ def webdis(running, connections, seconds):
 def redis_alone(running, connections, seconds):
     port = running.redis(*ALWAYS, measured=True)
     command = ["redis-benchmark", "-p", port, "-c", connections, "--csv", "XADD", "rows", "*", "data", DATA]
-    def ask(requests):
-        said = subprocess.run([str(part) for part in command[:5] + ["-n", requests] + command[5:]], capture_output=True, text=True, check=True)
-        return [float(cell) for cell in re.findall(r'"([\d.]+)"', said.stdout.splitlines()[-1])]
-    warm = ask(200 * connections)[0]
-    rate, _, _, p50, _, p99, _ = ask(int(warm * seconds))
+    def benchmark(requests):
+        output = subprocess.run([str(part) for part in command[:5] + ["-n", requests] + command[5:]], capture_output=True, text=True, check=True).stdout
+        return [float(cell) for cell in re.findall(r'"([\d.]+)"', output.splitlines()[-1])]
+    warm = benchmark(200 * connections)[0]
+    rate, _, _, p50, _, p99, _ = benchmark(int(warm * seconds))
     return {"rate": rate, "p50": p50, "p99": p99, "shares": [rate]}
 
 
@@ -205,13 +204,13 @@ def postgres(running, connections, seconds):
     while subprocess.run([*as_user, *map(str, ["psql", *host, "-c", "create table rows (id bigserial primary key, at timestamptz default now(), data text)"])],
                          capture_output=True, cwd=data).returncode:
         if time.monotonic() > deadline:
-            raise SystemExit("PostgreSQL does not serve")
+            raise SystemExit("PostgreSQL does not start")
         time.sleep(0.1)
     (data / "insert.sql").write_text(f"insert into rows (data) values ('{DATA}');\n")
-    said = run("pgbench", *host, "-n", "-M", "prepared", "-f", data / "insert.sql", "-c", connections, "-j", 1, "-T", seconds,
+    output = run("pgbench", *host, "-n", "-M", "prepared", "-f", data / "insert.sql", "-c", connections, "-j", 1, "-T", seconds,
                "--log", "--log-prefix", data / "latency", "postgres")
     took = sorted(int(line.split()[2]) / 1000 for log in data.glob("latency*") for line in log.read_text().splitlines())
-    rate = float(re.search(r"tps = ([\d.]+)", said)[1])
+    rate = float(re.search(r"tps = ([\d.]+)", output)[1])
     return {"rate": rate, "p50": took[len(took) // 2], "p99": took[len(took) * 99 // 100], "shares": [rate]}
 
 
@@ -246,7 +245,7 @@ CONTENDERS = {
     "webdis": ("Webdis, Redis `XADD`, `appendfsync always`", webdis),
     "redis": ("Redis `XADD` over RESP, `appendfsync always`", redis_alone),
     "postgres": ("PostgreSQL, single-row inserts, prepared (`pgbench`)", postgres),
-    "process": ("the demo's way: one process per row (16 at once at most)", one_process_per_row),
+    "process": ("one process per row (at most 16 at a time)", one_process_per_row),
 }
 
 
@@ -287,7 +286,7 @@ def table(results, connections):
 
 
 def goals(results):
-    """Each goal of the project that this run can tell of: what, goal, measured."""
+    """The table of all goals that this run has measured."""
     rows = []
     def ratio(what, goal, a, b, at):
         if (a, at) in results and (b, at) in results:
@@ -312,8 +311,8 @@ def goals(results):
 
 
 def version(*command):
-    said = subprocess.run(command, capture_output=True, text=True)
-    return (said.stdout or said.stderr).splitlines()[0].strip()
+    done = subprocess.run(command, capture_output=True, text=True)
+    return (done.stdout or done.stderr).splitlines()[0].strip()
 
 
 def machine():
@@ -331,28 +330,28 @@ def write_into_results(part, text):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=3, help="rounds; medians of them count (default: %(default)s)")
-    parser.add_argument("--seconds", type=int, default=5, help="each measurement (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=3, help="rounds, of which the medians count (default: %(default)s)")
+    parser.add_argument("--seconds", type=int, default=5, help="duration of each measurement (default: %(default)s)")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 64, 256])
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--write", action="store_true", help="put the tables into benches/RESULTS.md")
-    asked = parser.parse_args()
-    total, done, runs = asked.runs * len(asked.connections) * len(asked.only), 0, {}
-    for round_number in range(asked.runs):
-        for connections in asked.connections:
-            for name in asked.only:
-                result = measure(name, connections, asked.seconds)
+    parser.add_argument("--write", action="store_true", help="write the tables to benches/RESULTS.md")
+    args = parser.parse_args()
+    total, done, runs = args.runs * len(args.connections) * len(args.only), 0, {}
+    for round_number in range(args.runs):
+        for connections in args.connections:
+            for name in args.only:
+                result = measure(name, connections, args.seconds)
                 runs.setdefault((name, connections), []).append(result)
                 done += 1
                 print(f"[{done}/{total}] {name}, {connections} connections: {number(result['rate'])}/s, p99 {number(result['p99'])} ms", flush=True)
     results = {key: medians(some) for key, some in runs.items()}
-    parts = [f"Medians of {asked.runs} rounds of {asked.seconds} s. {machine()}"]
-    if "ceiling" in asked.only:
-        parts += [table(results, connections) for connections in asked.connections]
+    parts = [f"Medians of {args.runs} rounds of {args.seconds} s. {machine()}"]
+    if "ceiling" in args.only:
+        parts += [table(results, connections) for connections in args.connections]
     parts.append(goals(results))
     text = "\n\n".join(parts)
     print("\n" + text)
-    if asked.write:
+    if args.write:
         write_into_results("comparison", text)
 
 

@@ -1,20 +1,20 @@
-"""What schemathesis cannot know by itself about openapi.yaml."""
+"""Schemathesis hooks: body formats and a check that openapi.yaml alone does not describe."""
 import schemathesis
 
 
 @schemathesis.serializer("text/csv", "application/x-ndjson")
 def as_text(context, value):
-    """These bodies are text already; what is no string can only be sent as bytes that are no text."""
+    """Sends a string as it is, and any other value as a byte that is not UTF-8."""
     if isinstance(value, bytes): return value
     return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else b"\xff"
 
 
 @schemathesis.check
 def code_is_listed(context, response, case):
-    """A refusal's code is among those that the operation lists for its status."""
+    """An error's code is listed by the operation for its status."""
     if response.headers.get("content-type", [""])[0] != "application/problem+json":
         return
     listed = case.operation.definition.raw["responses"].get(str(response.status_code), {}).get("x-codes", [])
-    # Other methods and paths than the operation's own are refused before it.
+    # Errors of other methods and paths do not come from the operation.
     code = response.json()["code"]
     assert code in [*listed, "method_not_allowed", "not_found"], f"{code} is not listed for {response.status_code}"

@@ -1,4 +1,4 @@
-"""A peer for the comparison, the demo's way: a process takes the lock, appends one row, and ends."""
+"""A program to compare with: a process that takes the lock, appends one row and exits."""
 
 import csv
 import os

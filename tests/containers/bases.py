@@ -1,4 +1,4 @@
-"""The images that ours stand on: pulled, or made under the same names out of Debian's packages where no registry is reached."""
+"""Base images: pulled from a registry, or built from Debian packages under the same names if no registry is reachable."""
 
 import contextlib
 import os
@@ -10,13 +10,13 @@ from pathlib import Path
 from engine import run, unmount_below
 
 PULL_SECS_MAX = 20
-# A registry that answers may still take its time with layers.
+# Layers may take longer than the first answer of a registry.
 LAYERS_SECS_MAX = 300
 SUITE = "bookworm"
 MIRROR = "http://deb.debian.org/debian"
 DEBIAN = f"debian:{SUITE}-slim"
 RUST = f"rust:1.95-slim-{SUITE}"
-# What compose relies on in the official images: user, folder and its owner, and the path of the program.
+# What docker-compose.yml needs of the official images: user, folder, its owner, and the path of the program.
 SERVICES = {
     f"redis:7-{SUITE}": "RUN mkdir -p /data && chown redis:redis /data\nWORKDIR /data",
     f"haproxy:2.6-{SUITE}": "RUN true",
@@ -39,45 +39,45 @@ def pull(image, secs_max):
 
 
 def provide(made):
-    """All base images. Notes in `made` those that were not here before."""
+    """Provides all base images. Adds those that were missing to `made`."""
     missing = [image for image in [DEBIAN, RUST, *SERVICES] if not exists(image)]
     made += missing
-    # One tells whether a registry is in reach.
+    # The first image shows whether a registry is reachable.
     if missing and pull(missing[0], PULL_SECS_MAX):
         missing = [image for image in missing[1:] if not pull(image, LAYERS_SECS_MAX)]
     print(f"  pulled: {', '.join(image for image in made if image not in missing) or 'none'}")
     if missing:
-        print(f"  not to be had from a registry, so made of Debian's packages: {', '.join(missing)}", flush=True)
-        make(missing)
+        print(f"  not available from a registry, so built from Debian packages: {', '.join(missing)}", flush=True)
+        build(missing)
 
 
-def make(missing):
+def build(missing):
     if os.geteuid() != 0 or not shutil.which("debootstrap"):
         raise SystemExit(
-            "Neither is an image registry in reach, nor can images be made here: that takes root and debootstrap.\n"
-            f"Please pull these by hand, and try again: {' '.join(missing)}"
+            "No image registry is reachable, and base images cannot be built here: that needs root and debootstrap.\n"
+            f"Pull these images by hand and try again: {' '.join(missing)}"
         )
     folder = Path(tempfile.mkdtemp(prefix="rowlock-bases-", dir="/var/tmp"))
     try:
         root = folder / "root"
         run("debootstrap", "--variant=minbase", SUITE, root, MIRROR)
         if DEBIAN in missing:
-            bring_in(root, DEBIAN, ["CMD bash"])
+            import_image(root, DEBIAN, ["CMD bash"])
         if RUST in missing:
             with copy(root, folder / "builder") as builder:
                 install(builder, BUILDER_PACKAGES)
                 add_toolchain(builder)
                 path = "/usr/local/cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-                bring_in(builder, RUST, ["ENV CARGO_HOME=/usr/local/cargo", f"ENV PATH={path}"])
+                import_image(builder, RUST, ["ENV CARGO_HOME=/usr/local/cargo", f"ENV PATH={path}"])
         if services := [image for image in SERVICES if image in missing]:
             with copy(root, folder / "services") as root_of_services:
                 install(root_of_services, SERVICE_PACKAGES)
-                bring_in(root_of_services, "rowlock-test-services", ["CMD bash"])
+                import_image(root_of_services, "rowlock-test-services", ["CMD bash"])
             for image in services:
                 run("docker", "build", "--quiet", "--tag", image, "-", input=f"FROM rowlock-test-services\n{SERVICES[image]}\n")
             run("docker", "rmi", "rowlock-test-services", check=False)
     finally:
-        # debootstrap's own, if it was ended in the middle.
+        # debootstrap leaves mounts behind if it is interrupted.
         unmount_below(folder)
         run("rm", "-rf", "--one-file-system", folder)
 
@@ -91,14 +91,14 @@ def copy(root, to):
         run("rm", "-rf", "--one-file-system", to)
 
 
-def bring_in(root, image, changes):
+def import_image(root, image, changes):
     with subprocess.Popen(["tar", "-C", root, "-c", "."], stdout=subprocess.PIPE) as tar:
         options = [part for change in changes for part in ("--change", change)]
         run("docker", "import", *options, "-", image, stdin=tar.stdout)
 
 
 def install(root, packages):
-    """With this host's way to its mirrors: names, certificates."""
+    """Installs packages with this host's name servers."""
     policy = root / "usr/sbin/policy-rc.d"
     policy.write_text("#!/bin/sh\nexit 101\n")
     policy.chmod(0o755)
@@ -109,9 +109,9 @@ def install(root, packages):
 
 
 def add_toolchain(root):
-    """This host's toolchain, its crates and what it trusts, so that the build reaches the crates, or needs not to."""
+    """Copies this host's Rust toolchain, its crates and its certificates, so that the build can reach crates or needs no network."""
     sysroot = Path(run("rustc", "--print", "sysroot").strip())
-    print(f"  the builder has this host's {run('rustc', '--version').strip()}")
+    print(f"  the builder uses this host's {run('rustc', '--version').strip()}")
     home = root / "usr/local/cargo"
     toolchain = root / "usr/local/rustup/toolchains/host"
     (home / "bin").mkdir(parents=True)

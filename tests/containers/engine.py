@@ -1,4 +1,4 @@
-"""A Docker engine: the one that runs, or one of our own that leaves nothing behind."""
+"""A Docker engine: the running one, or a temporary one that leaves nothing behind."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ START_SECS_MAX = 60
 
 
 def run(*command, check=True, quiet=True, **kwargs):
-    """The standard output of a command. One that fails is shown with all that it said."""
+    """Returns the standard output of a command. A command that fails ends the test with its output."""
     done = subprocess.run(
         [str(part) for part in command],
         stdout=subprocess.PIPE if quiet else None,
@@ -33,16 +33,16 @@ def is_running():
 
 @contextlib.contextmanager
 def engine():
-    """Sees to it that `docker` reaches an engine. Yields whether it is one of our own."""
+    """Provides an engine for `docker`. Yields whether it is a temporary one."""
     if is_running():
         yield False
         return
     if os.geteuid() != 0 or not shutil.which("dockerd"):
         raise SystemExit(
-            "No Docker engine answers, and none can be started here: that takes root and Debian's packages docker.io and\n"
-            "docker-compose. Please start one (`docker info` must work), and try again."
+            "No Docker engine responds, and none can be started here: that needs root and the Debian packages docker.io and\n"
+            "docker-compose. Start one (`docker info` must work) and try again."
         )
-    # Not in /tmp, which may be memory: a toolchain and a target folder go in there.
+    # Not in /tmp, which may be in memory: it will hold a toolchain and a target folder.
     folder = Path(tempfile.mkdtemp(prefix="rowlock-engine-", dir="/var/tmp"))
     network = Network()
     daemon = None
@@ -71,7 +71,7 @@ def start(folder):
         ],
         stdout=log,
         stderr=log,
-        # A Ctrl-C is for the test, which ends the engine when it is done with it.
+        # Ctrl-C must reach only the test, which then ends the engine.
         start_new_session=True,
     )
     deadline = time.monotonic() + START_SECS_MAX
@@ -99,7 +99,7 @@ def unmount_below(folder):
 
 
 class Network:
-    """What an engine leaves in the host's network when it ends: its bridge, its chains, forwarding."""
+    """Restores the host's network: an engine leaves its bridge, its chains and forwarding behind."""
 
     TOOLS = ("iptables", "ip6tables")
 
@@ -132,15 +132,15 @@ class Network:
         IP_FORWARD.write_text(self.forward)
 
     def restore_tables(self, tool, before):
-        ours = [entry for entry in self.rules(tool) if entry not in before]
-        for table, line in ours:
+        added = [entry for entry in self.rules(tool) if entry not in before]
+        for table, line in added:
             if line.startswith("-A"):
                 run(tool, "-t", table, "-D", *shlex.split(line)[1:], check=False)
-        chains = [(table, *line[1:].split()) for table, line in ours if line.startswith(":")]
+        chains = [(table, *line[1:].split()) for table, line in added if line.startswith(":")]
         for table, chain, policy in chains:
             if policy == "-":
                 run(tool, "-t", table, "-X", chain, check=False)
             else:
-                # A chain of the system's, whose policy the engine changed; what was not listed before accepted.
+                # The engine changed the policy of a built-in chain. A chain that was not listed before had the policy ACCEPT.
                 old = [line.split()[1] for t, line in before if t == table and line.startswith(f":{chain} ")]
                 run(tool, "-t", table, "-P", chain, (old or ["ACCEPT"])[0], check=False)

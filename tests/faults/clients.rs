@@ -1,4 +1,4 @@
-//! Clients that append and read in every way there is, and write down what they sent and what they heard.
+//! Clients that append and read in every way, and record each request and its response.
 
 use std::{
     sync::{
@@ -14,22 +14,22 @@ use serde_json::{Value, json};
 use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
-    history::{Acked, Answer, Attempt, History, Op, Snapshot, row},
+    history::{Acknowledgement, Attempt, AttemptResult, History, Op, Snapshot, row},
     sandbox::HOSTS,
     support::{PATIENCE, header},
 };
 
-/// Each is at home at one replica, and keeps to it: those that hang at a stopped one must not keep the others from being served.
+/// Each client prefers one replica, so that a stopped replica blocks only its own clients.
 const CLIENTS: usize = 3 * HOSTS;
-/// After so long a client gives its request up.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// After an attempt without an acknowledgement.
 const PAUSE: Duration = Duration::from_millis(5);
-/// How many whole files a run keeps.
-const SNAPSHOTS: u64 = 12;
+/// How many times a run reads the whole file.
+const SNAPSHOTS_MAX: u64 = 12;
 const BATCH_ROWS_MAX: usize = 40;
 const LARGE_BATCH_ROWS_MAX: usize = 400;
 
-/// Where the replicas are now; a place stays empty while nobody serves there.
+/// The URL of each slot's replica; none where no replica serves.
 pub(crate) type Addresses = Arc<RwLock<Vec<Option<String>>>>;
 
 pub(crate) struct Load {
@@ -45,8 +45,8 @@ struct Shared {
     rows: AtomicU64,
     acked_rows: AtomicU64,
     snapshots: AtomicU64,
-    /// When that write was sent which was sent last among those acknowledged.
-    served_us: watch::Sender<u64>,
+    /// The latest send time of an acknowledged append.
+    acked_sent_us: watch::Sender<u64>,
 }
 
 impl Load {
@@ -59,13 +59,13 @@ impl Load {
             rows: AtomicU64::default(),
             acked_rows: AtomicU64::default(),
             snapshots: AtomicU64::default(),
-            served_us: watch::Sender::new(0),
+            acked_sent_us: watch::Sender::new(0),
         });
         let client = |number| Client {
             number,
             random: Random(seed ^ (number as u64) << 32),
             shared: Arc::clone(&shared),
-            http: reqwest::Client::builder().timeout(ANSWER_TIMEOUT).build().expect("a client"),
+            http: reqwest::Client::builder().timeout(RESPONSE_TIMEOUT).build().expect("a client"),
             history: History::default(),
         };
         let clients = (0..CLIENTS).map(|number| tokio::spawn(client(number).run())).collect();
@@ -76,18 +76,18 @@ impl Load {
         self.shared.acked_rows.load(Ordering::Relaxed)
     }
 
-    /// The time by which requests are noted, in microseconds.
+    /// The clock of the history, in microseconds.
     pub(crate) fn now_us(&self) -> u64 {
         self.shared.now_us()
     }
 
-    /// Waits for a write to be acknowledged that was sent after then; whether one was.
-    pub(crate) async fn served_since(&self, then_us: u64, patience: Duration) -> bool {
-        let mut served = self.shared.served_us.subscribe();
-        tokio::time::timeout(patience, served.wait_for(|&sent_us| sent_us > then_us)).await.is_ok()
+    /// Waits for an acknowledgement of an append that was sent after `then_us`. Returns whether one arrived.
+    pub(crate) async fn acked_since(&self, then_us: u64, patience: Duration) -> bool {
+        let mut acked_sent_us = self.shared.acked_sent_us.subscribe();
+        tokio::time::timeout(patience, acked_sent_us.wait_for(|&sent_us| sent_us > then_us)).await.is_ok()
     }
 
-    /// Lets every client settle what it has in hand, and answers all that happened.
+    /// Waits for every client to finish its append, and returns the history of all.
     pub(crate) async fn end(self) -> History {
         self.shared.ended.store(true, Ordering::Relaxed);
         let mut all = History { seed: self.shared.seed, ..History::default() };
@@ -95,7 +95,7 @@ impl Load {
             let more = client.await.expect("a client does not panic");
             all.ops.extend(more.ops);
             all.snapshots.extend(more.snapshots);
-            all.misread.extend(more.misread);
+            all.wrong_reads.extend(more.wrong_reads);
         }
         all
     }
@@ -106,11 +106,12 @@ impl Shared {
         u64::try_from(self.start.elapsed().as_micros()).expect("a run is short")
     }
 
-    /// Where `home` is served, or where else.
-    fn address(&self, home: usize) -> Option<(usize, String)> {
+    /// The preferred replica if it serves, or else another one.
+    fn address(&self, preferred: usize) -> Option<(usize, String)> {
         let addresses = self.addresses.read().expect("not poisoned");
-        let serving: Vec<_> = addresses.iter().enumerate().filter_map(|(at, url)| Some((at, url.clone()?))).collect();
-        (!serving.is_empty()).then(|| serving[home % serving.len()].clone())
+        let serving: Vec<_> =
+            addresses.iter().enumerate().filter_map(|(slot, url)| Some((slot, url.clone()?))).collect();
+        (!serving.is_empty()).then(|| serving[preferred % serving.len()].clone())
     }
 }
 
@@ -122,7 +123,7 @@ struct Client {
     history: History,
 }
 
-/// What is sent, again and again if need be.
+/// What every attempt of an append sends.
 struct Request {
     path: &'static str,
     content_type: &'static str,
@@ -135,7 +136,7 @@ impl Client {
         while !self.shared.ended.load(Ordering::Relaxed) {
             let sleep_ms = 20 * self.random.below(40);
             match (self.number, self.random.below(100)) {
-                // Who leaves the lock to expire keeps everybody waiting: one client does so, and seldom.
+                // With `skip_release` all clients wait until the lock expires: one client uses it, rarely.
                 (0, 0..20) => self.append(true, json!({"skip_release": true})).await,
                 (0, 20..50) => self.append(false, json!({"sleep": sleep_ms as f64 / 1000.0})).await,
                 (0, _) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -149,14 +150,14 @@ impl Client {
         self.history
     }
 
-    fn key(&mut self, first: u64, wanted: bool) -> Option<String> {
-        wanted.then(|| format!("key-{first}"))
+    fn key(first: u64, is_keyed: bool) -> Option<String> {
+        is_keyed.then(|| format!("key-{first}"))
     }
 
     async fn append(&mut self, is_keyed: bool, mut fields: Value) {
         let first = self.shared.rows.fetch_add(1, Ordering::Relaxed);
         fields["data"] = row(self.shared.seed, first).into();
-        let key = self.key(first, is_keyed);
+        let key = Self::key(first, is_keyed);
         let request = Request { path: "/append", content_type: "application/json", body: fields.to_string(), key };
         self.send(first, 1, request).await;
     }
@@ -175,48 +176,48 @@ impl Client {
             }
         };
         let is_keyed = self.random.chance(40);
-        let key = self.key(first, is_keyed);
+        let key = Self::key(first, is_keyed);
         self.send(first, rows, Request { path: "/append/batch", content_type, body, key }).await;
     }
 
-    /// Once without a key; until it is acknowledged, and sometimes once more, with one.
+    /// Without a key, sends the request once. With a key, retries until it is acknowledged, and sometimes sends it once more.
     async fn send(&mut self, first: u64, rows: u64, request: Request) {
         let mut op = Op { first, rows, key: request.key.clone(), attempts: Vec::new() };
-        let (mut deadline, mut home) = (None, self.number);
+        let (mut deadline, mut preferred) = (None, self.number);
         loop {
-            let is_acked = self.attempt(home, &request, &mut op).await;
+            let is_acked = self.attempt(preferred, &request, &mut op).await;
             if is_acked {
                 let sent_us = op.attempts.last().expect("just now").sent_us;
-                self.shared.served_us.send_if_modified(|served_us| {
-                    let is_newer = sent_us > *served_us;
-                    *served_us = sent_us.max(*served_us);
+                self.shared.acked_sent_us.send_if_modified(|acked_sent_us| {
+                    let is_newer = sent_us > *acked_sent_us;
+                    *acked_sent_us = sent_us.max(*acked_sent_us);
                     is_newer
                 });
             }
             if request.key.is_none() || is_acked {
                 break;
             }
-            // The run's end begins the wait: a fault may last.
+            // The deadline counts from the end of the run: a fault may last until then.
             if self.shared.ended.load(Ordering::Relaxed) {
                 let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
                 if Instant::now() > deadline {
                     break;
                 }
             }
-            home += 1;
+            preferred += 1;
         }
-        if op.acked().is_some() {
+        if op.acknowledgement().is_some() {
             self.shared.acked_rows.fetch_add(rows, Ordering::Relaxed);
             if request.key.is_some() && self.random.chance(5) {
-                self.attempt(home + 1, &request, &mut op).await;
+                self.attempt(preferred + 1, &request, &mut op).await;
             }
         }
         self.history.ops.push(op);
     }
 
-    /// Answers whether it was acknowledged.
-    async fn attempt(&mut self, home: usize, request: &Request, op: &mut Op) -> bool {
-        let Some((place, url)) = self.shared.address(home) else {
+    /// Sends the request once and records the result. Returns whether it was acknowledged.
+    async fn attempt(&mut self, preferred: usize, request: &Request, op: &mut Op) -> bool {
+        let Some((slot, url)) = self.shared.address(preferred) else {
             tokio::time::sleep(PAUSE).await;
             return false;
         };
@@ -225,52 +226,54 @@ impl Client {
             post = post.header("idempotency-key", key);
         }
         let sent_us = self.shared.now_us();
-        let answer = answer(post.body(request.body.clone())).await;
+        let result = response_of(post.body(request.body.clone())).await;
         let ended_us = self.shared.now_us();
-        let is_acked = matches!(answer, Answer::Acked(_));
-        op.attempts.push(Attempt { place, sent_us, ended_us, answer });
+        let is_acked = matches!(result, AttemptResult::Acknowledged(_));
+        op.attempts.push(Attempt { slot, sent_us, ended_us, result });
         if !is_acked {
             tokio::time::sleep(PAUSE).await;
         }
         is_acked
     }
 
-    /// What stands where the last answer said that it does.
+    /// Reads the row at the offset of the last acknowledgement.
     async fn read_own_row(&mut self) {
-        let Some((first, offset)) = self.history.ops.iter().rev().find_map(|op| Some((op.first, op.acked()?.0.offset)))
+        let Some((first, offset)) =
+            self.history.ops.iter().rev().find_map(|op| Some((op.first, op.acknowledgement()?.0.offset)))
         else {
             return;
         };
         let Some((_, url)) = self.shared.address(self.number) else { return };
         let request = self.http.get(format!("{url}/rows?from={offset}&limit=1"));
-        let Some(response) = sent(request).await else { return };
+        let Some(response) = send(request).await else { return };
         let status = response.status().as_u16();
-        // A reader that a stopped process keeps from the files may not have come so far yet.
+        // A replica may not have read so far yet if a stopped process keeps the files locked.
         if matches!(status, 500 | 503) {
             return;
         }
         let body = response.json::<Value>().await.unwrap_or_default();
         let found = &body["rows"][0]["fields"]["data"];
         if status == 422 || found.as_str().is_some_and(|data| data != row(self.shared.seed, first)) {
-            self.history.misread.push(format!("row {first} at {offset}: {status} {body}"));
+            self.history.wrong_reads.push(format!("row {first} at {offset}: {status} {body}"));
         }
     }
 
     async fn read_all(&mut self) {
-        let Some((place, url)) = self.shared.address(self.number) else { return };
-        if self.shared.snapshots.fetch_add(1, Ordering::Relaxed) >= SNAPSHOTS {
+        let Some((slot, url)) = self.shared.address(self.number) else { return };
+        if self.shared.snapshots.fetch_add(1, Ordering::Relaxed) >= SNAPSHOTS_MAX {
             return tokio::time::sleep(PAUSE).await;
         }
         let sent_us = self.shared.now_us();
-        let Some(response) = sent(self.http.get(format!("{url}/rows.csv"))).await else { return };
-        // Cut off in its middle it is no snapshot.
+        let Some(response) = send(self.http.get(format!("{url}/rows.csv"))).await else { return };
+        // A truncated response is no snapshot.
         if let (200, Ok(text)) = (response.status().as_u16(), response.text().await) {
-            self.history.snapshots.push(Snapshot { sent_us, place, text });
+            self.history.snapshots.push(Snapshot { sent_us, slot, text });
         }
     }
 }
 
-async fn sent(request: RequestBuilder) -> Option<Response> {
+/// None: the request failed, after a pause.
+async fn send(request: RequestBuilder) -> Option<Response> {
     match request.send().await {
         Ok(response) => Some(response),
         Err(_) => {
@@ -280,23 +283,31 @@ async fn sent(request: RequestBuilder) -> Option<Response> {
     }
 }
 
-async fn answer(request: RequestBuilder) -> Answer {
+async fn response_of(request: RequestBuilder) -> AttemptResult {
     let response = match request.send().await {
         Ok(response) => response,
-        Err(e) if e.is_connect() => return Answer::NotSent(format!("{e:?}")),
-        Err(e) => return Answer::Lost(format!("{e:?}")),
+        Err(e) if e.is_connect() => return AttemptResult::NotSent(format!("{e:?}")),
+        Err(e) => return AttemptResult::NoResponse(format!("{e:?}")),
     };
     let status = response.status().as_u16();
     let replayed = header(&response, "idempotent-replayed") == "true";
-    let Ok(body) = response.json::<Value>().await else { return Answer::Lost(format!("half an answer, {status}")) };
+    let Ok(body) = response.json::<Value>().await else {
+        return AttemptResult::NoResponse(format!("an incomplete response, {status}"));
+    };
     let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
     if status == 201 {
         let number = |name: &str| body[name].as_u64().expect("a number");
         let (offset, bytes, token) = (number("offset"), number("bytes"), number("token"));
-        return Answer::Acked(Acked { offset, bytes, token, replica: text("replica"), replayed });
+        return AttemptResult::Acknowledged(Acknowledgement {
+            offset,
+            bytes,
+            token,
+            replica: text("replica"),
+            replayed,
+        });
     }
     match body["outcome"].as_str() {
-        Some("not_written") => Answer::NotWritten(status, text("code")),
-        _ => Answer::Unknown(status, text("code")),
+        Some("not_written") => AttemptResult::NotWritten(status, text("code")),
+        _ => AttemptResult::Unknown(status, text("code")),
     }
 }

@@ -1,5 +1,5 @@
-/* Preloaded into a Redis: its wall clock runs ahead of ours by as many microseconds as the file CLOCK_AHEAD_US holds, a binary
- * number. The monotonic clock stays. libfaketime does the same for most programs, but not under jemalloc. */
+/* Preloaded into Redis. Sets its wall clock ahead by the microseconds in the file that CLOCK_AHEAD_US names, a binary number. The
+ * monotonic clock does not change. libfaketime does the same for most programs, but not with jemalloc. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdint.h>

@@ -1,4 +1,4 @@
-//! What was asked of the replicas, and what they answered: all that the checker knows beside the file.
+//! What clients sent and what they received. The checker compares it with the file.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// The header of every run's file.
 pub(crate) const HEADER: &str = "timestamp,replica,token,key,data";
-/// What every line of a foreign writer begins its data with.
+/// The data of a foreign writer's lines begins with this.
 pub(crate) const FOREIGN: &str = "foreign-";
 
 /// One run.
@@ -16,12 +16,12 @@ pub(crate) struct History {
     pub(crate) seed: u64,
     pub(crate) ops: Vec<Op>,
     pub(crate) snapshots: Vec<Snapshot>,
-    pub(crate) holds: Vec<Hold>,
-    /// A row that was read at the offset of its answer, and was another one.
-    pub(crate) misread: Vec<String>,
+    pub(crate) holds: Vec<ForeignHold>,
+    /// Reads at an acknowledged offset that returned another row.
+    pub(crate) wrong_reads: Vec<String>,
 }
 
-/// One row, or a batch of them.
+/// An append of one row or of a batch, with all its attempts.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Op {
     /// The number of its first row; see `row`.
@@ -31,30 +31,30 @@ pub(crate) struct Op {
     pub(crate) attempts: Vec<Attempt>,
 }
 
-/// One request, in microseconds since the run began.
+/// One request. Times are in microseconds since the run began.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Attempt {
-    pub(crate) place: usize,
+    pub(crate) slot: usize,
     pub(crate) sent_us: u64,
     pub(crate) ended_us: u64,
-    pub(crate) answer: Answer,
+    pub(crate) result: AttemptResult,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Answer {
-    Acked(Acked),
-    /// It says that nothing was written.
+pub(crate) enum AttemptResult {
+    Acknowledged(Acknowledgement),
+    /// Status and code of an error with the outcome `not_written`.
     NotWritten(u16, String),
-    /// It says that it does not know.
+    /// Status and code of an error with the outcome `unknown`.
     Unknown(u16, String),
-    /// None came.
-    Lost(String),
-    /// No connection was made.
+    /// The request was sent, but no complete response arrived.
+    NoResponse(String),
+    /// The connection failed before the request was sent.
     NotSent(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Acked {
+pub(crate) struct Acknowledgement {
     pub(crate) offset: u64,
     pub(crate) bytes: u64,
     pub(crate) token: u64,
@@ -62,44 +62,45 @@ pub(crate) struct Acked {
     pub(crate) replayed: bool,
 }
 
-/// The file as a replica served it.
+/// The whole file as a replica served it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Snapshot {
     pub(crate) sent_us: u64,
-    pub(crate) place: usize,
+    pub(crate) slot: usize,
     pub(crate) text: String,
 }
 
-/// How long somebody else held the lock by a plain `SET`, and how long the file was when it began and ended.
+/// A period in which a foreign client held the lock by a plain `SET`, with the file's length at its begin and end.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Hold {
+pub(crate) struct ForeignHold {
     pub(crate) bytes_before: u64,
     pub(crate) bytes_after: u64,
-    /// Whether the lock was still the foreigner's when its own time had not run out yet.
-    pub(crate) kept: bool,
+    /// Whether the foreign client still had the lock before its time to live was over.
+    pub(crate) still_held: bool,
 }
 
-/// What is known of an op in the end.
+/// What a client knows of an append after its last attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Known {
-    Acked,
+pub(crate) enum Outcome {
+    Acknowledged,
     NotWritten,
     Unknown,
 }
 
 impl Op {
-    pub(crate) fn known(&self) -> Known {
-        if self.acked().is_some() {
-            return Known::Acked;
+    pub(crate) fn outcome(&self) -> Outcome {
+        if self.acknowledgement().is_some() {
+            return Outcome::Acknowledged;
         }
-        let in_doubt = |attempt: &Attempt| matches!(attempt.answer, Answer::Unknown(..) | Answer::Lost(_));
-        if self.attempts.iter().any(in_doubt) { Known::Unknown } else { Known::NotWritten }
+        let may_be_written =
+            |attempt: &Attempt| matches!(attempt.result, AttemptResult::Unknown(..) | AttemptResult::NoResponse(_));
+        if self.attempts.iter().any(may_be_written) { Outcome::Unknown } else { Outcome::NotWritten }
     }
 
-    /// The first answer that says it is written, and when it came.
-    pub(crate) fn acked(&self) -> Option<(&Acked, u64)> {
-        self.attempts.iter().find_map(|attempt| match &attempt.answer {
-            Answer::Acked(acked) => Some((acked, attempt.ended_us)),
+    /// The first acknowledgement, and when it arrived.
+    pub(crate) fn acknowledgement(&self) -> Option<(&Acknowledgement, u64)> {
+        self.attempts.iter().find_map(|attempt| match &attempt.result {
+            AttemptResult::Acknowledged(ack) => Some((ack, attempt.ended_us)),
             _ => None,
         })
     }
@@ -109,21 +110,21 @@ impl Op {
     }
 }
 
-/// The data of row `number` of a run: of many lengths, with all that needs quoting, and made again by the checker.
+/// The data of row `number`, which the checker computes again: of many lengths, with all characters that need quotes.
 pub(crate) fn row(seed: u64, number: u64) -> String {
     let mut random = Random(seed ^ number.wrapping_mul(0xd134_2543_de82_ef95));
     let bytes = if random.chance(3) { random.below(3000) } else { random.below(120) };
     let mut row = format!("{seed}-{number}:");
     while row.len() < bytes {
-        let awkward = ["\",\"", "\r\n", "å", ",", "\n", "plain"][random.below(6)];
-        write!(row, "{awkward}{}", random.below(1000)).expect("memory takes it");
+        let part = ["\",\"", "\r\n", "å", ",", "\n", "plain"][random.below(6)];
+        write!(row, "{part}{}", random.below(1000)).expect("a string can be written");
     }
     row
 }
 
-/// The number that a row claims to have.
+/// The number that a row's data begins with.
 pub(crate) fn number_of(seed: u64, data: &str) -> Option<u64> {
-    let (claimed, rest) = data.split_once('-')?;
-    (claimed.parse() == Ok(seed)).then_some(())?;
+    let (seed_text, rest) = data.split_once('-')?;
+    (seed_text.parse() == Ok(seed)).then_some(())?;
     rest.split_once(':')?.0.parse().ok()
 }

@@ -1,5 +1,5 @@
-//! A harness that tries to break it: real replicas, a real Redis and real clients, while faults hit them by a seed's schedule;
-//! then a checker that knows every request and its answer reads the file. See ARCHITECTURE.md, "Faults".
+//! Fault tests: real replicas, a real Redis and real clients, while faults hit them on a schedule that a seed decides. Then a
+//! checker that knows every request and its response reads the file.
 
 mod checker;
 mod clients;
@@ -9,9 +9,9 @@ mod cluster;
 mod disk;
 #[path = "../support/ext4.rs"]
 mod ext4;
-mod history;
 #[path = "../support/failpoints.rs"]
-mod named_points;
+mod failpoints;
+mod history;
 mod nemesis;
 mod proxy;
 mod run;
@@ -34,47 +34,48 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use checker::Findings;
 use nemesis::Fault;
-use run::Ground;
+use run::Environment;
 use scene::{SCENES, Scene};
 use table::Table;
 
-/// Samples of each kind that are printed.
-const SAMPLES: usize = 3;
+/// How many violations of a kind are printed.
+const PRINTED_MAX: usize = 3;
+const PRINTED_CHARS_MAX: usize = 600;
 
-/// Tries to break it.
+/// Injects faults into a cluster of replicas and checks the file that they write.
 #[derive(Parser)]
 struct Args {
-    /// Only this scene; may be given again. All of them without.
+    /// Run only this scene; may be repeated. Default: all scenes.
     #[arg(long, value_parser = Scene::named)]
     scene: Vec<&'static Scene>,
-    /// Only this fault of these scenes; may be given again.
+    /// Inject only this fault; may be repeated.
     #[arg(long, value_enum)]
     only: Vec<Fault>,
-    /// How many runs of each scene, each with the next seed.
+    /// How many runs of each scene; each has the next seed.
     #[arg(long, default_value_t = 1)]
     runs: u64,
-    /// The first run's seed.
+    /// The seed of the first run.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// How many faults hit each run; none: each of the scene's once.
+    /// How many faults hit each run. Default: each fault of the scene once.
     #[arg(long)]
     faults: Option<usize>,
-    /// Ends at the first run in which something is wrong.
+    /// Stop after the first run with a violation.
     #[arg(long)]
-    until_wrong: bool,
-    /// Tells each step of a run.
+    until_violation: bool,
+    /// Print each step of a run.
     #[arg(long)]
     steps: bool,
-    /// The service to try, rather than the one that was built with this.
+    /// Another binary of the service than the one that was built with these tests.
     #[arg(long, default_value = env!("CARGO_BIN_EXE_rowlock"))]
     binary: PathBuf,
     /// Writes the table into docs/guarantees.md.
     #[arg(long)]
     write: bool,
-    /// Lists the scenes and their faults, and does nothing.
+    /// List the scenes and their faults, and exit.
     #[arg(long)]
     list: bool,
-    /// Checks a history again that was kept in this folder, and does nothing else.
+    /// Check the history in this folder again, and exit.
     #[arg(long)]
     check: Option<PathBuf>,
 }
@@ -84,18 +85,18 @@ fn main() -> ExitCode {
     if args.list {
         for scene in &SCENES {
             println!("{}, on {:?}", scene.name, scene.volume);
-            scene.faults.iter().for_each(|fault| println!("  {fault:?}: {}", fault.does()));
+            scene.faults.iter().for_each(|fault| println!("  {fault:?}: {}", fault.description()));
         }
         return ExitCode::SUCCESS;
     }
-    let done = match &args.check {
+    let result = match &args.check {
         Some(folder) => run::check_again(folder).map(|findings| {
             print(&findings);
-            findings.all() == 0
+            findings.total() == 0
         }),
-        None => sandbox::enter().and_then(|()| try_all(&args)),
+        None => sandbox::enter().and_then(|()| run_all(&args)),
     };
-    match done {
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(e) => {
@@ -106,77 +107,81 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 4)]
-async fn try_all(args: &Args) -> Result<bool, String> {
+async fn run_all(args: &Args) -> Result<bool, String> {
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/faults");
     fs::create_dir_all(&target).map_err(|e| format!("{}: {e}", target.display()))?;
-    let clock_library = target.join("clock.so");
-    ext4::run(
-        "cc",
-        &[
-            "-shared",
-            "-fPIC",
-            "-O2",
-            "-o",
-            &clock_library.to_string_lossy(),
-            concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults/clock.c"),
-        ],
-    );
+    let clock_library = build_clock_library(&target);
     let hosts = sandbox::Host::all();
-    // Replicas are started in folders of their own.
+    // A replica does not start in this folder, so the path must be absolute.
     let binary = args.binary.canonicalize().map_err(|e| format!("{}: {e}", args.binary.display()))?;
-    let ground =
-        Ground { hosts: &hosts, binary: &binary, clock_library: &clock_library, finds: &target, tells: args.steps };
+    let environment = Environment {
+        hosts: &hosts,
+        binary: &binary,
+        clock_library: &clock_library,
+        artifacts: &target,
+        prints_steps: args.steps,
+    };
     let mut table = Table::default();
-    // The first process of a sandbox hears no signal that it does not ask for.
+    // The first process of a PID namespace receives only signals that it has handlers for.
     let mut terminated = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
     tokio::select! {
         _ = tokio::signal::ctrl_c() => return Err("stopped".to_owned()),
         _ = terminated.recv() => return Err("stopped".to_owned()),
-        () = all_runs(args, &ground, &mut table) => {}
+        () = run_scenes(args, &environment, &mut table) => {}
     }
     println!("\n{}\n{}", table.by_scene(), table.by_fault());
     let never = table.never_fired();
-    let is_whole = args.faults.is_some() || !args.only.is_empty() || never.is_empty();
-    if !is_whole {
-        println!("never took place: {never:?}");
+    let is_complete = args.faults.is_some() || !args.only.is_empty() || never.is_empty();
+    if !is_complete {
+        println!("faults that never had an effect: {never:?}");
     }
     if args.write {
         table.write(&Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/guarantees.md"))?;
     }
-    Ok(table.wrong() == 0 && is_whole)
+    Ok(table.violations() == 0 && is_complete)
 }
 
-async fn all_runs(args: &Args, ground: &Ground<'_>, table: &mut Table) {
+/// The library that sets the clock of Redis.
+fn build_clock_library(folder: &Path) -> PathBuf {
+    let library = folder.join("clock.so");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults/clock.c");
+    ext4::run("cc", &["-shared", "-fPIC", "-O2", "-o", &library.to_string_lossy(), source]);
+    library
+}
+
+async fn run_scenes(args: &Args, environment: &Environment<'_>, table: &mut Table) {
     let scenes: Vec<_> = if args.scene.is_empty() { SCENES.iter().collect() } else { args.scene.clone() };
     let all = args.runs * scenes.len() as u64;
     for number in 0..all {
         let (scene, seed) = (scenes[number as usize % scenes.len()], args.seed + number / scenes.len() as u64);
-        let wanted = |fault: &Fault| args.only.is_empty() || args.only.contains(fault);
-        let faults: Vec<_> = scene.faults.iter().copied().filter(wanted).collect();
+        let is_selected = |fault: &Fault| args.only.is_empty() || args.only.contains(fault);
+        let faults: Vec<_> = scene.faults.iter().copied().filter(is_selected).collect();
         let count = args.faults.unwrap_or(faults.len());
         let begun = Instant::now();
-        let outcome = run::run(ground, scene, seed, &run::schedule(&faults, count, seed)).await;
+        let report = run::run(environment, scene, seed, &run::schedule(&faults, count, seed)).await;
         println!(
-            "{:>4} of {all}  {:<10} seed {seed}: {} faults, {} rows acknowledged, back within {:.1} s, {} wrong; {:.1} s",
+            "{:>4} of {all}  {:<10} seed {seed}: {} faults, {} rows acknowledged, longest outage {:.1} s, {} violations; {:.1} s",
             number + 1,
             scene.name,
-            outcome.fired.values().sum::<u64>(),
-            outcome.acked_rows,
-            outcome.longest_outage.as_secs_f64(),
-            outcome.findings.all(),
+            report.fired.values().sum::<u64>(),
+            report.acked_rows,
+            report.longest_outage.as_secs_f64(),
+            report.findings.total(),
             begun.elapsed().as_secs_f64()
         );
-        print(&outcome.findings);
-        table.add(scene.name, &outcome);
-        if args.until_wrong && outcome.findings.all() > 0 {
+        print(&report.findings);
+        table.add(scene.name, &report);
+        if args.until_violation && report.findings.total() > 0 {
             return;
         }
     }
 }
 
 fn print(findings: &Findings) {
-    for (wrong, found) in &findings.0 {
-        println!("  {wrong:?}: {} times", found.len());
-        found.iter().take(SAMPLES).for_each(|sample| println!("    {}", sample.chars().take(600).collect::<String>()));
+    for (violation, descriptions) in &findings.0 {
+        println!("  {violation:?}: {} times", descriptions.len());
+        for description in descriptions.iter().take(PRINTED_MAX) {
+            println!("    {}", description.chars().take(PRINTED_CHARS_MAX).collect::<String>());
+        }
     }
 }

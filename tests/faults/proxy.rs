@@ -1,4 +1,4 @@
-//! A way through the harness: to a Redis or to a replica, made slow, stopped up or torn down as a run asks.
+//! TCP proxies in front of Redis and the replicas. They delay, stall and reset connections on command.
 
 use std::{
     io,
@@ -22,7 +22,8 @@ use tokio::{
 
 use crate::sandbox::HARNESS;
 
-pub(crate) struct Link {
+/// Forwards connections to one target.
+pub(crate) struct Proxy {
     pub(crate) port: u16,
     shared: Arc<Shared>,
     accepting: JoinHandle<()>,
@@ -30,8 +31,8 @@ pub(crate) struct Link {
 
 struct Shared {
     target: Mutex<SocketAddr>,
-    /// A change ends all connections.
-    era: watch::Sender<u64>,
+    /// A new generation closes all connections of the one before.
+    generation: watch::Sender<u64>,
     resets_due: AtomicU64,
     resets: AtomicU64,
     delay_ms: AtomicU64,
@@ -39,20 +40,20 @@ struct Shared {
     is_stalled: AtomicBool,
 }
 
-/// Which way a pump moves bytes: resets hit answers only.
+/// Which way bytes go: resets hit responses only.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Direction {
     Requests,
-    Answers,
+    Responses,
 }
 
-impl Link {
-    pub(crate) async fn to(target: SocketAddr) -> Self {
+impl Proxy {
+    pub(crate) async fn start(target: SocketAddr) -> Self {
         let listener = TcpListener::bind((HARNESS, 0)).await.expect("a free port");
         let port = listener.local_addr().expect("an address").port();
         let shared = Arc::new(Shared {
             target: Mutex::new(target),
-            era: watch::Sender::new(0),
+            generation: watch::Sender::new(0),
             resets_due: AtomicU64::default(),
             resets: AtomicU64::default(),
             delay_ms: AtomicU64::default(),
@@ -63,42 +64,42 @@ impl Link {
         Self { port, shared, accepting }
     }
 
-    /// From now on to there; connections to where it led before end.
-    pub(crate) fn lead_to(&self, target: SocketAddr) {
+    /// Changes the target and closes all connections to the old one.
+    pub(crate) fn retarget(&self, target: SocketAddr) {
         *self.shared.target.lock().expect("not poisoned") = target;
-        self.shared.era.send_modify(|era| *era += 1);
+        self.shared.generation.send_modify(|generation| *generation += 1);
     }
 
-    /// The next answers end in a reset, half way.
-    pub(crate) fn reset_answers(&self, count: u64) {
+    /// Resets the connections of the next `count` responses, half way.
+    pub(crate) fn reset_responses(&self, count: u64) {
         self.shared.resets_due.store(count, Ordering::Relaxed);
     }
 
-    /// How many were reset since it was asked last.
-    pub(crate) fn resets(&self) -> u64 {
+    /// How many connections were reset since the last call.
+    pub(crate) fn take_resets(&self) -> u64 {
         self.shared.resets.swap(0, Ordering::Relaxed)
     }
 
-    /// Every piece takes so long, in both directions; 0 ends it.
-    pub(crate) fn slow_down(&self, delay_ms: u64) {
+    /// Delays every chunk in both directions.
+    pub(crate) fn set_delay_ms(&self, delay_ms: u64) {
         self.shared.delay_ms.store(delay_ms, Ordering::Relaxed);
     }
 
-    /// How many pieces were late since it was asked last.
-    pub(crate) fn delayed(&self) -> u64 {
+    /// How many chunks were delayed since the last call.
+    pub(crate) fn take_delayed(&self) -> u64 {
         self.shared.delayed.swap(0, Ordering::Relaxed)
     }
 
-    /// Lets nothing through, and loses nothing.
+    /// While stalled, nothing is forwarded and nothing is lost.
     pub(crate) fn stall(&self, on: bool) {
         self.shared.is_stalled.store(on, Ordering::Relaxed);
     }
 }
 
-impl Drop for Link {
+impl Drop for Proxy {
     fn drop(&mut self) {
         self.accepting.abort();
-        self.shared.era.send_modify(|era| *era += 1);
+        self.shared.generation.send_modify(|generation| *generation += 1);
     }
 }
 
@@ -107,53 +108,58 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         let Ok((client, _)) = listener.accept().await else { continue };
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
-            let mut era = shared.era.subscribe();
+            let mut generation = shared.generation.subscribe();
             let target = *shared.target.lock().expect("not poisoned");
             match TcpStream::connect(target).await {
                 Ok(server) => {
                     tokio::select! {
-                        _ = era.changed() => {}
-                        _ = carry(client, server, &shared) => {}
+                        _ = generation.changed() => {}
+                        _ = forward(client, server, &shared) => {}
                     }
                 }
-                // As if nobody listened there.
+                // The client sees what it would see without a proxy: nobody listens.
                 Err(_) => drop(client.set_zero_linger()),
             }
         });
     }
 }
 
-async fn carry(client: TcpStream, server: TcpStream, shared: &Shared) -> io::Result<()> {
+async fn forward(client: TcpStream, server: TcpStream, shared: &Shared) -> io::Result<()> {
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     tokio::try_join!(
-        pump(from_client, to_server, Way::Requests, shared),
-        pump(from_server, to_client, Way::Answers, shared)
+        copy(from_client, to_server, Direction::Requests, shared),
+        copy(from_server, to_client, Direction::Responses, shared)
     )?;
     Ok(())
 }
 
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, way: Way, shared: &Shared) -> io::Result<()> {
-    let mut piece = vec![0; 16 << 10];
+async fn copy(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    direction: Direction,
+    shared: &Shared,
+) -> io::Result<()> {
+    let mut chunk = vec![0; 16 << 10];
     loop {
-        let read = from.read(&mut piece).await?;
+        let read = from.read(&mut chunk).await?;
         if read == 0 {
             return to.shutdown().await;
         }
-        shared.hold_back().await;
-        if way == Way::Answers && shared.take_reset() {
-            to.write_all(&piece[..read / 2]).await?;
+        shared.delay().await;
+        if direction == Direction::Responses && shared.take_reset() {
+            to.write_all(&chunk[..read / 2]).await?;
             to.as_ref().set_zero_linger()?;
             from.as_ref().set_zero_linger()?;
             return Err(io::ErrorKind::ConnectionReset.into());
         }
-        to.write_all(&piece[..read]).await?;
+        to.write_all(&chunk[..read]).await?;
     }
 }
 
 impl Shared {
-    async fn hold_back(&self) {
+    async fn delay(&self) {
         let delay_ms = self.delay_ms.load(Ordering::Relaxed);
         if delay_ms > 0 {
             self.delayed.fetch_add(1, Ordering::Relaxed);

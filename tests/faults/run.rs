@@ -1,4 +1,4 @@
-//! One run: replicas, clients, faults by the seed's schedule, and the verdict.
+//! One run: replicas, clients, faults in an order that the seed decides, and the check of the result.
 
 use std::{
     collections::BTreeMap,
@@ -11,36 +11,37 @@ use rowlock::random::Random;
 use tokio::task::block_in_place;
 
 use crate::{
-    checker::{Findings, Wrong, check},
+    checker::{Findings, Violation, check},
     clients::Load,
-    cluster::{Cluster, LOCK_TTL, REPLICAS, Setting},
-    history::{History, Hold},
-    nemesis::{Active, Fault},
+    cluster::{Cluster, ClusterOptions, LOCK_TTL, REPLICAS},
+    history::{ForeignHold, History},
+    nemesis::{ActiveFault, Fault, Proof},
     sandbox::Host,
-    scene::{MEANWHILE, Scene, bears_another},
+    scene::{OVERLAPPING, Scene},
     support::PATIENCE,
 };
 
-/// How much longer than the time to live it may take until rows are acknowledged again: Redis's own calls end after 2 s, and a
-/// machine with two cores has a bad moment now and then.
-const BACK_WITHIN: Duration = Duration::from_secs(3);
-const SUPERVISED_EVERY: Duration = Duration::from_millis(100);
-const RECORDS: [&str; 2] = ["history.json", "rows.csv"];
+/// An outage may last as long as the time to live and this: a call to Redis times out after 2 s, and a busy machine with two cores
+/// needs some more.
+const RECOVERY_MAX: Duration = Duration::from_secs(3);
+const SUPERVISION_INTERVAL: Duration = Duration::from_millis(100);
+const HISTORY_FILE: &str = "history.json";
+const CSV_FILE: &str = "rows.csv";
 
 /// What all runs share.
-pub(crate) struct Ground<'a> {
+pub(crate) struct Environment<'a> {
     pub(crate) hosts: &'a [Host],
     pub(crate) binary: &'a Path,
     pub(crate) clock_library: &'a Path,
-    /// Where what was found is kept.
-    pub(crate) finds: &'a Path,
-    /// Whether each step is told.
-    pub(crate) tells: bool,
+    /// The folder for the files of runs with violations.
+    pub(crate) artifacts: &'a Path,
+    pub(crate) prints_steps: bool,
 }
 
-/// What came of it.
+/// The result of a run.
 #[derive(Default)]
-pub(crate) struct Outcome {
+pub(crate) struct Report {
+    /// How many times each fault had an effect.
     pub(crate) fired: BTreeMap<Fault, u64>,
     pub(crate) acked_rows: u64,
     pub(crate) longest_outage: Duration,
@@ -51,40 +52,41 @@ struct Run<'a> {
     cluster: Cluster<'a>,
     load: Load,
     random: Random,
-    outcome: Outcome,
-    holds: Vec<Hold>,
-    is_mixed: bool,
+    report: Report,
+    holds: Vec<ForeignHold>,
+    overlaps: bool,
     begun: Instant,
-    tells: bool,
+    prints_steps: bool,
 }
 
-/// Runs the scene with these faults.
-pub(crate) async fn run(ground: &Ground<'_>, scene: &Scene, seed: u64, faults: &[Fault]) -> Outcome {
-    let setting = Setting {
-        hosts: ground.hosts,
-        binary: ground.binary,
-        clock_library: ground.clock_library,
+/// Runs the scene with these faults and checks the result.
+pub(crate) async fn run(environment: &Environment<'_>, scene: &Scene, seed: u64, faults: &[Fault]) -> Report {
+    let options = ClusterOptions {
+        hosts: environment.hosts,
+        binary: environment.binary,
+        clock_library: environment.clock_library,
         volume: scene.volume,
-        disk_trouble: scene.allowed().disk_trouble,
-        linked: scene.has(&[Fault::ResetAnswers, Fault::SlowClients]),
+        disk_errors: scene.allowed().disk_errors,
+        proxied_clients: scene.has(&[Fault::ResetResponses, Fault::SlowClients]),
     };
     let begun = Instant::now();
-    let cluster = Cluster::start(&setting, seed).await;
+    let cluster = Cluster::start(&options, seed).await;
     let load = Load::start(seed, &cluster.addresses);
     let random = Random(seed);
-    let (outcome, is_mixed) = (Outcome::default(), scene.is_mixed);
-    let mut run = Run { cluster, load, random, outcome, holds: Vec::new(), is_mixed, begun, tells: ground.tells };
-    run.tell("started");
-    if !run.load.served_since(0, PATIENCE).await {
-        run.outcome.findings.add(Wrong::LateBack, "rows were never served");
+    let (overlaps, prints_steps) = (scene.overlaps, environment.prints_steps);
+    let mut run =
+        Run { cluster, load, random, report: Report::default(), holds: Vec::new(), overlaps, begun, prints_steps };
+    run.print_step("started");
+    if !run.load.acked_since(0, PATIENCE).await {
+        run.report.findings.add(Violation::SlowRecovery, "no row was acknowledged after the start");
     }
     for &fault in faults {
-        run.strike(scene, fault).await;
+        run.inject(scene, fault).await;
     }
-    run.judge(ground, scene, seed).await
+    run.finish(environment, scene, seed).await
 }
 
-/// All of these in the seed's order, again and again, until there are so many.
+/// `count` faults: rounds of all given faults, each round in an order that the seed decides.
 pub(crate) fn schedule(faults: &[Fault], count: usize, seed: u64) -> Vec<Fault> {
     let (mut schedule, mut random) = (Vec::new(), Random(!seed));
     while schedule.len() < count && !faults.is_empty() {
@@ -98,134 +100,129 @@ pub(crate) fn schedule(faults: &[Fault], count: usize, seed: u64) -> Vec<Fault> 
 }
 
 impl Run<'_> {
-    async fn strike(&mut self, scene: &Scene, fault: Fault) {
+    /// Injects the fault, in some scenes with another one at the same time, and measures the outage.
+    async fn inject(&mut self, scene: &Scene, fault: Fault) {
         let pause = 50 + self.random.below(250) as u64;
         tokio::time::sleep(Duration::from_millis(pause)).await;
-        self.supervise().await;
+        self.restart_exited().await;
         let active = self.begin(fault, None).await;
-        let mut meanwhile = None;
-        if self.is_mixed && bears_another(fault) {
-            let more: Vec<_> = MEANWHILE.into_iter().filter(|other| *other != fault && scene.has(&[*other])).collect();
-            let other = more[self.random.below(more.len())];
+        let mut overlapping = None;
+        if self.overlaps && fault.allows_overlap() {
+            let others: Vec<_> =
+                OVERLAPPING.into_iter().filter(|other| *other != fault && scene.has(&[*other])).collect();
+            let other = others[self.random.below(others.len())];
             tokio::time::sleep(Duration::from_millis(pause)).await;
-            meanwhile = Some(self.begin(other, Some(active.place)).await);
-        } else if fault.is_survived() && !self.is_mixed && !self.cluster.is_guarded().await {
-            self.see_it_back(fault, false).await;
+            overlapping = Some(self.begin(other, Some(active.slot)).await);
+        } else if fault.others_keep_serving() && !self.overlaps && !self.cluster.files_are_locked().await {
+            self.measure_outage(fault, false).await;
         }
-        let hold = self.random.below(400) as u64;
-        tokio::time::sleep(Duration::from_millis(hold)).await;
-        if let Some(other) = meanwhile {
+        let lasts = self.random.below(400) as u64;
+        tokio::time::sleep(Duration::from_millis(lasts)).await;
+        if let Some(other) = overlapping {
             self.end(other).await;
         }
         self.end(active).await;
-        self.supervise().await;
-        self.see_it_back(fault, true).await;
+        self.restart_exited().await;
+        self.measure_outage(fault, true).await;
     }
 
-    async fn begin(&mut self, fault: Fault, but: Option<usize>) -> Active {
-        self.tell(fault.does());
-        let mut active = fault.begin(&mut self.cluster, &mut self.random, &mut self.holds, but).await;
-        active.felt(&mut self.cluster).await;
+    async fn begin(&mut self, fault: Fault, spared: Option<usize>) -> ActiveFault {
+        self.print_step(fault.description());
+        let mut active = fault.begin(&mut self.cluster, &mut self.random, &mut self.holds, spared).await;
+        active.wait_for_effect(&mut self.cluster).await;
         active
     }
 
-    fn tell(&self, what: &str) {
-        if self.tells {
-            println!("  {:>6.2} s  {what}", self.begun.elapsed().as_secs_f64());
+    fn print_step(&self, step: &str) {
+        if self.prints_steps {
+            println!("  {:>6.2} s  {step}", self.begun.elapsed().as_secs_f64());
         }
     }
 
-    async fn end(&mut self, active: Active) {
+    async fn end(&mut self, active: ActiveFault) {
         let fault = active.fault;
-        self.tell("ends");
-        let proof = active.end(&mut self.cluster).await;
-        match proof {
-            Some(0) => self.outcome.findings.add(Wrong::FaultDidNotHappen, format!("{fault:?}")),
-            Some(_) => *self.outcome.fired.entry(fault).or_default() += 1,
-            None => {}
+        self.print_step("end of the fault");
+        match active.end(&mut self.cluster).await {
+            Proof::Effects(0) => self.report.findings.add(Violation::FaultWithoutEffect, format!("{fault:?}")),
+            Proof::Effects(_) => *self.report.fired.entry(fault).or_default() += 1,
+            Proof::ReplicaExited => {}
         }
     }
 
-    /// Starts those again that have ended.
-    async fn supervise(&mut self) {
-        self.cluster.bury();
+    /// Starts replicas again that have exited.
+    async fn restart_exited(&mut self) {
+        self.cluster.remove_exited();
         self.cluster.start_missing(REPLICAS).await;
     }
 
-    async fn see_it_back(&mut self, fault: Fault, is_over: bool) {
-        let when = if is_over { "afterwards" } else { "while it lasts" };
+    /// Measures how long it takes until a new append is acknowledged.
+    async fn measure_outage(&mut self, fault: Fault, is_over: bool) {
+        let when = if is_over { "after the fault" } else { "during the fault" };
         let (from, from_us) = (Instant::now(), self.load.now_us());
-        while !self.load.served_since(from_us, SUPERVISED_EVERY).await && from.elapsed() < PATIENCE {
-            // Whoever is told of a failed sync only now ends now.
+        while !self.load.acked_since(from_us, SUPERVISION_INTERVAL).await && from.elapsed() < PATIENCE {
+            // A replica may exit only now because of a failed sync.
             if is_over {
-                self.supervise().await;
+                self.restart_exited().await;
             }
         }
         let outage = from.elapsed();
-        self.tell(&format!("{when}: a row after {outage:.2?}"));
-        if outage > LOCK_TTL + BACK_WITHIN {
-            let guarded = self.cluster.is_guarded().await;
-            let what = format!("{fault:?}, {when}: no row for {outage:?}; the files are kept: {guarded}");
-            self.outcome.findings.add(Wrong::LateBack, what);
+        self.print_step(&format!("{when}: a row was acknowledged after {outage:.2?}"));
+        if outage > LOCK_TTL + RECOVERY_MAX {
+            let locked = self.cluster.files_are_locked().await;
+            let description = format!("{fault:?}, {when}: no row for {outage:?}; the files are locked: {locked}");
+            self.report.findings.add(Violation::SlowRecovery, description);
         }
-        self.outcome.longest_outage = self.outcome.longest_outage.max(outage);
+        self.report.longest_outage = self.report.longest_outage.max(outage);
     }
 
-    async fn judge(self, ground: &Ground<'_>, scene: &Scene, seed: u64) -> Outcome {
-        self.tell("ends the load");
-        let Self { mut cluster, load, mut outcome, holds, .. } = self;
-        outcome.acked_rows = load.acked_rows();
+    /// Ends the load and the replicas, and checks the file.
+    async fn finish(self, environment: &Environment<'_>, scene: &Scene, seed: u64) -> Report {
+        self.print_step("end of the load");
+        let Self { mut cluster, load, mut report, holds, .. } = self;
+        report.acked_rows = load.acked_rows();
         let mut history = load.end().await;
         history.holds = holds;
-        cluster.bury();
+        cluster.remove_exited();
         let logs = cluster.logs();
-        for place in cluster.serving() {
-            cluster.terminate(place, true);
+        for slot in cluster.serving() {
+            cluster.drain_and_terminate(slot);
         }
-        for end in &cluster.unexpected_ends {
-            outcome.findings.add(Wrong::UnexpectedEnd, end);
+        for exit in &cluster.unexpected_exits {
+            report.findings.add(Violation::UnexpectedExit, exit);
         }
-        if let Err(e) = block_in_place(|| cluster.check_file()) {
-            outcome.findings.add(Wrong::Torn, e);
+        if let Err(e) = block_in_place(|| cluster.run_check()) {
+            report.findings.add(Violation::Torn, e);
         }
         let text = fs::read(&cluster.csv).expect("a readable CSV");
-        check(&history, &text, scene.allowed(), &mut outcome.findings);
-        if outcome.findings.all() > 0 {
-            keep(ground, scene, seed, &history, &cluster, &logs, &outcome);
+        check(&history, &text, scene.allowed(), &mut report.findings);
+        if report.findings.total() > 0 {
+            let folder = environment.artifacts.join(format!("{}-{seed}", scene.name));
+            keep_artifacts(&folder, &history, &cluster, &logs, &report.findings);
+            println!("  the same schedule again: make faults SCENE={} SEED={seed} RUNS=1", scene.name);
         }
-        outcome
+        report
     }
 }
 
-/// Keeps what shows what went wrong, and says how to see it again.
-fn keep(
-    ground: &Ground<'_>,
-    scene: &Scene,
-    seed: u64,
-    history: &History,
-    cluster: &Cluster<'_>,
-    logs: &str,
-    outcome: &Outcome,
-) {
-    let folder = ground.finds.join(format!("{}-{seed}", scene.name));
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).expect("a folder");
-    cluster.keep_files(&folder);
-    fs::write(folder.join(RECORDS[0]), serde_json::to_vec(history).expect("JSON")).expect("writable");
+/// Saves the files of a run with violations, and prints how to check them again.
+fn keep_artifacts(folder: &Path, history: &History, cluster: &Cluster<'_>, logs: &str, findings: &Findings) {
+    let _ = fs::remove_dir_all(folder);
+    fs::create_dir_all(folder).expect("a folder");
+    cluster.copy_files(folder);
+    fs::write(folder.join(HISTORY_FILE), serde_json::to_vec(history).expect("JSON")).expect("writable");
     fs::write(folder.join("logs.txt"), logs).expect("writable");
-    fs::write(folder.join("findings.txt"), format!("{:#?}", outcome.findings)).expect("writable");
-    println!("  kept; judged again by: cargo test --test faults -- --check {}", folder.display());
-    println!("  the same schedule again: make faults SCENE={} SEED={seed} RUNS=1", scene.name);
+    fs::write(folder.join("findings.txt"), format!("{findings:#?}")).expect("writable");
+    println!("  saved; to check again: cargo test --test faults -- --check {}", folder.display());
 }
 
-/// Checks again what was kept.
+/// Checks a saved run again.
 pub(crate) fn check_again(folder: &Path) -> Result<Findings, String> {
     let read = |name: &str| fs::read(folder.join(name)).map_err(|e| format!("{}: {e}", folder.join(name).display()));
-    let history: History = serde_json::from_slice(&read(RECORDS[0])?).map_err(|e| e.to_string())?;
-    // Its name begins with the scene's.
+    let history: History = serde_json::from_slice(&read(HISTORY_FILE)?).map_err(|e| e.to_string())?;
+    // The folder is named SCENE-SEED.
     let name = folder.file_name().and_then(|name| name.to_str()?.rsplit_once('-'));
     let scene = Scene::named(name.map_or("", |(scene, _)| scene))?;
     let mut findings = Findings::default();
-    check(&history, &read(RECORDS[1])?, scene.allowed(), &mut findings);
+    check(&history, &read(CSV_FILE)?, scene.allowed(), &mut findings);
     Ok(findings)
 }

@@ -1,4 +1,4 @@
-//! A network, processes and mounts of the harness's own: whatever happens to it, the kernel takes all of them down with it.
+//! Namespaces for network, processes and mounts. The kernel removes all of them when the fault tests end, however they end.
 
 use std::{
     env,
@@ -15,54 +15,56 @@ use crate::{
     support::PATIENCE,
 };
 
-/// Set once we are inside.
+/// Set in the process that runs inside the namespaces.
 const INSIDE: &str = "ROWLOCK_FAULTS_INSIDE";
-/// Where the harness is for the replicas.
+/// The address of the fault tests, as replicas see it.
 pub(crate) const HARNESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
-/// Where a replica serves.
+/// The port of every replica.
 pub(crate) const PORT: u16 = 8080;
-/// As many hosts as a run may scale out to.
+/// How many replicas a run may scale out to.
 pub(crate) const HOSTS: usize = 5;
 const PROGRAMS: [&str; 9] =
     ["unshare", "nsenter", "ip", "iptables", "mount", "mkfs.ext4", "redis-server", "redis-cli", "cc"];
 
-/// Starts this program again in namespaces of its own; goes on in there.
+/// Starts this program again inside new namespaces. Returns once it runs there.
 ///
 /// # Errors
-/// What is missing for it.
+/// Names what is missing on this machine.
 pub(crate) fn enter() -> Result<(), String> {
     if env::var_os(INSIDE).is_some() {
-        leave_others_disks();
+        unmount_disks_of_other_tests();
         return Ok(());
     }
     if !is_root() {
-        return Err("only root may cut networks, fill disks and jump clocks: sudo -E make faults".to_owned());
+        return Err(
+            "the fault tests need root to drop packets, mount disks and set clocks: sudo -E make faults".to_owned()
+        );
     }
     let found = |program: &&&str| {
         env::split_paths(&env::var_os("PATH").unwrap_or_default()).any(|folder| folder.join(program).exists())
     };
     let missing: Vec<_> = PROGRAMS.iter().filter(|program| !found(program)).copied().collect();
     if !missing.is_empty() {
-        return Err(format!("missing: {}; tests/install-deps faults installs them", missing.join(", ")));
+        return Err(format!("programs are missing: {}; tests/install-deps faults installs them", missing.join(", ")));
     }
     for device in ["/dev/fuse", "/dev/loop-control"] {
         if !Path::new(device).exists() {
-            return Err(format!("{device} is missing: disks cannot be made to fail without it"));
+            return Err(format!("{device} is missing: the disk faults need it"));
         }
     }
-    let itself = env::current_exe().map_err(|e| e.to_string())?;
-    let spaces = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
+    let program = env::current_exe().map_err(|e| e.to_string())?;
+    let namespaces = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
     Err(Command::new("unshare")
-        .args(spaces)
-        .arg(itself)
+        .args(namespaces)
+        .arg(program)
         .args(env::args_os().skip(1))
         .env(INSIDE, "1")
         .exec()
         .to_string())
 }
 
-/// A test disk that was mounted when we came in would not end with its own test, as long as it stays mounted in here.
-fn leave_others_disks() {
+/// A disk of another test would outlive that test if it stayed mounted in this namespace.
+fn unmount_disks_of_other_tests() {
     let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
     for at in mounts.lines().filter_map(|line| line.strip_prefix("rowlock-test ")?.split(' ').next()) {
         let _ = Command::new("umount").args(["-l", at]).status();
@@ -72,12 +74,12 @@ fn leave_others_disks() {
 /// A host for one replica: a network namespace behind a bridge.
 pub(crate) struct Host {
     pub(crate) address: Ipv4Addr,
-    /// The namespace is this process's.
+    /// The process that keeps the namespace alive.
     keeper: Child,
 }
 
 impl Host {
-    /// A bridge, and as many hosts behind it.
+    /// Creates a bridge and all hosts behind it.
     pub(crate) fn all() -> Vec<Self> {
         run("ip", &["link", "set", "lo", "up"]);
         run("ip", &["link", "add", "hub", "type", "bridge"]);
@@ -86,14 +88,14 @@ impl Host {
         (0..HOSTS).map(Self::new).collect()
     }
 
-    fn new(place: usize) -> Self {
-        let address = Ipv4Addr::new(10, 77, 0, 11 + u8::try_from(place).expect("few hosts"));
+    fn new(slot: usize) -> Self {
+        let address = Ipv4Addr::new(10, 77, 0, 11 + u8::try_from(slot).expect("few hosts"));
         let keeper = Command::new("unshare").args(["--net", "sleep", "infinity"]).spawn().expect("unshare runs");
-        let (host, cable) = (Self { address, keeper }, format!("host{place}"));
+        let (host, interface) = (Self { address, keeper }, format!("host{slot}"));
         host.wait_for_namespace();
         let keeper = host.keeper.id().to_string();
-        run("ip", &["link", "add", &cable, "type", "veth", "peer", "name", "eth0", "netns", &keeper]);
-        run("ip", &["link", "set", &cable, "master", "hub", "up"]);
+        run("ip", &["link", "add", &interface, "type", "veth", "peer", "name", "eth0", "netns", &keeper]);
+        run("ip", &["link", "set", &interface, "master", "hub", "up"]);
         host.run(&["ip", "addr", "add", &format!("{address}/24"), "dev", "eth0"]);
         host.run(&["ip", "link", "set", "eth0", "up"]);
         host.run(&["ip", "link", "set", "lo", "up"]);
@@ -104,7 +106,7 @@ impl Host {
         format!("/proc/{}/ns/net", self.keeper.id())
     }
 
-    /// `unshare` may not have come to it yet.
+    /// `unshare` creates the namespace some time after its start.
     fn wait_for_namespace(&self) {
         let ours = std::fs::read_link("/proc/self/ns/net").expect("readable");
         for _ in 0..PATIENCE.as_millis() {
@@ -113,10 +115,10 @@ impl Host {
             }
             thread::sleep(Duration::from_millis(1));
         }
-        panic!("no network namespace was made");
+        panic!("no network namespace was created");
     }
 
-    /// A command that runs on this host, under the process id that it is started with.
+    /// A command that runs on this host. It keeps the process id that it is spawned with.
     pub(crate) fn command(&self, program: &Path) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.namespace())).arg("--").arg(program);
@@ -129,18 +131,17 @@ impl Host {
         output
     }
 
-    /// Drops the packets that the rule matches, in silence.
-    pub(crate) fn cut(&self, chain: &str, rule: &[&str]) {
+    /// Drops the packets that the rule matches, without an error to the sender.
+    pub(crate) fn drop_packets(&self, chain: &str, rule: &[&str]) {
         self.run(&[&["iptables", "-w", "-A", chain, "-p", "tcp"], rule, &["-j", "DROP"]].concat());
     }
 
-    /// Lets everything through again.
-    pub(crate) fn mend(&self) {
+    pub(crate) fn stop_dropping_packets(&self) {
         self.run(&["iptables", "-w", "-F"]);
     }
 
-    /// How many packets were dropped since.
-    pub(crate) fn dropped(&self) -> u64 {
+    /// How many packets the present rules have dropped.
+    pub(crate) fn dropped_packets(&self) -> u64 {
         let output = self.run(&["iptables", "-w", "-L", "-v", "-x", "-n"]);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let dropped = |line: &str| {
@@ -154,7 +155,7 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        // Its namespace goes with it.
+        // The namespace ends with the process.
         let _ = self.keeper.kill();
         let _ = self.keeper.wait();
     }

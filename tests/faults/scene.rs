@@ -1,102 +1,101 @@
-//! What a run has to work with, and which faults may hit it.
+//! Scenes: the volume of a run, and the faults that may hit it.
 
-use crate::{checker::Allowed, cluster::VolumeKind, nemesis::Fault};
+use crate::{checker::AllowedErrors, cluster::VolumeKind, nemesis::Fault};
 
 /// Faults that belong together.
 pub(crate) struct Scene {
     pub(crate) name: &'static str,
     pub(crate) volume: VolumeKind,
     pub(crate) faults: &'static [Fault],
-    /// Whether they overlap.
-    pub(crate) is_mixed: bool,
+    /// Whether faults overlap.
+    pub(crate) overlaps: bool,
 }
 
 use Fault::*;
 
 pub(crate) const SCENES: [Scene; 13] = [
-    alone("kill", VolumeKind::Folder, &[KillOne, KillAtPoint, KillAll]),
-    alone("stop", VolumeKind::Folder, &[StopOne, StopAtPoint, StopAll, StopRedis, StopUnderForeignHolder]),
-    alone(
+    scene("kill", VolumeKind::Folder, &[KillOne, KillAtFailpoint, KillAll]),
+    scene("stop", VolumeKind::Folder, &[StopOne, StopAtFailpoint, StopAll, StopRedis, StopUnderForeignHolder]),
+    scene(
         "redis-lost",
         VolumeKind::Folder,
-        &[RedisBeginsEmpty, RedisBeginsAgain, FlushAll, FlushUnderHolder, PromoteLagging],
+        &[RedisRestartsEmpty, RedisRestarts, FlushAll, FlushUnderHolder, PromoteLagging],
     ),
-    alone("redis-ill", VolumeKind::Folder, &[KillClients, OutOfMemory, DebugSleep, DeleteLock, ExpireLock]),
-    alone("network", VolumeKind::Folder, &[CutFromRedis, LoseRequests, LoseAnswers, CutClients]),
-    alone("links", VolumeKind::Folder, &[ResetAnswers, ResetRedis, SlowClients, SlowRedis]),
-    alone("power", VolumeKind::Fuse, &[PowerCut, FailSync, FailWrite, ShortWrites]),
-    alone("room", VolumeKind::Fuse, &[DiskFull, ReadOnly, PowerCut]),
-    alone("tmpfs", VolumeKind::Tmpfs, &[DiskFull, KillAll]),
-    alone("ext4", VolumeKind::Ext4, &[DiskFull, DiskGivesUp]),
-    alone("clock", VolumeKind::Folder, &[ClockAhead, ClockBack]),
-    alone("fleet", VolumeKind::Folder, &[Leave, RollingRestart, ScaleOut, ScaleIn, ForeignLines, ForeignHalfLine]),
+    scene("redis-errors", VolumeKind::Folder, &[KillClients, OutOfMemory, DebugSleep, DeleteLock, ExpireLock]),
+    scene("network", VolumeKind::Folder, &[PartitionFromRedis, DropRedisRequests, DropRedisReplies, PartitionClients]),
+    scene("connections", VolumeKind::Folder, &[ResetResponses, ResetRedisReplies, SlowClients, SlowRedis]),
+    scene("power", VolumeKind::Fuse, &[PowerCut, FailSync, FailWrite, ShortWrites]),
+    scene("disk-full", VolumeKind::Fuse, &[DiskFull, ReadOnly, PowerCut]),
+    scene("tmpfs", VolumeKind::Tmpfs, &[DiskFull, KillAll]),
+    scene("ext4", VolumeKind::Ext4, &[DiskFull, FilesystemError]),
+    scene("clock", VolumeKind::Folder, &[ClockForward, ClockBackward]),
+    scene(
+        "replicas",
+        VolumeKind::Folder,
+        &[Terminate, RollingRestart, ScaleOut, ScaleIn, ForeignLines, ForeignHalfLine],
+    ),
     Scene {
         name: "mixed",
-        // Power cuts among all else; foreign lines are left out, since what was never synced is lost with the power.
+        // Without foreign lines: their writer does not sync them, and a power cut loses them.
         volume: VolumeKind::Fuse,
         faults: &[
             KillOne,
-            KillAtPoint,
+            KillAtFailpoint,
             KillAll,
             StopOne,
-            StopAtPoint,
+            StopAtFailpoint,
             StopAll,
             StopRedis,
             FlushUnderHolder,
-            RedisBeginsEmpty,
-            RedisBeginsAgain,
+            RedisRestartsEmpty,
+            RedisRestarts,
             FlushAll,
             KillClients,
             OutOfMemory,
             DeleteLock,
             PromoteLagging,
-            CutFromRedis,
-            LoseAnswers,
-            CutClients,
-            ResetAnswers,
+            PartitionFromRedis,
+            DropRedisReplies,
+            PartitionClients,
+            ResetResponses,
             SlowRedis,
             PowerCut,
             FailSync,
             FailWrite,
             ReadOnly,
             DiskFull,
-            ClockAhead,
-            ClockBack,
-            Leave,
+            ClockForward,
+            ClockBackward,
+            Terminate,
             RollingRestart,
             ScaleOut,
         ],
-        is_mixed: true,
+        overlaps: true,
     },
 ];
 
-/// What may hit while another fault lasts that can bear it.
-pub(crate) const MEANWHILE: [Fault; 5] = [FlushAll, KillClients, KillOne, CutFromRedis, PowerCut];
+/// Faults that may begin while another one lasts, see `Fault::allows_overlap`.
+pub(crate) const OVERLAPPING: [Fault; 5] = [FlushAll, KillClients, KillOne, PartitionFromRedis, PowerCut];
 
-/// Whether another fault may hit meanwhile.
-pub(crate) fn bears_another(fault: Fault) -> bool {
-    matches!(fault, StopOne | CutClients | SlowRedis | ClockAhead | ClockBack | ScaleOut)
-}
-
-const fn alone(name: &'static str, volume: VolumeKind, faults: &'static [Fault]) -> Scene {
-    Scene { name, volume, faults, is_mixed: false }
+const fn scene(name: &'static str, volume: VolumeKind, faults: &'static [Fault]) -> Scene {
+    Scene { name, volume, faults, overlaps: false }
 }
 
 impl Scene {
     pub(crate) fn named(name: &str) -> Result<&'static Self, String> {
         let found = SCENES.iter().find(|scene| scene.name == name);
         let names = || SCENES.iter().map(|scene| scene.name).collect::<Vec<_>>().join(", ");
-        found.ok_or_else(|| format!("there are the scenes {}", names()))
+        found.ok_or_else(|| format!("the scenes are {}", names()))
     }
 
     pub(crate) fn has(&self, any: &[Fault]) -> bool {
         self.faults.iter().any(|fault| any.contains(fault))
     }
 
-    /// What these faults explain.
-    pub(crate) fn allowed(&self) -> Allowed {
-        let disk_trouble = self.volume != VolumeKind::Folder;
-        let in_the_middle = [KillOne, KillAtPoint, KillAll, StopOne, StopAtPoint, StopAll, ForeignHalfLine];
-        Allowed { disk_trouble, short_reads: disk_trouble || self.has(&in_the_middle) }
+    /// Errors that the faults explain.
+    pub(crate) fn allowed(&self) -> AllowedErrors {
+        let disk_errors = self.volume != VolumeKind::Folder;
+        let interrupt_appends = [KillOne, KillAtFailpoint, KillAll, StopOne, StopAtFailpoint, StopAll, ForeignHalfLine];
+        AllowedErrors { disk_errors, short_reads: disk_errors || self.has(&interrupt_appends) }
     }
 }

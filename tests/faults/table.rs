@@ -1,12 +1,13 @@
-//! What came of all runs.
+//! The table of all runs.
 
 use std::{collections::BTreeMap, fmt::Write, path::Path, time::Duration};
 
-use crate::{checker::Wrong, nemesis::Fault, run::Outcome, scene::SCENES};
+use crate::{checker::Violation, nemesis::Fault, run::Report, scene::SCENES};
 
 const BEGIN: &str = "<!-- faults: written by make faults -->\n";
 const END: &str = "<!-- end of faults -->";
 
+/// The sums of a scene's runs.
 #[derive(Default)]
 struct Sum {
     runs: u64,
@@ -26,27 +27,27 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    pub(crate) fn add(&mut self, scene: &'static str, outcome: &Outcome) {
+    pub(crate) fn add(&mut self, scene: &'static str, report: &Report) {
         let sum = self.sums.entry(scene).or_default();
-        let count = |wrong| outcome.findings.count(wrong);
-        let named = [Wrong::Lost, Wrong::Duplicated, Wrong::Torn].map(count);
+        let count = |violation| report.findings.count(violation);
+        let named = [Violation::Lost, Violation::Duplicated, Violation::Torn].map(count);
         sum.runs += 1;
-        sum.faults += outcome.fired.values().sum::<u64>();
-        sum.acked_rows += outcome.acked_rows;
+        sum.faults += report.fired.values().sum::<u64>();
+        sum.acked_rows += report.acked_rows;
         (sum.lost, sum.duplicated, sum.torn) = (sum.lost + named[0], sum.duplicated + named[1], sum.torn + named[2]);
-        sum.other += outcome.findings.all() - named.iter().sum::<u64>();
-        sum.longest_outage = sum.longest_outage.max(outcome.longest_outage);
-        for (&fault, &times) in &outcome.fired {
+        sum.other += report.findings.total() - named.iter().sum::<u64>();
+        sum.longest_outage = sum.longest_outage.max(report.longest_outage);
+        for (&fault, &times) in &report.fired {
             *self.fired.entry(fault).or_default() += times;
         }
     }
 
-    /// How many things were wrong.
-    pub(crate) fn wrong(&self) -> u64 {
+    /// The violations of all runs.
+    pub(crate) fn violations(&self) -> u64 {
         self.sums.values().map(|sum| sum.lost + sum.duplicated + sum.torn + sum.other).sum()
     }
 
-    /// The faults of these scenes that never took place.
+    /// The faults of the scenes of this table that never had an effect.
     pub(crate) fn never_fired(&self) -> Vec<Fault> {
         let wanted = SCENES.iter().filter(|scene| self.sums.contains_key(scene.name)).flat_map(|scene| scene.faults);
         let mut never: Vec<_> = wanted.copied().filter(|fault| !self.fired.contains_key(fault)).collect();
@@ -55,7 +56,7 @@ impl Table {
         never
     }
 
-    /// In Markdown.
+    /// A table in Markdown.
     pub(crate) fn by_scene(&self) -> String {
         let mut text = "| scene | runs | faults | rows acknowledged | lost | duplicated | torn | anything else | longest outage |\n\
             |---|---:|---:|---:|---:|---:|---:|---:|---:|\n"
@@ -77,11 +78,11 @@ impl Table {
         text
     }
 
-    /// How often each fault took place.
+    /// How many times each fault had an effect.
     pub(crate) fn by_fault(&self) -> String {
         let mut text = String::new();
         for (fault, times) in &self.fired {
-            writeln!(text, "{times:>6}  {}", fault.does()).expect("memory takes it");
+            writeln!(text, "{times:>6}  {}", fault.description()).expect("a string can be written");
         }
         text
     }
@@ -103,5 +104,5 @@ fn line(text: &mut String, name: &str, sum: &Sum) {
         text,
         "| {name} | {runs} | {faults} | {acked_rows} | {lost} | {duplicated} | {torn} | {other} | {seconds:.1} s |"
     )
-    .expect("memory takes it");
+    .expect("a string can be written");
 }

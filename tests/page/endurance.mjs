@@ -8,7 +8,7 @@ import { browser, Fleet, ROOT } from "./fleet.mjs";
 
 const MINUTES = Number(process.argv[2] ?? 10);
 const ROWS_A_SECOND = 5000;
-/** Rows of one request: several requests share a hold, and the lock passes on all the time. */
+/** Rows of one request. Few, so that the lock changes its holder all the time. */
 const ROWS = 10;
 const EVERY_MS = 20;
 
@@ -35,7 +35,7 @@ const [processes, inside] = [await chromium.newBrowserCDPSession(), await contex
 await inside.send("Performance.enable");
 await page.goto(fleet.replicas[0].url);
 
-/** All renderers' seconds: one of them is the page's, the others do nothing. */
+/** CPU seconds of all renderers: one renders the page, the others are idle. */
 async function cpuSeconds() {
   const { processInfo } = await processes.send("SystemInfo.getProcessInfo");
   return processInfo.filter(({ type }) => type === "renderer").reduce((sum, { cpuTime }) => sum + cpuTime, 0);
@@ -55,7 +55,7 @@ const load = setInterval(() => {
   for (; due < Date.now(); due += (1000 * ROWS) / ROWS_A_SECOND) append(fleet.replicas[Math.floor(Math.random() * 3)]);
 }, EVERY_MS);
 
-// The charts and the timeline are filled first, so that what grows afterwards would grow for ever.
+// First fills the charts and the timeline, so that any growth afterwards is a leak.
 await new Promise((resolve) => setTimeout(resolve, 5000));
 const began = Date.now();
 const samples = [await sample(began, await cpuSeconds())];

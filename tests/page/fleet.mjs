@@ -1,4 +1,4 @@
-// Three real replicas on a real Redis, and a real browser. All of it is ended by process id.
+// Starts replicas, Redis and a browser, and ends them by process id.
 
 import { spawn } from "node:child_process";
 import { once } from "node:events";
@@ -12,7 +12,7 @@ import { chromium } from "playwright-core";
 
 export const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 const BINARY = process.env.ROWLOCK_BINARY ?? join(ROOT, "target/debug/rowlock");
-/** How long anything may take before a test gives up on it. */
+/** The longest time that a test waits for anything. */
 export const PATIENCE_MS = 30_000;
 
 async function freePort() {
@@ -24,7 +24,7 @@ async function freePort() {
   return port;
 }
 
-/** A process that says `marker` once it is ready; answers it with that line. */
+/** Starts a process, and waits for a line with `marker` on its output. Returns both. */
 async function start(command, args, options, marker) {
   const child = spawn(command, args, { ...options, stdio: ["ignore", "pipe", "pipe"] });
   let log = "";
@@ -54,7 +54,7 @@ export class Redis {
   async start() {
     this.folder ??= await mkdtemp(join(tmpdir(), "rowlock-page-redis-"));
     for (let tries = 0; ; tries += 1) {
-      // Somebody else may take the port between our look and the server's start.
+      // Another process may take the port before the server has it.
       this.port ??= await freePort();
       const args = ["--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--port", String(this.port), "--dir", this.folder];
       try {
@@ -84,7 +84,7 @@ export class Replica {
     Object.assign(this, { name, folder, settings });
   }
 
-  /** On the port that it had before, if it had one. */
+  /** Starts on the same port as before, if there was one. */
   async start() {
     const env = { ROWLOCK_LISTEN: this.address ?? "127.0.0.1:0", ROWLOCK_REPLICA: this.name, ...this.settings };
     const { child, line } = await start(BINARY, [], { env, cwd: this.folder }, "listening=");
@@ -104,7 +104,7 @@ export class Replica {
   }
 }
 
-/** Replicas by their names, on one file and one Redis. */
+/** Replicas with these names, on one file and one Redis. */
 export class Fleet {
   static async start(names, settings = {}) {
     const fleet = new Fleet();

@@ -1,4 +1,4 @@
-// The live page as people meet it: three replicas, a real Redis, and Chromium.
+// Tests the live page in Chromium, with three replicas and a real Redis.
 
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
@@ -14,36 +14,36 @@ let chromium;
 before(async () => (chromium = await browser()));
 after(() => chromium?.close());
 
-/** A page of a replica, and what went wrong in it. */
+/** Opens the page of a replica. Collects its errors, and requests to other hosts, in `page.errors`. */
 async function open(replica, options = {}) {
   const context = await chromium.newContext({ viewport: SIZES[1], reducedMotion: "no-preference", ...options });
   context.setDefaultTimeout(PATIENCE_MS);
   const page = await context.newPage();
-  page.wrong = [];
-  page.on("pageerror", (error) => page.wrong.push(String(error)));
-  page.on("console", (message) => /Content Security Policy|Trusted/i.test(message.text()) && page.wrong.push(message.text()));
-  page.on("request", (request) => request.url().startsWith(replica.url) || page.wrong.push(`asks ${request.url()}`));
+  page.errors = [];
+  page.on("pageerror", (error) => page.errors.push(String(error)));
+  page.on("console", (message) => /Content Security Policy|Trusted/i.test(message.text()) && page.errors.push(message.text()));
+  page.on("request", (request) => request.url().startsWith(replica.url) || page.errors.push(`request to ${request.url()}`));
   await page.goto(replica.url);
   return page;
 }
 
 async function close(page) {
   await page.context().close();
-  assert.deepEqual(page.wrong, []);
+  assert.deepEqual(page.errors, []);
 }
 
-/** Waits until an element's text is as it should be; a text is a part of it. */
-async function says(page, selector, wanted) {
-  const [source, flags] = wanted instanceof RegExp ? [wanted.source, wanted.flags] : [wanted.replace(/[\\^$.*+?()[\]{}|]/g, "\\$&"), ""];
-  const seen = ([selector, source, flags]) => new RegExp(source, flags).test(document.querySelector(selector)?.textContent ?? "");
-  await page.waitForFunction(seen, [selector, source, flags], { timeout: PATIENCE_MS }).catch(async () => {
-    assert.fail(`${selector} does not say ${wanted}, but: ${await page.locator(selector).textContent()}`);
+/** Waits until an element's text contains a string or matches a regular expression. */
+async function waitForText(page, selector, expected) {
+  const [source, flags] = expected instanceof RegExp ? [expected.source, expected.flags] : [expected.replace(/[\\^$.*+?()[\]{}|]/g, "\\$&"), ""];
+  const matches = ([selector, source, flags]) => new RegExp(source, flags).test(document.querySelector(selector)?.textContent ?? "");
+  await page.waitForFunction(matches, [selector, source, flags], { timeout: PATIENCE_MS }).catch(async () => {
+    assert.fail(`${selector} does not contain ${expected}, but: ${await page.locator(selector).textContent()}`);
   });
 }
 
-const live = (page) => says(page, "#connection", /^Live$/);
-const newest = (page, text) => says(page, "#newest", text);
-const replicas = (page, count) => page.waitForFunction((count) => document.querySelectorAll("#replica-cards > li").length === count, count);
+const waitForLive = (page) => waitForText(page, "#connection", /^Live$/);
+const waitForNewest = (page, text) => waitForText(page, "#newest", text);
+const waitForReplicas = (page, count) => page.waitForFunction((count) => document.querySelectorAll("#replica-cards > li").length === count, count);
 
 async function send(page, { data, sleep, skip, times = 1 }) {
   if (data !== undefined) await page.getByLabel("data", { exact: true }).fill(data);
@@ -62,137 +62,137 @@ describe("three replicas", () => {
   after(() => fleet?.end());
   beforeEach(async () => {
     page = await open(one);
-    await live(page);
-    await replicas(page, 3);
+    await waitForLive(page);
+    await waitForReplicas(page, 3);
   });
   afterEach(() => close(page));
 
-  test("a row sent by the form appears, and the holder is seen to change", async () => {
+  test("form_row_appears_and_holder_changes", async () => {
     await send(page, { data: "by the form", sleep: 1.5 });
-    await says(page, "#state-word", "Held");
-    await says(page, "#state-who", /by one · token \d+/);
-    await says(page, "#life-left", /^[0-3]\.\d s$/);
-    await newest(page, "by the form");
-    await says(page, "#summary", /Written by one under token \d+: waited .*, held 1\.5 s\./);
-    await says(page, "#answer", '"released": true');
-    await says(page, "#curl", `curl --data-urlencode 'data=by the form' -d sleep=1.5 ${one.url}/append`);
+    await waitForText(page, "#state-word", "Held");
+    await waitForText(page, "#state-who", /by one · token \d+/);
+    await waitForText(page, "#life-left", /^[0-3]\.\d s$/);
+    await waitForNewest(page, "by the form");
+    await waitForText(page, "#summary", /Written by one under token \d+: waited .*, held 1\.5 s\./);
+    await waitForText(page, "#answer", '"released": true');
+    await waitForText(page, "#curl", `curl --data-urlencode 'data=by the form' -d sleep=1.5 ${one.url}/append`);
     const elsewhere = two.append({ data: "elsewhere", sleep: "1.5" });
-    await says(page, "#state-who", /by two · token \d+/);
-    await says(page, "#state-more", "it sleeps");
-    await newest(page, "elsewhere");
+    await waitForText(page, "#state-who", /by two · token \d+/);
+    await waitForText(page, "#state-more", "it sleeps");
+    await waitForNewest(page, "elsewhere");
     assert.equal((await elsewhere).status, 201);
-    await says(page, "#state-word", "Free");
-    await says(page, "#state-who", "last held by two");
+    await waitForText(page, "#state-word", "Free");
+    await waitForText(page, "#state-who", "last held by two");
     for (const lane of [0, 1]) assert.ok(await page.locator("#lanes g").nth([0, 2][lane]).locator("rect.bar.slept").count());
   });
 
-  test("a hundred are sent at once, and all of them are written", async () => {
+  test("hundred_rows_at_once_are_all_written", async () => {
     const before = await (await fetch(`${one.url}/rows?last=10000`)).json();
     await send(page, { data: "one of many", times: 100 });
-    await says(page, "#summary", /^100 of 100 written in .*, in \d+ holds?; the median wait/);
+    await waitForText(page, "#summary", /^100 of 100 written in .*, in \d+ holds?; the median wait/);
     const all = (await (await fetch(`${one.url}/rows?last=10000`)).json()).rows;
     assert.equal(all.filter(({ fields }) => fields.data === "one of many").length, 100);
     assert.equal(all.length, before.rows.length + 100);
-    await says(page, "#rows-count", /\d{3} rows seen/);
-    await says(page, "#curl", "for n in $(seq 100); do curl");
-    await says(page, "#charts", /Rows a second\d/);
+    await waitForText(page, "#rows-count", /\d{3} rows seen/);
+    await waitForText(page, "#curl", "for n in $(seq 100); do curl");
+    await waitForText(page, "#charts", /Rows a second\d/);
   });
 
-  test("an abandoned lock is counted down to zero, and the next waiter takes over", async () => {
+  test("abandoned_lock_counts_down_and_next_waiter_takes_over", async () => {
     await page.evaluate(() => {
-      window.lefts = [];
-      const note = () => document.querySelector("#state").dataset.kind === "abandoned" && window.lefts.push(parseFloat(document.querySelector("#life-left").textContent));
-      new MutationObserver(note).observe(document.querySelector("#life-left"), { childList: true });
+      window.countdown = [];
+      const record = () => document.querySelector("#state").dataset.kind === "abandoned" && window.countdown.push(parseFloat(document.querySelector("#life-left").textContent));
+      new MutationObserver(record).observe(document.querySelector("#life-left"), { childList: true });
     });
     await send(page, { data: "left", skip: true });
-    await says(page, "#state-word", "Abandoned");
-    await says(page, "#summary", "lock left to expire");
+    await waitForText(page, "#state-word", "Abandoned");
+    await waitForText(page, "#summary", "lock left to expire");
     const waiting = two.append({ data: "next", sleep: "1" });
-    await says(page, "#waiters", /two.*waits \d+\.\d s/);
-    await says(page, "#state-who", /by two/);
+    await waitForText(page, "#waiters", /two.*waits \d+\.\d s/);
+    await waitForText(page, "#state-who", /by two/);
     const { status, waited_ms } = await waiting;
     assert.equal(status, 201);
     assert.ok(waited_ms > 1000, `${waited_ms}`);
-    const lefts = await page.evaluate(() => window.lefts);
-    assert.ok(lefts[0] > 2 && Math.min(...lefts) <= 0.3, `${lefts}`);
-    assert.ok(lefts.every((left, at) => at === 0 || left <= lefts[at - 1] + 0.2), `it only falls: ${lefts}`);
+    const countdown = await page.evaluate(() => window.countdown);
+    assert.ok(countdown[0] > 2 && Math.min(...countdown) <= 0.3, `${countdown}`);
+    assert.ok(countdown.every((left, at) => at === 0 || left <= countdown[at - 1] + 0.2), `the countdown only falls: ${countdown}`);
     assert.ok(await page.locator("rect.bar.left").count());
-    await newest(page, "next");
+    await waitForNewest(page, "next");
   });
 
-  test("Redis is lost, and found again", async () => {
+  test("redis_outage_is_shown_and_ends", async () => {
     await fleet.redis.stop();
-    await says(page, "#state-word", "Redis away");
-    await says(page, "#replica-cards", "redis away");
+    await waitForText(page, "#state-word", "Redis away");
+    await waitForText(page, "#replica-cards", "redis away");
     const waiting = three.append({ data: "waited for Redis" });
     await fleet.redis.start();
-    await says(page, "#state-word", "Free");
+    await waitForText(page, "#state-word", "Free");
     assert.equal((await waiting).status, 201);
-    await newest(page, "waited for Redis");
-    await says(page, "#replica-cards", /one.*ready/);
+    await waitForNewest(page, "waited for Redis");
+    await waitForText(page, "#replica-cards", /one.*ready/);
   });
 
-  test("markup and formulas are shown as the text that they are", async () => {
+  test("markup_and_formulas_are_shown_as_text", async () => {
     const texts = ["<script>window.ran = 1</script>", "<img src=x onerror='window.ran = 1'>", '=HYPERLINK("http://x","y")', "@SUM(1+1)"];
     for (const data of texts) {
       await send(page, { data });
-      await newest(page, data);
+      await waitForNewest(page, data);
     }
     const cells = await page.locator("#newest td.text").allTextContents();
     assert.deepEqual(cells.slice(0, 4), [...texts].reverse());
     assert.equal(await page.locator("#newest :is(script, img, a)").count(), 0);
     assert.equal(await page.evaluate(() => window.ran), undefined);
     await page.getByLabel("data", { exact: true }).fill("it's");
-    await says(page, "#curl", "'data=it'\\''s'");
+    await waitForText(page, "#curl", "'data=it'\\''s'");
   });
 
-  test("a replica that is started anew is found again, and no row is missed", async () => {
-    await page.evaluate(() => (window.same = true));
+  test("restarted_replica_is_reconnected_without_missing_rows", async () => {
+    await page.evaluate(() => (window.notReloaded = true));
     const resumed = page.waitForRequest((request) => request.url().includes("/events") && request.headers()["last-event-id"]);
     await one.append({ data: "before" });
-    await newest(page, "before");
+    await waitForNewest(page, "before");
     await one.end();
-    await says(page, "#connection", /Connection lost: trying again in \d+ s/);
+    await waitForText(page, "#connection", /Connection lost: trying again in \d+ s/);
     for (const n of [1, 2, 3]) await two.append({ data: `meanwhile ${n}` });
     await one.start();
-    await live(page);
+    await waitForLive(page);
     await resumed;
-    for (const n of [1, 2, 3]) await newest(page, `meanwhile ${n}`);
+    for (const n of [1, 2, 3]) await waitForNewest(page, `meanwhile ${n}`);
     await one.append({ data: "afterwards" });
-    await newest(page, "afterwards");
+    await waitForNewest(page, "afterwards");
     const rows = await page.locator("#newest td.text").allTextContents();
     assert.deepEqual(rows.slice(0, 5), ["afterwards", "meanwhile 3", "meanwhile 2", "meanwhile 1", "before"]);
-    assert.equal(await page.evaluate(() => window.same), true, "without a reload");
+    assert.equal(await page.evaluate(() => window.notReloaded), true, "the page was reloaded");
   });
 
-  test("an admin takes the lock by force, once that is confirmed", async () => {
+  test("forced_release_needs_confirmation", async () => {
     const sleeping = two.append({ data: "never", sleep: "25" });
-    await says(page, "#state-who", /by two · token/);
+    await waitForText(page, "#state-who", /by two · token/);
     const dialog = page.getByRole("dialog", { name: "Take the lock by force?" });
     await page.getByRole("button", { name: "Take the lock by force…" }).click();
-    await says(page, "#force-text", /^two has it, under token \d+/);
+    await waitForText(page, "#force-text", /^two has it, under token \d+/);
     await dialog.getByRole("button", { name: "Leave it" }).click();
     assert.equal(await dialog.isVisible(), false);
-    await says(page, "#state-who", /by two · token/);
+    await waitForText(page, "#state-who", /by two · token/);
     await page.getByRole("button", { name: "Take the lock by force…" }).click();
     await dialog.getByRole("button", { name: "Take it" }).click();
     const { status, code } = await sleeping;
     assert.deepEqual([status, code], [503, "lock_lost"]);
-    await says(page, "#state-word", /Taken by force|Lost/);
-    await says(page, "#state-word", "Free");
-    await says(page, "#charts", "lock_lost 1");
+    await waitForText(page, "#state-word", /Taken by force|Lost/);
+    await waitForText(page, "#state-word", "Free");
+    await waitForText(page, "#charts", "lock_lost 1");
   });
 
-  test("all of it is reached by keyboard", async () => {
+  test("every_control_is_reached_by_keyboard", async () => {
     await one.append({ data: "to be found" });
-    await newest(page, "to be found");
+    await waitForNewest(page, "to be found");
     const focus = () => page.evaluate(() => document.activeElement.id || document.activeElement.textContent.trim());
     const tabTo = async (wanted) => {
       for (let n = 0; n < 40; n += 1) {
         if ((await focus()) === wanted) return;
         await page.keyboard.press("Tab");
       }
-      assert.fail(`${wanted} is not reached`);
+      assert.fail(`Tab does not reach ${wanted}`);
     };
     await page.keyboard.press("Tab");
     assert.equal(await focus(), "To the content");
@@ -204,67 +204,67 @@ describe("three replicas", () => {
     await page.keyboard.press("Escape");
     assert.equal(await focus(), "force");
     await tabTo("lanes");
-    await says(page, "#hold", /^one: token \d+, \d+ rows?, waited/);
+    await waitForText(page, "#hold", /^one: token \d+, \d+ rows?, waited/);
     await page.keyboard.press("Home");
-    await says(page, "#hold", /^one: /);
+    await waitForText(page, "#hold", /^one: /);
     await tabTo("data");
     await page.keyboard.press("Control+A");
     await page.keyboard.type("by keyboard");
     await page.keyboard.press("Enter");
-    await newest(page, "by keyboard");
+    await waitForNewest(page, "by keyboard");
     await tabTo("skip-release");
     await page.keyboard.press("Tab");
     await page.keyboard.press("ArrowRight");
-    await says(page, "#curl", "seq 2");
+    await waitForText(page, "#curl", "seq 2");
     await tabTo("send");
     await page.keyboard.press("Enter");
-    await says(page, "#summary", /^2 of 2 written/);
+    await waitForText(page, "#summary", /^2 of 2 written/);
   });
 
-  test("it rests while it is hidden or paused, and goes on from there", async () => {
+  test("hidden_or_paused_page_sends_nothing_and_resumes", async () => {
     const hide = (hidden) =>
       page.evaluate((hidden) => {
         Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
         document.dispatchEvent(new Event("visibilitychange"));
       }, hidden);
-    for (const [rest, go] of [[() => hide(true), () => hide(false)], [() => page.getByRole("button", { name: "Pause" }).click(), () => page.getByRole("button", { name: "Go on" }).click()]]) {
+    for (const [rest, resume] of [[() => hide(true), () => hide(false)], [() => page.getByRole("button", { name: "Pause" }).click(), () => page.getByRole("button", { name: "Go on" }).click()]]) {
       await rest();
-      await says(page, "#connection", "Paused");
-      let asked = 0;
-      const count = () => (asked += 1);
+      await waitForText(page, "#connection", "Paused");
+      let requests = 0;
+      const count = () => (requests += 1);
       page.on("request", count);
-      const { offset } = await two.append({ data: "while it rested" });
+      const { offset } = await two.append({ data: "while the page rested" });
       await page.waitForTimeout(1500);
-      assert.equal(asked, 0);
+      assert.equal(requests, 0);
       page.off("request", count);
-      await go();
-      await live(page);
-      await newest(page, "while it rested");
+      await resume();
+      await waitForLive(page);
+      await waitForNewest(page, "while the page rested");
       assert.ok(offset > 0);
     }
   });
 
-  test("no rule of accessibility is broken, and nothing overflows, at either width and in either theme", async () => {
+  test("page_is_accessible_and_fits_at_each_width_and_theme", async () => {
     const axe = await readFile(AXE, "utf8");
     await one.append({ data: "x".repeat(400) });
     for (const viewport of SIZES) {
       for (const colorScheme of THEMES) {
-        const seen = await open(one, { viewport, colorScheme });
-        await live(seen);
-        await replicas(seen, 3);
-        await newest(seen, "xxx");
-        await seen.waitForFunction(() => document.querySelector("#charts .grid text"));
-        await seen.evaluate(axe);
+        const view = await open(one, { viewport, colorScheme });
+        await waitForLive(view);
+        await waitForReplicas(view, 3);
+        await waitForNewest(view, "xxx");
+        await view.waitForFunction(() => document.querySelector("#charts .grid text"));
+        await view.evaluate(axe);
         for (const part of ["page", "dialog"]) {
-          if (part === "dialog") await seen.getByRole("button", { name: "Take the lock by force…" }).click();
-          const { violations, passes } = await seen.evaluate(() => window.axe.run());
+          if (part === "dialog") await view.getByRole("button", { name: "Take the lock by force…" }).click();
+          const { violations, passes } = await view.evaluate(() => window.axe.run());
           const found = violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ target, failureSummary }) => `${target} ${failureSummary}`).join("; ")}`);
           assert.deepEqual(found, [], `${viewport.width} ${colorScheme} ${part}`);
           assert.ok(passes.length > 10);
         }
-        const width = await seen.evaluate(() => document.documentElement.scrollWidth);
+        const width = await view.evaluate(() => document.documentElement.scrollWidth);
         assert.ok(width <= viewport.width, `${width} of ${viewport.width}`);
-        await close(seen);
+        await close(view);
       }
     }
   });
@@ -285,15 +285,15 @@ describe("with tokens", () => {
   };
   const SEEN = ["now", "timeline", "rates", "rows"];
 
-  test("it asks for one, keeps it in the tab alone, and shows what its role reaches", async () => {
+  test("token_is_kept_in_the_tab_and_decides_the_sections", async () => {
     const page = await open(one);
     await page.getByRole("heading", { name: "This replica asks for a token" }).waitFor();
     assert.deepEqual(await sections(page), ["token"]);
     await enter(page, "wrong");
-    await says(page, "#token-wrong", "none of the replica's");
+    await waitForText(page, "#token-wrong", "none of the replica's");
 
     await enter(page, "reader-1");
-    await live(page);
+    await waitForLive(page);
     assert.deepEqual(await sections(page), [...SEEN, "replicas"]);
     assert.equal(await page.locator("#force").isVisible(), false);
     await page.getByRole("button", { name: "Forget the token" }).click();
@@ -302,12 +302,12 @@ describe("with tokens", () => {
     await page.locator("#narrow").waitFor();
     assert.deepEqual(await sections(page), ["try"]);
     await send(page, { data: "by an appender" });
-    await says(page, "#summary", "Written by one");
-    await says(page, "#curl", 'curl -H "Authorization: Bearer $TOKEN" --data-urlencode');
+    await waitForText(page, "#summary", "Written by one");
+    await waitForText(page, "#curl", 'curl -H "Authorization: Bearer $TOKEN" --data-urlencode');
     await page.getByRole("button", { name: "Forget the token" }).click();
 
     await enter(page, "admin-1");
-    await live(page);
+    await waitForLive(page);
     assert.deepEqual(await sections(page), [...SEEN, "try", "replicas"]);
     assert.equal(await page.locator("#force").isVisible(), true);
     const download = page.waitForEvent("download");

@@ -1,4 +1,4 @@
-//! A real ext4 of a test's own.
+//! A temporary ext4 file system on a loop device.
 
 use std::{
     fs::{self, File},
@@ -13,14 +13,14 @@ pub(crate) fn run(program: &str, args: &[&str]) {
     assert!(output.status.success(), "{program} {args:?}: {output:?}");
 }
 
-/// An ext4 of its own, in a file, that turns read-only when it finds itself damaged.
+/// An ext4 in an image file, which turns read-only when it detects an error.
 pub(crate) struct Ext4 {
     pub(crate) at: PathBuf,
     image: PathBuf,
 }
 
 impl Ext4 {
-    /// On `disk` in this folder. Nothing, and a line that says so, for who may not mount one.
+    /// Mounts it on `disk` in this folder. None, and a printed line, without root or loop devices.
     pub(crate) fn mount(folder: &Path, size: u64) -> Option<Self> {
         if !is_root() || !Path::new("/dev/loop-control").exists() {
             let _ =
@@ -40,7 +40,7 @@ impl Ext4 {
         run("mount", &["-o", "loop,errors=remount-ro", &self.image.to_string_lossy(), &self.at.to_string_lossy()]);
     }
 
-    /// As if it had read nonsense from its device.
+    /// Makes the kernel report a file system error, as after a damaged block.
     pub(crate) fn give_up(&self) {
         let mounts = fs::read_to_string("/proc/mounts").expect("readable");
         let line = mounts.lines().find(|line| line.split(' ').nth(1) == self.at.to_str()).expect("it is mounted");

@@ -1,4 +1,4 @@
-//! The points of a row's way at which a replica may be made to kill or stop itself, as `src/failpoints.rs` knows them.
+//! The failpoints at which a replica can kill or stop itself, see `src/failpoints.rs`.
 
 use std::{
     fs::{self, OpenOptions},
@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-/// A row's own way.
+/// On the path of every append.
 pub(crate) const APPEND: [&str; 8] = [
     "lock_granted",
     "record_half_written",
@@ -25,7 +25,7 @@ pub(crate) const CHECKPOINT: [&str; 6] = [
     "header_written",
     "header_synced",
 ];
-/// Needs a torn line, see `leave_torn_line`.
+/// In a rebuild of the end of the file. They need a torn line, see `leave_torn_line`.
 pub(crate) const REBUILD: [&str; 10] = [
     "torn_half_written",
     "rebuild_set_aside",
@@ -39,22 +39,22 @@ pub(crate) const REBUILD: [&str; 10] = [
     "rebuild_ended",
 ];
 
-/// Makes the next replica that comes to the point kill or stop itself. `folder` is what it has in `ROWLOCK_TEST_POINTS`.
+/// Makes the next replica that reaches the failpoint kill or stop itself. `folder` is its `ROWLOCK_TEST_POINTS`.
 pub(crate) fn arm(folder: &Path, point: &str, signal: &str) {
     let prepared = folder.join("prepared");
     fs::write(&prepared, signal).expect("writable");
     fs::rename(prepared, folder.join(point)).expect("armed");
 }
 
-/// Somebody else dies in the middle of a line, so that who comes next has to rebuild the file's end.
+/// Appends half a line, as a foreign writer that was killed. The next replica has to rebuild the end of the file.
 pub(crate) fn leave_torn_line(csv: &Path) {
     let journal = fs::File::open(format!("{}.journal", csv.display())).expect("a journal");
-    // Whoever keeps it may be the one that was hit.
+    // A replica that has reached the failpoint may keep the lock.
     if journal.try_lock().is_err() {
         return;
     }
     let text = fs::read(csv).expect("readable");
-    // A replica that was killed in mid-row leaves a line open itself, which nobody may write behind.
+    // A replica that was killed in the middle of a row has left an open line already.
     let is_whole = text.ends_with(b"\n") && text.iter().filter(|&&byte| byte == b'"').count() % 2 == 0;
     if is_whole {
         let mut csv = OpenOptions::new().append(true).open(csv).expect("writable");

@@ -1,4 +1,4 @@
-//! Starts replicas and Redis servers, and ends them by their process id.
+//! Starts replicas and Redis servers for tests, and stops them by process id.
 
 use std::{
     collections::HashMap,
@@ -15,17 +15,17 @@ use std::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// How long anything may take before a test gives up on it.
+/// The longest time that a test waits for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A folder with one CSV, and what runs on it.
+/// A temporary folder with one CSV, and the Redis of its lock if there is one.
 pub(crate) struct Bench {
     folder: TempDir,
     pub(crate) csv: PathBuf,
     pub(crate) redis: Option<Redis>,
 }
 
-/// Which lock a test runs on.
+/// The lock that a test uses.
 #[derive(Clone, Copy)]
 pub(crate) enum On {
     Redis,
@@ -53,14 +53,14 @@ impl Bench {
         self.redis.as_ref().expect("this test has a Redis")
     }
 
-    /// The binary, in the bench's folder, on its file and lock, with nothing inherited.
+    /// The binary with this bench's folder, file and lock, and without inherited environment variables.
     pub(crate) fn command(&self, settings: &[(&str, &str)]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rowlock"));
         command
             .current_dir(self.folder())
             .env_clear()
             .env("REDIS_CSV_FILE_NAME", &self.csv)
-            // Hundreds of journals of the usual size would only wear the disk out.
+            // Hundreds of journals of the default size would wear out the disk.
             .env("ROWLOCK_JOURNAL_BYTES", "1MiB")
             .env("ROWLOCK_LISTEN", "127.0.0.1:0");
         if let Some(redis) = &self.redis {
@@ -74,7 +74,7 @@ impl Bench {
         Replica::start(self.command(settings))
     }
 
-    /// Runs to the end, for commands and refused starts. A start that should have been refused is killed in the end.
+    /// Runs a command, or a start that is refused, to its end. Kills it if it does not end.
     pub(crate) fn run(&self, args: &[&str], settings: &[(&str, &str)]) -> Output {
         let mut command = self.command(settings);
         let child = command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
@@ -95,7 +95,7 @@ impl Bench {
         fs::read_to_string(&self.csv).expect("a readable CSV")
     }
 
-    /// All records, header included, as a reader sees them that none of us wrote: Python's `csv`, in strict mode.
+    /// All records with the header, read by an independent reader: Python's `csv` in strict mode.
     pub(crate) fn records(&self) -> Vec<Vec<String>> {
         let script = "import csv, json, sys\nwith open(sys.argv[1], newline='', encoding='utf-8-sig') as f: print(json.dumps(list(csv.reader(f, strict=True))))";
         let output = Command::new("python3").args(["-c", script]).arg(&self.csv).output().expect("python3 runs");
@@ -103,7 +103,7 @@ impl Bench {
         serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
-    /// The column `token`, in the file's order.
+    /// The column `token` in file order.
     pub(crate) fn tokens(&self) -> Vec<u64> {
         self.rows().iter().map(|row| row["token"].parse().expect("a token")).collect()
     }
@@ -121,10 +121,10 @@ impl Bench {
     }
 }
 
-/// A program of the tests' own Python.
+/// A program of the tests' Python environment.
 pub(crate) fn python_tool(name: &str) -> Command {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-venv/bin").join(name);
-    assert!(path.exists(), "{} is missing: tests/install-deps installs it, as make test does", path.display());
+    assert!(path.exists(), "{} is missing: run tests/install-deps or make test", path.display());
     Command::new(path)
 }
 
@@ -132,36 +132,36 @@ pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 
-/// A process that does not outlive its test.
+/// A process that is killed when its test ends.
 struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // Fails if the process has exited already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Collects a process's lines, and waits for one of them.
+/// Collects the lines of a process in a log, and sends each line with `marker` to the receiver.
 fn follow(
     output: impl std::io::Read + Send + 'static,
     marker: &'static str,
 ) -> (Arc<Mutex<String>>, mpsc::Receiver<String>) {
     let log = Arc::new(Mutex::new(String::new()));
-    let (found, marked) = mpsc::channel();
+    let (sender, marked_lines) = mpsc::channel();
     let lines = Arc::clone(&log);
     thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(Result::ok) {
             if line.contains(marker) {
-                let _ = found.send(line.clone());
+                let _ = sender.send(line.clone());
             }
             let mut log = lines.lock().expect("not poisoned");
             log.push_str(&line);
             log.push('\n');
         }
     });
-    (log, marked)
+    (log, marked_lines)
 }
 
 pub(crate) struct Redis {
@@ -179,7 +179,7 @@ impl Redis {
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.process.as_ref().expect("it runs").0.id()
+        self.process.as_ref().expect("Redis runs").0.id()
     }
 
     pub(crate) fn signal(&self, name: &str) {
@@ -191,7 +191,7 @@ impl Redis {
         Self::start_in(settings, &[])
     }
 
-    /// With these variables set, too.
+    /// Starts Redis with additional environment variables.
     pub(crate) fn start_in(settings: &[&str], environment: &[(&str, &str)]) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
@@ -210,7 +210,8 @@ impl Redis {
         redis
     }
 
-    /// What it said, if it ended instead: somebody else may have taken the port since it was found free.
+    /// # Errors
+    /// The output, if Redis does not start: another process may have taken the port.
     fn launch(&mut self) -> Result<(), String> {
         let mut command = Command::new("redis-server");
         let is_sentinel = self.settings.iter().any(|setting| setting == "--sentinel");
@@ -224,7 +225,8 @@ impl Redis {
         }
         command.args(["--bind", "127.0.0.1", "--port", &port, "--dir"]).arg(self.folder.path()).args(&self.settings);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("redis-server is installed: make test does it");
+        let mut child =
+            command.stdout(Stdio::piped()).spawn().expect("redis-server is missing: run tests/install-deps");
         let marker = if is_sentinel { "Sentinel ID is" } else { "Ready to accept connections" };
         let (log, ready) = follow(child.stdout.take().expect("piped"), marker);
         self.process = Some(Process(child));
@@ -235,7 +237,7 @@ impl Redis {
         self.process = None;
     }
 
-    /// On the same port as before.
+    /// Starts again on the same port.
     pub(crate) fn restart(&mut self) {
         until_it_starts(|| self.launch());
     }
@@ -245,7 +247,7 @@ impl Redis {
         format!("redis://{password}127.0.0.1:{}/0", self.port)
     }
 
-    /// One command by `redis-cli`: a client that is none of ours.
+    /// Runs one command in `redis-cli`, an independent client.
     pub(crate) fn cli(&self, args: &[&str]) -> String {
         let output =
             Command::new("redis-cli").args(["-p", &self.port.to_string()]).args(args).output().expect("redis-cli runs");
@@ -261,9 +263,9 @@ fn until_it_starts(mut launch: impl FnMut() -> Result<(), String>) {
     }
 }
 
-/// The lock's key, as its default has it.
+/// The default key of the lock.
 pub(crate) const LOCK_KEY: &str = "{rowlock:rows.csv}";
-/// Who waits for it, in order.
+/// The queue of leases that wait for the lock.
 pub(crate) const QUEUE_KEY: &str = "{rowlock:rows.csv}:queue";
 
 pub(crate) struct Replica {
@@ -275,10 +277,11 @@ pub(crate) struct Replica {
 
 impl Replica {
     pub(crate) fn start(command: Command) -> Self {
-        Self::try_start(command).unwrap_or_else(|log| panic!("the replica does not serve: {log}"))
+        Self::try_start(command).unwrap_or_else(|log| panic!("the replica does not start: {log}"))
     }
 
-    /// Its log if it does not come to serve.
+    /// # Errors
+    /// The log, if the replica does not serve.
     pub(crate) fn try_start(mut command: Command) -> Result<Self, String> {
         let mut child = command.stderr(Stdio::piped()).spawn().expect("the binary runs");
         let (log, ready) = follow(child.stderr.take().expect("piped"), "listening=");
@@ -296,7 +299,7 @@ impl Replica {
     pub(crate) async fn get(&self, path: &str, headers: &[(&str, &str)]) -> reqwest::Response {
         let request = self.request(reqwest::Method::GET, path);
         let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
-        request.send().await.expect("an answer")
+        request.send().await.expect("a response")
     }
 
     pub(crate) fn post(&self, body: &Value) -> reqwest::RequestBuilder {
@@ -305,12 +308,12 @@ impl Replica {
 
     pub(crate) async fn append(&self, body: Value) -> (u16, Value) {
         let sent = self.post(&body).send().await;
-        let response = sent.unwrap_or_else(|e| panic!("no answer: {e}; {}", self.log()));
+        let response = sent.unwrap_or_else(|e| panic!("no response: {e}; {}", self.log()));
         let status = response.status().as_u16();
         (status, response.json().await.unwrap_or(Value::Null))
     }
 
-    /// Appends a string, and expects it to be acknowledged.
+    /// Appends a string, which must be acknowledged.
     pub(crate) async fn append_text(&self, text: &str) -> Value {
         let (status, ack) = self.append(json!({ "data": text })).await;
         assert_eq!(status, 201, "{ack}");
@@ -337,49 +340,49 @@ impl Replica {
     }
 
     pub(crate) fn has_ended(&mut self) -> bool {
-        self.process.0.try_wait().expect("a child of ours").is_some()
+        self.process.0.try_wait().expect("a child process").is_some()
     }
 
-    /// Waits for the process to end by itself.
+    /// Waits for the process to exit.
     pub(crate) fn end(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
-            if let Some(status) = self.process.0.try_wait().expect("a child of ours") {
+            if let Some(status) = self.process.0.try_wait().expect("a child process") {
                 return status;
             }
             thread::sleep(Duration::from_millis(5));
         }
-        panic!("the replica does not end: {}", self.log());
+        panic!("the replica does not exit: {}", self.log());
     }
 }
 
-/// A header's text; none where it is missing.
+/// The text of a header; empty if it is missing.
 pub(crate) fn header<'a>(response: &'a reqwest::Response, name: &str) -> &'a str {
     response.headers().get(name).map_or("", |value| value.to_str().expect("text"))
 }
 
-/// Status and body of an answer; a body that is not JSON is null.
+/// Sends the request. Returns status and body; a body that is not JSON is null.
 pub(crate) async fn answer(request: reqwest::RequestBuilder) -> (u16, Value) {
-    let response = request.send().await.expect("an answer");
+    let response = request.send().await.expect("a response");
     let status = response.status().as_u16();
     (status, response.json().await.unwrap_or(Value::Null))
 }
 
-/// Waits until something is so, looking often.
-pub(crate) async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
+/// Waits until the condition holds.
+pub(crate) async fn until(description: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
-    while !so().await {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
+    while !condition().await {
+        assert!(Instant::now() < deadline, "timed out: {description}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// Waits until the lock is held, as `redis-cli` or the lock's file tells.
+/// Waits until the lock is held.
 pub(crate) async fn until_held(bench: &Bench) {
     until("the lock is held", async || is_held(bench)).await;
 }
 
-/// Waits until the lock is free: an answer precedes its release.
+/// Waits until the lock is free: a replica acknowledges rows before it releases the lock.
 pub(crate) async fn until_free(bench: &Bench) {
     until("the lock is free", async || !is_held(bench)).await;
 }
@@ -394,15 +397,14 @@ fn is_held(bench: &Bench) -> bool {
     }
 }
 
-/// Waits until a checkpoint covers all rows of the CSV: a number that its newest header holds.
+/// Waits until a checkpoint covers all rows of the CSV, which the newest header of the journal shows.
 pub(crate) async fn until_checkpointed(bench: &Bench) {
     let len = fs::metadata(&bench.csv).expect("a CSV").len();
     until("a checkpoint", async || journal_headers(bench).iter().max().is_some_and(|&(_, csv_bytes)| csv_bytes == len))
         .await;
 }
 
-/// Number and length of the CSV, as the journal's two headers have them: magic, length, checksum, version, the journal's own
-/// number, then these, see `src/storage/journal.rs`.
+/// (number, length of the CSV) in each of the journal's two headers. The layout is in `src/storage/journal.rs`.
 pub(crate) fn journal_headers(bench: &Bench) -> [(u64, u64); 2] {
     let journal = fs::read(format!("{}.journal", bench.csv.display())).expect("a journal");
     let number = |at: usize| u64::from_le_bytes(journal[at..at + 8].try_into().expect("8 bytes"));

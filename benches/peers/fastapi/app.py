@@ -1,4 +1,4 @@
-"""A peer for the comparison: what one would write in an afternoon. A lock of redis-py, csv, fdatasync."""
+"""A service to compare with: a short FastAPI program with the lock of redis-py, csv and fdatasync."""
 
 import csv
 import os

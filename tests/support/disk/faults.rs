@@ -1,4 +1,4 @@
-//! What was asked to go wrong.
+//! The failures that a test has requested.
 
 use std::collections::HashMap;
 
@@ -17,7 +17,7 @@ pub(super) struct Faults {
     pub(super) without_fallocate: bool,
 }
 
-/// How often calls on the file of a name are yet to fail, and how. A name may be given before there is such a file.
+/// Per file name: how many of the next calls fail, and with which error. The file need not exist yet.
 #[derive(Default)]
 pub(super) struct ByName(HashMap<String, (u32, Errno)>);
 
@@ -26,7 +26,7 @@ impl ByName {
         self.0.insert(name.to_owned(), (times, errno));
     }
 
-    /// What this call on a file of these names fails with.
+    /// The error of this call on a file with these names.
     pub(super) fn next<'a>(&mut self, names: impl Iterator<Item = &'a str>) -> Option<Errno> {
         for name in names {
             if let Some((times, errno)) = self.0.get_mut(name)

@@ -1,4 +1,4 @@
-//! One file: what processes see, what a power cut leaves, and the changes between them.
+//! One file: the content in the cache, the content on the disk, and the changes between them.
 
 use std::{collections::BTreeSet, mem, time::SystemTime};
 
@@ -6,15 +6,15 @@ use rowlock::random::Random;
 
 use super::Lost;
 
-/// Room is given out in blocks of this size.
+/// Space is allocated in blocks of this size.
 pub(super) const BLOCK: u64 = 4096;
 
-/// Owner, mode and times survive every cut: no promise hangs on them.
+/// Owner, mode and times survive every power cut: no promise depends on them.
 pub(super) struct CachedFile {
     cache: Vec<u8>,
     disk: Vec<u8>,
     pending: Vec<Change>,
-    /// How far `fallocate` has made room; this survives every cut, too.
+    /// The end of the space that `fallocate` has reserved. It survives every power cut, too.
     reserved: u64,
     pub(super) mode: u32,
     pub(super) uid: u32,
@@ -22,9 +22,9 @@ pub(super) struct CachedFile {
     pub(super) accessed: SystemTime,
     pub(super) modified: SystemTime,
     pub(super) changed: SystemTime,
-    /// Without a name, a file takes up room only while somebody has it open.
+    /// A file without a name uses space only while it is open.
     handles: BTreeSet<u64>,
-    /// Handles that were open when a sync failed by another one, and have not been told yet.
+    /// Handles that were open when a sync by another one failed, and have not returned the error yet.
     untold: BTreeSet<u64>,
 }
 
@@ -87,12 +87,12 @@ impl CachedFile {
         self.untold.clear();
     }
 
-    /// As Linux does: a sync that failed by one handle fails once by each other one that is open.
+    /// As on Linux, a failed sync is reported once to each other open handle.
     pub(super) fn tell_others_than(&mut self, handle: u64) {
         self.untold.extend(self.handles.iter().filter(|&&other| other != handle));
     }
 
-    /// Whether a sync failed by another handle, and this one has not been told.
+    /// Whether a sync by another handle failed, and this one has not returned the error yet.
     pub(super) fn is_told_now(&mut self, handle: u64) -> bool {
         self.untold.remove(&handle)
     }
@@ -105,12 +105,12 @@ impl CachedFile {
         self.cache.len() as u64
     }
 
-    /// What the file takes up on the disk.
+    /// The space that the file uses on the disk.
     pub(super) fn room(&self) -> u64 {
         self.room_to(self.len())
     }
 
-    /// What it would take up if it were at least this long.
+    /// The space that it would use with at least this length.
     pub(super) fn room_to(&self, end: u64) -> u64 {
         end.max(self.len()).max(self.reserved).next_multiple_of(BLOCK)
     }
@@ -121,7 +121,7 @@ impl CachedFile {
 
     pub(super) fn resize(&mut self, len: u64) {
         if len < self.len() {
-            // As ext4 does: cutting a file gives back what was reserved behind its end.
+            // As on ext4, a truncation releases the space reserved after the end.
             self.reserved = self.reserved.min(len);
         }
         self.change(Change::Resize(len as usize));
@@ -145,7 +145,7 @@ impl CachedFile {
         }
     }
 
-    /// Each piece of what is pending reaches the disk with these odds, and nothing is pending afterwards.
+    /// Writes each pending piece to the disk with this probability. Nothing is pending afterwards.
     pub(super) fn survive(&mut self, random: &mut Random, percent: usize) -> Lost {
         let mut lost = Lost::default();
         for change in mem::take(&mut self.pending) {
@@ -165,7 +165,7 @@ impl CachedFile {
     }
 }
 
-/// How many pieces were lost. They are cut anywhere, so that pages get torn.
+/// Applies random pieces, which may end anywhere in a page. Returns how many were lost.
 fn survive(change: &Change, disk: &mut Vec<u8>, random: &mut Random, percent: usize) -> usize {
     let Change::Write(at, bytes) = change else {
         let survives = random.chance(percent);

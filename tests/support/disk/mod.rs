@@ -1,8 +1,7 @@
-//! A disk behind a page cache, mounted as a file system of its own: it can lose power, fail to sync, fill up and turn
-//! read-only.
+//! A disk with a page cache, mounted as a FUSE file system. It can lose power, fail syncs and writes, fill up and turn read-only.
 //!
-//! Everything lies in memory. Processes see the cache; a power cut leaves what was synced, and any part of the rest.
-//! Stricter than most file systems: a new name is durable when its directory was synced, and by nothing else.
+//! Everything is in memory. Processes see the cache; after a power cut, the disk has what was synced and any part of the rest.
+//! Stricter than most file systems: a new name is durable only after a sync of its directory.
 
 mod faults;
 mod file;
@@ -25,32 +24,32 @@ use rustix::io::Errno;
 use serve::Served;
 use state::State;
 
-/// How long a mount may stay in use after its processes have ended.
+/// How long a mount may stay in use after its processes have exited.
 const PATIENCE: Duration = Duration::from_secs(10);
 const DEVICE: &str = "/dev/fuse";
 
-/// Nothing, and a line that says so, where this machine can't mount one.
+/// None, and a printed line, if this machine cannot mount one.
 pub(crate) fn disk(seed: u64) -> Option<Disk> {
     if Path::new(DEVICE).exists() {
         return Some(Disk::new(seed));
     }
-    // Past the test's captured output.
+    // Not captured by the test runner.
     let _ = writeln!(io::stderr(), "SKIPPED: {DEVICE} is missing");
     None
 }
 
-/// What a power cut took.
+/// What a power cut lost.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Lost {
-    /// Writes and truncations that did not survive whole.
+    /// Writes and truncations that did not survive completely.
     pub(crate) writes: usize,
-    /// Pieces of them that did not survive; a truncation is one.
+    /// Their pieces that did not survive; a truncation is one piece.
     pub(crate) pieces: usize,
-    /// Names that were made, moved or removed in vain.
+    /// Creations, renames and removals of names that did not survive.
     pub(crate) entries: usize,
 }
 
-/// Clones are the same disk.
+/// Clones share the same disk.
 #[derive(Clone)]
 pub(crate) struct Disk(Arc<Mutex<State>>);
 
@@ -72,12 +71,12 @@ impl Disk {
         Mounted { session: Some(session), at: at.canonicalize().expect("was mounted on") }
     }
 
-    /// Only while nothing is open: nobody who lives through a power cut sees what it did.
+    /// Must be called while no file is open: no process survives a power cut.
     pub(crate) fn cut_power(&self) -> Lost {
         self.state().lose_power()
     }
 
-    /// What processes see.
+    /// The content in the cache.
     pub(crate) fn read(&self, name: &str) -> Option<Vec<u8>> {
         let state = self.state();
         let ino = state.find(name).ok()?;
@@ -88,8 +87,8 @@ impl Disk {
         self.state().names.all().map(|(name, _)| name.to_owned()).collect()
     }
 
-    /// The next syncs of this file answer EIO, and so does the next one of each other handle that is open then, as on Linux. The
-    /// cache lies from then on: what was not written counts as written.
+    /// The next syncs of this file return EIO, and so does the next one by each other open handle, as on Linux. After that the
+    /// cache counts as written, although it is not on the disk.
     pub(crate) fn fail_syncs(&self, name: &str, times: u32) {
         self.state().faults.syncs.set(name, times, Errno::IO);
     }
@@ -98,7 +97,7 @@ impl Disk {
         self.state().faults.syncs_failed
     }
 
-    /// The next writes to this file fail, and write nothing.
+    /// The next writes to this file fail and write nothing.
     pub(crate) fn fail_writes(&self, name: &str, times: u32, errno: Errno) {
         self.state().faults.writes.set(name, times, errno);
     }
@@ -107,7 +106,7 @@ impl Disk {
         self.state().faults.writes_failed
     }
 
-    /// Each write of more than a byte takes only a part.
+    /// Each write of more than a byte writes only a part.
     pub(crate) fn short_writes(&self, on: bool) {
         self.state().faults.short_writes = on;
     }
@@ -120,7 +119,7 @@ impl Disk {
         self.state().faults.read_only = on;
     }
 
-    /// How much room there is for all files together.
+    /// The space for all files together.
     pub(crate) fn capacity(&self, bytes: Option<u64>) {
         self.state().faults.capacity = bytes;
     }
@@ -137,7 +136,7 @@ pub(crate) struct Mounted {
 }
 
 impl Mounted {
-    /// Waits until the kernel has let go of everything. Fails if somebody still has something open.
+    /// Waits until the kernel has closed all files. Fails if a process still has one open.
     pub(crate) fn unmount(mut self) {
         let deadline = Instant::now() + PATIENCE;
         while !umount(&self.at, &[]) {
@@ -152,7 +151,7 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         if self.session.is_some() {
-            // Whoever still has something open may go on, but the folder is free.
+            // Processes may keep their open files, but the folder can be removed.
             umount(&self.at, &["-l"]);
         }
     }

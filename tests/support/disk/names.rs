@@ -1,10 +1,10 @@
-//! The one directory: the names that processes see, those that a power cut leaves, and the changes between them.
+//! The only directory: its names in the cache, its names on the disk, and the changes between them.
 
 use std::{collections::BTreeMap, mem};
 
 use rowlock::random::Random;
 
-/// What becomes of names in one step. A rename is two of these, which is what makes it atomic.
+/// An atomic change of names. A rename consists of two.
 pub(super) type Edit = (String, Option<u64>);
 
 #[derive(Default)]
@@ -47,7 +47,7 @@ impl Names {
         }
     }
 
-    /// Journaling file systems keep the order of such changes, so what is lost is the end of them. Says how many it was.
+    /// Loses the last changes: journaling file systems keep their order. Returns how many were lost.
     pub(super) fn lose_power(&mut self, random: &mut Random) -> usize {
         let pending = mem::take(&mut self.pending);
         let kept = random.below(pending.len() + 1);

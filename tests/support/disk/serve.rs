@@ -1,4 +1,4 @@
-//! Answers the kernel's calls from the state.
+//! Serves the kernel's FUSE calls from the state.
 
 use std::{
     ffi::OsStr,
@@ -18,10 +18,10 @@ use super::{
     state::{Answer, State},
 };
 
-/// The kernel asks again each time, so that every process sees each change at once.
+/// Without caching in the kernel, so that every process sees each change at once.
 const TTL: Duration = Duration::ZERO;
 const GENERATION: Generation = Generation(0);
-/// Past the kernel's own page cache: each call arrives as it was made, and may be answered in part.
+/// Bypasses the kernel's page cache: each call arrives as it was made, and may be served in part.
 const DIRECT: FopenFlags = FopenFlags::FOPEN_DIRECT_IO;
 const NAME_MAX: u32 = 255;
 
@@ -115,7 +115,7 @@ impl Served {
 
     fn create_file(&self, req: &Request, name: &OsStr, mode: u32) -> Answer<(FileAttr, FileHandle)> {
         let mut state = self.state();
-        // The kernel has looked, and keeps the directory locked: who comes here means to make it.
+        // The kernel has found no such name and keeps the directory locked, so this call must create it.
         let ino = state.create(text(name)?, mode, req.uid(), req.gid())?;
         let handle = FileHandle(state.open(ino)?);
         Ok((attributes(&state, INodeNo(ino))?, handle))
@@ -274,7 +274,7 @@ impl Filesystem for Served {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        // The kernel tells this some time after the close, and by then the power may have been cut.
+        // This call arrives some time after the close, possibly after a power cut.
         if let Ok(file) = self.state().file_mut(ino.0) {
             file.close(handle.0);
         }

@@ -1,4 +1,4 @@
-//! All that the disk holds, and what each call does to it.
+//! The state of the disk, and what each call does to it.
 
 use std::collections::HashMap;
 
@@ -15,17 +15,17 @@ use super::{
 
 pub(super) type Answer<T> = Result<T, Errno>;
 
-/// Everything is held in memory: a length that was meant for a disk must not end the tests.
+/// The largest file, since everything is in memory.
 const FILE_MAX: u64 = 1 << 30;
-/// What `statfs` tells of a disk without a limit.
+/// What `statfs` returns for a disk without a limit.
 const DISK_BYTES: u64 = 1 << 40;
 
 pub(super) struct State {
     pub(super) names: Names,
     pub(super) faults: Faults,
-    /// By inode number. A file without a name stays until the power is cut: the disk may still know it by one.
+    /// By inode number. A file without a name stays until a power cut, since the disk may still have its name.
     files: HashMap<u64, CachedFile>,
-    /// Numbers are never used again, since the kernel knows files by them.
+    /// Inode numbers are never reused, since the kernel identifies files by them.
     last: u64,
     last_handle: u64,
     random: Random,
@@ -55,7 +55,7 @@ impl State {
         self.files.get_mut(&ino).ok_or(Errno::STALE)
     }
 
-    /// Every change comes by here first.
+    /// Every change calls this first.
     pub(super) fn may_change(&self) -> Answer<()> {
         if self.faults.read_only { Err(Errno::ROFS) } else { Ok(()) }
     }
@@ -96,14 +96,14 @@ impl State {
         if replaced.is_some() && flags.contains(RenameFlags::NOREPLACE) {
             return Err(Errno::EXIST);
         }
-        // POSIX: two names of one file both stay.
+        // POSIX: a rename between two names of one file changes nothing.
         if replaced != Some(moved) {
             self.names.change(vec![(from.to_owned(), None), (to.to_owned(), Some(moved))]);
         }
         Ok(())
     }
 
-    /// A handle of its own for whoever opens the file.
+    /// A new handle for each open.
     pub(super) fn open(&mut self, ino: u64) -> Answer<u64> {
         self.last_handle += 1;
         let handle = self.last_handle;
@@ -111,7 +111,7 @@ impl State {
         Ok(handle)
     }
 
-    /// How many of the bytes were taken.
+    /// Returns how many bytes were written.
     pub(super) fn write(&mut self, ino: u64, at: u64, bytes: &[u8]) -> Answer<usize> {
         self.may_change()?;
         if let Some(errno) = self.faults.writes.next(self.names.of(ino)) {
@@ -156,7 +156,7 @@ impl State {
         if self.end_within(ino, end)? < end { Err(Errno::NOSPC) } else { Ok(()) }
     }
 
-    /// How far towards `end` there is room. What a file has it may use, however full the disk is.
+    /// How far towards `end` a write can go. A file may use its allocated space even if the disk is full.
     fn end_within(&self, ino: u64, end: u64) -> Answer<u64> {
         let file = self.file(ino)?;
         if end > FILE_MAX {
@@ -190,7 +190,7 @@ impl State {
             return Ok(());
         };
         self.faults.syncs_failed += 1;
-        // As Linux does: what could not be written counts as written from then on.
+        // As on Linux, what could not be written counts as written from then on.
         file.survive(&mut self.random, 50);
         file.tell_others_than(handle);
         Err(errno)
@@ -199,7 +199,7 @@ impl State {
     pub(super) fn lose_power(&mut self) -> Lost {
         let mut lost = Lost { entries: self.names.lose_power(&mut self.random), ..Lost::default() };
         self.files.retain(|ino, _| self.names.of(*ino).next().is_some());
-        // In order: what a seed does must not hang on how the map hashes.
+        // In order, so that the effect of a seed does not depend on the map's hashes.
         let mut files: Vec<_> = self.files.iter_mut().collect();
         files.sort_unstable_by_key(|(ino, _)| **ino);
         for (_, file) in files {
@@ -210,7 +210,7 @@ impl State {
         lost
     }
 
-    /// The kernel does not always say goodbye to files that were open when it was unmounted.
+    /// The kernel does not always close files that were open at the unmount.
     pub(super) fn forget_handles(&mut self) {
         for file in self.files.values_mut() {
             file.forget_handles();

@@ -1,4 +1,4 @@
-//! A peer for the comparison: each request takes the lock in Redis by polling, appends one row, syncs, and releases.
+//! A service to compare with: each request takes the lock in Redis by polling, appends one row, syncs, and releases.
 //!
 //! `lock-per-request ADDRESS REDIS CSV`
 
@@ -62,7 +62,7 @@ async fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [address, redis, csv] = &args[..] else { panic!("lock-per-request ADDRESS REDIS CSV") };
     let mut locks = LockManager::new(vec![redis.as_str()]);
-    // Its own tries are 200 ms apart; ours come more often.
+    // The default delay between attempts is 200 ms, which would make it slower.
     locks.set_retry(1, Duration::from_millis(1));
     let csv = OpenOptions::new().create(true).append(true).open(csv).expect("a file");
     let router = Router::new().route("/append", post(append)).with_state(Arc::new(Peer { locks, csv }));
