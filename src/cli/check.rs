@@ -1,10 +1,10 @@
-//! `rowlock check`: is the CSV whole and true to its journal? And what is to be done where it isn't.
+//! `rowlock check`: checks the CSV and its journal, and repairs them.
 
 use std::{fmt::Write, path::PathBuf, sync::LazyLock};
 
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 
-use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, serve::open_failed};
+use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, serve::open_error_code};
 use crate::{
     commit::{self, RepairError},
     config::Config,
@@ -83,8 +83,8 @@ fn repair_failed(e: &RepairError) -> u8 {
         RepairError::Held(_) | RepairError::Append(storage::AppendError::Busy) => TRY_AGAIN,
         RepairError::Append(storage::AppendError::Sync(_)) => SYNC_FAILED,
         RepairError::Open(commit::OpenError::Storage(e)) => look_failed(e),
-        RepairError::Open(e) => open_failed(e),
-        RepairError::Append(_) | RepairError::Gone => FAILED,
+        RepairError::Open(e) => open_error_code(e),
+        RepairError::Append(_) | RepairError::Panicked => FAILED,
     }
 }
 

@@ -12,7 +12,7 @@ use opentelemetry_sdk::trace::SdkTracer;
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
-    commit::{Appender, peer_events::Events, reading::Reading},
+    commit::{Appender, peer_events::PeerEvents, reading::Reading},
     config::{Config, Switch},
     http::{
         body::read::Room,
@@ -37,7 +37,7 @@ impl Deref for App {
 pub struct Shared {
     pub(crate) appender: Appender,
     pub(crate) reading: Reading,
-    pub(crate) events: Events,
+    pub(crate) events: PeerEvents,
     /// Places for readers of events.
     pub(crate) watchers: Arc<Semaphore>,
     pub(crate) access: Arc<Access>,
@@ -58,7 +58,7 @@ pub struct Parts {
     /// Reads them back.
     pub reading: Reading,
     /// Tells of them.
-    pub events: Events,
+    pub events: PeerEvents,
     /// Who may.
     pub access: Arc<Access>,
     /// Not ready any more.

@@ -187,7 +187,7 @@ impl ApiError {
             Self::Append(AppendError::KeyInFlight) => Code::KeyInFlight,
             Self::BatchTooLarge(_) | Self::Append(AppendError::BatchTooLarge(_)) => Code::BatchTooLarge,
             Self::TooManyWatchers(_) | Self::TooMuchUnderWay | Self::Append(AppendError::QueueFull) => Code::QueueFull,
-            Self::Append(AppendError::WaitTimeout(_) | AppendError::KeyOutrun) => Code::WaitTimeout,
+            Self::Append(AppendError::WaitTimeout(_) | AppendError::KeyMayBeForgotten) => Code::WaitTimeout,
             Self::Append(AppendError::LockUnavailable(_)) => Code::RedisUnavailable,
             Self::Append(AppendError::LockLost) => Code::LockLost,
             Self::Append(AppendError::FileBusy) => Code::FileBusy,

@@ -45,7 +45,7 @@ impl Site {
     pub fn new(parts: Parts, config: &Config) -> Self {
         let app = App::new(parts, config);
         let (router, api) = routes().split_for_parts();
-        handlers::metrics::expected(&api).iter().for_each(|answered| app.appender.meter().expect(answered));
+        handlers::metrics::expected(&api).iter().for_each(|answered| app.appender.meter().declare(answered));
         #[cfg(feature = "ceiling")]
         let router = handlers::ceiling::add(router);
         let router = router

@@ -29,9 +29,9 @@ use crate::http::{
     query::{Parameters, digits},
 };
 use crate::{
+    api::events::{LockChange, Stats},
     commit::{
-        LockChange,
-        peer_events::{Event, NEWS_ROWS_MAX, Stats},
+        peer_events::{Event, NEW_ROWS_MAX},
         reading::News,
     },
     csv::schema::InvalidField,
@@ -153,8 +153,8 @@ pub(crate) async fn events(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let mut parameters = Parameters::parse(query.as_deref(), &["last", "rows"])?;
-    let last = parameters.count("last", 0..=NEWS_ROWS_MAX)?.unwrap_or(0);
-    let rows_max = parameters.count("rows", 0..=NEWS_ROWS_MAX)?.unwrap_or(ROWS);
+    let last = parameters.count("last", 0..=NEW_ROWS_MAX)?.unwrap_or(0);
+    let rows_max = parameters.count("rows", 0..=NEW_ROWS_MAX)?.unwrap_or(ROWS);
     let resume = headers.get(LAST_EVENT_ID).map(offset).transpose()?;
     let place = Arc::clone(&app.watchers).try_acquire_owned().map_err(|_| ApiError::TooManyWatchers(READERS_MAX))?;
     let live = app.events.subscribe();
@@ -257,7 +257,7 @@ impl Watching {
         if !self.catching_up && self.ahead.is_none() {
             return None;
         }
-        let news = match self.app.reading.news(at, self.rows_max).await {
+        let news = match self.app.reading.new_rows(at, self.rows_max).await {
             Ok(news) => news,
             Err(e) => {
                 tracing::debug!(error = %e, "no rows for a reader of events");

@@ -6,12 +6,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
+use crate::api::lock_status::{ForcedRelease, LockStatus};
 use crate::http::{
     app::App,
     contract::document::{LockRefused, ReleaseRefused},
     error::ApiError,
 };
-use crate::{api::lock_status::LockStatus, commit::Forced};
 
 /// Who has the lock, and who waits for it
 #[utoipa::path(
@@ -34,7 +34,7 @@ pub(crate) async fn status(State(app): State<App>) -> Result<Response, ApiError>
     path = "/lock",
     tag = "lock",
     operation_id = "forceRelease",
-    responses((status = OK, description = "Done.", body = Forced), ReleaseRefused),
+    responses((status = OK, description = "Done.", body = ForcedRelease), ReleaseRefused),
 )]
 pub(crate) async fn release(State(app): State<App>) -> Result<Response, ApiError> {
     Ok(Json(app.appender.force_release().await?).into_response())

@@ -17,9 +17,9 @@ use crate::http::{
     handlers::{events::READERS_MAX, health::is_ready},
 };
 use crate::{
-    api::{acknowledgement::Ack, lock_status::LockState},
-    commit::{Outcome, reading::Volume},
-    metrics::{Answered, Level, Meter, NONE},
+    api::{acknowledgement::Ack, events::Volume, lock_status::LockState},
+    commit::Outcome,
+    metrics::{Gauge, Meter, NONE, RequestLabels},
 };
 
 /// Outcomes of what was not refused.
@@ -47,19 +47,19 @@ const PATIENCE: Duration = Duration::from_secs(1);
 )]
 pub(crate) async fn metrics(State(app): State<App>) -> Response {
     let meter = app.appender.meter();
-    app.appender.measure();
-    meter.set(Level::Ready, f64::from(is_ready(&app)));
-    meter.set(Level::EventReaders, (READERS_MAX - app.watchers.available_permits()) as f64);
+    app.appender.update_gauges();
+    meter.set(Gauge::Ready, f64::from(is_ready(&app)));
+    meter.set(Gauge::EventSubscribers, (READERS_MAX - app.watchers.available_permits()) as f64);
     let (volume, lock) =
         tokio::join!(timeout(PATIENCE, app.reading.volume()), timeout(PATIENCE, app.appender.lock_status()));
     if let Ok(Ok(lock)) = lock {
-        meter.set(Level::LockTaken, f64::from(lock.state != LockState::Free));
-        meter.set(Level::LockHolderToken, lock.token.unwrap_or_default() as f64);
-        meter.set(Level::LockWaiters, lock.waiters.len() as f64);
+        meter.set(Gauge::LockHasHolder, f64::from(lock.state != LockState::Free));
+        meter.set(Gauge::LockHolderToken, lock.token.unwrap_or_default() as f64);
+        meter.set(Gauge::LockWaiters, lock.waiters.len() as f64);
     }
     let volume =
         volume.ok().and_then(|read| read.inspect_err(|e| tracing::debug!(error = %e, "no file to measure")).ok());
-    meter.set(Level::FileReadable, f64::from(volume.is_some()));
+    meter.set(Gauge::FileReadable, f64::from(volume.is_some()));
     if let Some(volume) = volume {
         set_volume(meter, volume);
     }
@@ -70,11 +70,11 @@ pub(crate) async fn metrics(State(app): State<App>) -> Response {
 fn set_volume(meter: &Meter, volume: Volume) {
     let Volume { csv_bytes, free_bytes, volume_bytes, journal_bytes, journal_used_bytes } = volume;
     for (level, bytes) in [
-        (Level::FileBytes, csv_bytes),
-        (Level::FreeBytes, free_bytes),
-        (Level::VolumeBytes, volume_bytes),
-        (Level::JournalBytes, journal_bytes),
-        (Level::JournalLiveBytes, journal_used_bytes),
+        (Gauge::FileBytes, csv_bytes),
+        (Gauge::FreeBytes, free_bytes),
+        (Gauge::VolumeBytes, volume_bytes),
+        (Gauge::JournalBytes, journal_bytes),
+        (Gauge::JournalLiveBytes, journal_used_bytes),
     ] {
         meter.set(level, bytes as f64);
     }
@@ -86,14 +86,14 @@ pub(crate) fn answered<'a>(
     method: &Method,
     route: Option<&'a str>,
     problem: Option<&Problem>,
-) -> Answered<'a> {
+) -> RequestLabels<'a> {
     let outcome = match (response.extensions().get::<Ack>(), problem) {
         (Some(Ack { replayed: true, .. }), _) => REPLAYED,
         (Some(_), _) => WRITTEN,
         (None, Some(problem)) => problem.outcome.name(),
         (None, None) => NONE,
     };
-    Answered {
+    RequestLabels {
         method: METHODS.into_iter().find(|known| *known == method.as_str()).unwrap_or(OTHER),
         route: Cow::Borrowed(route.unwrap_or(OTHER)),
         status: response.status().as_u16(),
@@ -103,14 +103,15 @@ pub(crate) fn answered<'a>(
 }
 
 /// The answers that the contract lists: an alert that asks for one of them finds it from the start on.
-pub(crate) fn expected(api: &OpenApi) -> Vec<Answered<'static>> {
+pub(crate) fn expected(api: &OpenApi) -> Vec<RequestLabels<'static>> {
     let mut all = Vec::new();
     for (path, item) in &api.paths.paths {
         for (method, operation) in [("GET", &item.get), ("POST", &item.post), ("DELETE", &item.delete)] {
             let Some(operation) = operation else { continue };
             for (status, answer) in &operation.responses.responses {
                 let (status, RefOr::T(answer)) = (status.parse().expect("a status"), answer) else { continue };
-                let answered = |(code, outcome)| Answered { method, route: path.clone().into(), status, code, outcome };
+                let answered =
+                    |(code, outcome)| RequestLabels { method, route: path.clone().into(), status, code, outcome };
                 all.extend(outcomes(status, answer).into_iter().map(answered));
             }
         }

@@ -59,7 +59,7 @@ pub(crate) async fn edge<F: Future<Output = Response>>(
         // Whoever keeps connections open makes the next one elsewhere.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    app.appender.meter().answered(&answered(&response, &method, route, problem.as_ref()), began.elapsed());
+    app.appender.meter().count_request(&answered(&response, &method, route, problem.as_ref()), began.elapsed());
     log(&response, (id, trace_id(&trace_parent)), &method, &path, problem.as_ref(), began);
     if let Some(span) = span {
         span.end(&response, problem.as_ref(), id);
