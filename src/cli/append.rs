@@ -23,13 +23,13 @@ pub(super) struct Args {
     /// The row's first data cell; `-` reads the lines of standard input, all appended or none.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     data: String,
-    /// Seconds to hold the lock before the row is written.
+    /// Seconds to hold the lock before the write.
     #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = parse_sleep)]
     sleep: Duration,
     /// Leave the lock to expire after the write, as if this process had crashed.
     #[arg(long)]
     skip_release: bool,
-    /// A name for this append: repeating it with the same data writes the rows once.
+    /// Idempotency key: a repeat with the same key and data writes the rows once.
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
     /// Print the result as JSON.

@@ -21,9 +21,9 @@ pub(super) struct Args {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Subcommand)]
 enum Action {
-    /// Show who has the lock, its token, how long it lives unless it is renewed, and who waits (the default).
+    /// Show the lock's holder, token, time to live and waiters (the default).
     Status,
-    /// Take the lock from whoever has it: a newer token is recorded first, so that the old holder writes nothing any more.
+    /// Take the lock from its holder: a newer token is recorded first, so that the old holder can no longer write.
     Release,
 }
 
