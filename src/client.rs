@@ -1,4 +1,4 @@
-//! HTTP to replicas, for the commands that ask them: a connection at a time, plain or by TLS, and every wait bounded.
+//! An HTTP client for the commands that call replicas, and for traces: single connections, with or without TLS, with timeouts.
 
 use std::{
     fmt,
@@ -25,29 +25,29 @@ use rustls::{
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 
-/// The longest that a connection may take, its TLS included.
+/// The longest that connecting may take, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One connection, which takes a request after the other.
+/// One connection, for one request after the other.
 pub type Connection = SendRequest<Full<Bytes>>;
 
-/// Where a replica is.
+/// The address of a replica.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Target {
     text: String,
     host: String,
     port: u16,
     is_tls: bool,
-    /// What stands before the paths of the service, without a slash at the end.
+    /// The path in front of the service's own paths, without a slash at the end.
     prefix: String,
     authority: HeaderValue,
 }
 
 impl Target {
-    /// Reads `http://host:port` or `https://…`, with a path in front of the service's own if it stands behind a proxy.
+    /// Parses `http://host:port` or `https://…`, with a path if a proxy serves the replica under one.
     ///
     /// # Errors
-    /// What is accepted.
+    /// A text that says what is accepted.
     pub fn parse(text: &str) -> Result<Self, String> {
         let accepted = || "an address such as http://127.0.0.1:8080 or https://rows.example.com/path".to_owned();
         let uri: Uri = text.parse().map_err(|_| accepted())?;
@@ -70,22 +70,22 @@ impl Target {
         })
     }
 
-    /// Whether it is reached by TLS.
+    /// Whether connections use TLS.
     pub fn is_tls(&self) -> bool {
         self.is_tls
     }
 
-    /// The full path of one of the service's own, such as `/append`.
+    /// The full path of a path of the service, such as `/append`.
     fn path(&self, path: &str) -> Uri {
-        format!("{}{path}", self.prefix).try_into().expect("a path behind a path")
+        format!("{}{path}", self.prefix).try_into().expect("a valid path")
     }
 
-    /// For the header `Host`.
+    /// The value of the `Host` header.
     pub fn authority(&self) -> HeaderValue {
         self.authority.clone()
     }
 
-    /// A request for one of the service's own paths, to be sent on a connection to here.
+    /// A request for a path of the service, for a connection to this address.
     pub fn request(&self, method: Method, path: &str, body: Bytes) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(body));
         (*request.method_mut(), *request.uri_mut()) = (method, self.path(path));
@@ -106,43 +106,43 @@ impl fmt::Debug for Target {
     }
 }
 
-/// Whose certificates are believed.
+/// Which server certificates are trusted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trust {
-    /// Those that the system's authorities signed.
+    /// Those signed by the system's certificate authorities.
     System,
-    /// Those that an authority in this file signed, in PEM.
+    /// Those signed by an authority in this PEM file.
     File(PathBuf),
-    /// Anybody's: for a probe of this very host that tells no secret.
-    Anybody,
+    /// All of them: for a health check on this host that sends no secret.
+    Any,
 }
 
-/// Why no connection could be made.
+/// Why no connection was made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The address leads nowhere, or nobody listens there.
+    /// The host is unknown, or refuses the connection.
     #[error("{0}")]
     Io(#[from] std::io::Error),
-    /// It took too long.
+    /// Connecting took too long.
     #[error("no connection within {CONNECT_TIMEOUT:?}")]
     Timeout,
-    /// What listens there does not speak HTTP.
+    /// The other side does not speak HTTP.
     #[error("{0}")]
     Http(#[from] hyper::Error),
-    /// A name that no certificate can have.
+    /// The host name cannot be in a certificate.
     #[error("{0}")]
     Name(#[from] rustls::pki_types::InvalidDnsNameError),
 }
 
-/// How connections are made.
+/// Makes connections.
 #[derive(Clone)]
 pub struct Connector(TlsConnector);
 
 impl Connector {
-    /// Reads the certificates that `https` needs.
+    /// Loads the trusted certificates.
     ///
     /// # Errors
-    /// What keeps them from being used.
+    /// Why they cannot be used.
     pub fn new(trust: &Trust) -> Result<Self, String> {
         let provider = Arc::new(ring::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
@@ -150,7 +150,7 @@ impl Connector {
         let mut config = match trust {
             Trust::System => builder.with_root_certificates(system_roots()).with_no_client_auth(),
             Trust::File(path) => builder.with_root_certificates(roots_in(path)?).with_no_client_auth(),
-            Trust::Anybody => builder
+            Trust::Any => builder
                 .dangerous()
                 .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
                 .with_no_client_auth(),
@@ -159,10 +159,10 @@ impl Connector {
         Ok(Self(Arc::new(config).into()))
     }
 
-    /// Makes a connection, which a task of its own serves from then on.
+    /// Connects, and spawns the task that drives the connection.
     ///
     /// # Errors
-    /// Why there is none; nothing was sent then.
+    /// If there is no connection; then no request was sent.
     pub async fn connect(&self, target: &Target) -> Result<Connection, ConnectError> {
         timeout(CONNECT_TIMEOUT, self.try_connect(target)).await.map_err(|_| ConnectError::Timeout)?
     }
@@ -183,12 +183,12 @@ where
     TokioIo<S>: Read + Write + Send + Unpin + 'static,
 {
     let (sender, connection) = handshake(TokioIo::new(stream)).await?;
-    // How it ends is told to who waits for an answer.
+    // Its error is also that of the pending request.
     tokio::spawn(connection);
     Ok(sender)
 }
 
-/// An authority that can't be read is left out: the others may do.
+/// Skips authorities that cannot be parsed.
 fn system_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -196,15 +196,15 @@ fn system_roots() -> RootCertStore {
 }
 
 fn roots_in(path: &Path) -> Result<RootCertStore, String> {
-    let wrong = |e: &dyn fmt::Display| format!("cannot use {}: {e}; accepted: certificates in PEM", path.display());
+    let error = |e: &dyn fmt::Display| format!("cannot use {}: {e}; accepted: certificates in PEM", path.display());
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|e| wrong(&e))? {
-        roots.add(certificate.map_err(|e| wrong(&e))?).map_err(|e| wrong(&e))?;
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|e| error(&e))? {
+        roots.add(certificate.map_err(|e| error(&e))?).map_err(|e| error(&e))?;
     }
-    if roots.is_empty() { Err(wrong(&"no certificate in it")) } else { Ok(roots) }
+    if roots.is_empty() { Err(error(&"no certificate in it")) } else { Ok(roots) }
 }
 
-/// Asks only that the other side has the key of the certificate that it shows.
+/// Accepts any certificate, if the other side has its key.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 
@@ -248,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_read_to_its_last_part() {
+    fn target_is_parsed_with_host_port_and_path() {
         let target = Target::parse("https://[::1]:8443/rows/").expect("an address");
         assert_eq!((target.host.as_str(), target.port, target.is_tls), ("::1", 8443, true));
         assert_eq!(

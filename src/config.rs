@@ -1,34 +1,34 @@
-//! The configuration: one struct, filled from flags, environment and `.env`.
+//! The configuration: one struct, filled from flags, environment variables and `.env`.
 
 use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 
-/// Everything that can be set. Each field is a flag and an environment variable of the same meaning.
+/// All settings. Each field is a flag and an environment variable with the same meaning.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Configuration")]
 pub struct Config {
-    /// Redis to lock with: `redis://[user:pass@]host:port/db`, `rediss://…` (TLS), `redis+unix:///path`,
+    /// The Redis that holds the lock: `redis://[user:pass@]host:port/db`, `rediss://…` (TLS), `redis+unix:///path`,
     /// `redis-sentinel://[user:pass@]host:port,host:port/db#master` (the sentinels' own password: `?sentinel_password=`),
     /// `redis-cluster://[user:pass@]host:port,host:port`; `rediss-sentinel` and `rediss-cluster` with TLS.
-    /// None: the embedded lock, for replicas on this host only.
+    /// Unset: the embedded lock, for replicas on this host only.
     #[arg(long = "redis", env = "REDIS_CONN_STR", value_name = "URL", global = true, hide_env_values = true)]
     pub redis: Option<RedisUrl>,
 
-    /// For rediss…: certificates, in PEM, that Redis's own must be signed by; the system's unless set.
+    /// For rediss…: PEM file of the certificate authorities that sign Redis's certificate; the system's unless set.
     #[arg(long, env = "ROWLOCK_REDIS_CA", value_name = "FILE", global = true, hide_env_values = true)]
     pub redis_ca: Option<PathBuf>,
 
-    /// For rediss…: our own certificate in PEM, where Redis asks for one.
+    /// For rediss…: PEM file of the client certificate, if Redis requires one.
     #[arg(long, env = "ROWLOCK_REDIS_CERT", value_name = "FILE", global = true, hide_env_values = true)]
     pub redis_cert: Option<PathBuf>,
 
-    /// For rediss…: the key of our own certificate, in PEM.
+    /// For rediss…: PEM file of the client certificate's key.
     #[arg(long, env = "ROWLOCK_REDIS_KEY", value_name = "FILE", global = true, hide_env_values = true)]
     pub redis_key: Option<PathBuf>,
 
-    /// The CSV that rows are appended to; made, with its header, where it is missing.
+    /// The CSV that rows are appended to; created, with its header, if it does not exist.
     #[arg(
         long,
         env = "REDIS_CSV_FILE_NAME",
@@ -39,11 +39,11 @@ pub struct Config {
     )]
     pub csv: PathBuf,
 
-    /// Address to serve on; port 0 takes a free one and logs it.
+    /// Address to serve; with port 0, a free port is chosen and logged.
     #[arg(long, env = "ROWLOCK_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:8080", value_parser = parse_address, global = true, hide_env_values = true)]
     pub listen: SocketAddr,
 
-    /// This replica's name in rows, answers, logs and the lock; the host name and a random part unless set.
+    /// This replica's name in rows, answers, logs and the lock; the host name with a random suffix unless set.
     #[arg(long, env = "ROWLOCK_REPLICA", value_name = "NAME", value_parser = parse_replica, global = true, hide_env_values = true)]
     pub replica: Option<String>,
 
@@ -55,7 +55,7 @@ pub struct Config {
     #[arg(long, env = "ROWLOCK_LOCK_TTL", value_name = "DURATION", default_value = "10s", value_parser = parse_lock_ttl, global = true, hide_env_values = true)]
     pub lock_ttl: Duration,
 
-    /// The longest that an append waits for its turn (1ms to 1h).
+    /// How long an append may wait for its turn (1ms to 1h).
     #[arg(long, env = "ROWLOCK_WAIT_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = parse_wait_timeout, global = true, hide_env_values = true)]
     pub wait_timeout: Duration,
 
@@ -75,7 +75,7 @@ pub struct Config {
     )]
     pub simulation: Switch,
 
-    /// A new file's header; `none`: no header, rows hold only data.
+    /// The header of a new file; `none`: no header, rows have only data columns.
     #[arg(
         long,
         env = "ROWLOCK_CSV_HEADER",
@@ -86,11 +86,11 @@ pub struct Config {
     )]
     pub csv_header: String,
 
-    /// Rows that may wait in one replica (1 to 16777216).
+    /// The most rows that wait in one replica (1 to 16777216).
     #[arg(long, env = "ROWLOCK_QUEUE_ROWS", value_name = "ROWS", default_value = "65536", value_parser = parse_queue_rows, global = true, hide_env_values = true)]
     pub queue_rows: usize,
 
-    /// Bytes that may wait in one replica (64KiB to 16GiB).
+    /// The most bytes that wait in one replica (64KiB to 16GiB).
     #[arg(long, env = "ROWLOCK_QUEUE_BYTES", value_name = "SIZE", default_value = "128MiB", value_parser = parse_queue_bytes, global = true, hide_env_values = true)]
     pub queue_bytes: usize,
 
@@ -98,20 +98,20 @@ pub struct Config {
     #[arg(long, env = "ROWLOCK_BODY_LIMIT", value_name = "SIZE", default_value = "1MiB", value_parser = parse_body_limit, global = true, hide_env_values = true)]
     pub body_limit: usize,
 
-    /// The largest body of /append/batch, once decoded (1KiB to 1GiB); half of ROWLOCK_JOURNAL_BYTES bounds its rows.
+    /// The largest body of /append/batch after decompression (1KiB to 1GiB); its rows must also fit half of ROWLOCK_JOURNAL_BYTES.
     #[arg(long, env = "ROWLOCK_BATCH_LIMIT", value_name = "SIZE", default_value = "64MiB", value_parser = parse_batch_limit, global = true, hide_env_values = true)]
     pub batch_limit: usize,
 
-    /// How many of the newest idempotency keys are remembered; all replicas should say (1 to 16777216)
+    /// How many of the newest idempotency keys are remembered (1 to 16777216); the same number in all replicas.
     #[arg(long, env = "ROWLOCK_IDEMPOTENCY_KEYS", value_name = "KEYS", default_value = "1000000", value_parser = parse_keys, global = true, hide_env_values = true)]
     pub idempotency_keys: usize,
 
-    /// The size of the journal beside the CSV (1MiB to 4GiB); what one batch writes must fit half of it.
+    /// The size of the CSV's journal (1MiB to 4GiB); one batch must fit half of it.
     #[arg(long, env = "ROWLOCK_JOURNAL_BYTES", value_name = "SIZE", default_value = "128MiB", value_parser = parse_journal_bytes, global = true, hide_env_values = true)]
     pub journal_bytes: usize,
 
-    /// off: serve an address that others reach without asking for tokens. On a loopback address nobody is asked either way,
-    /// unless ROWLOCK_API_TOKENS is set; where it is, tokens are always asked for.
+    /// off: serve without tokens on an address that other hosts can reach. A loopback address may be served without tokens in
+    /// any case. If ROWLOCK_API_TOKENS is set, tokens are always required.
     #[arg(
         long,
         env = "ROWLOCK_AUTH",
@@ -123,33 +123,33 @@ pub struct Config {
     )]
     pub auth: Switch,
 
-    /// Who may do what: in the environment alone, since a command line is seen by all.
+    /// The tokens. Only from the environment, because other users can see a command line.
     #[arg(skip)]
     pub api_tokens: Option<TokenSource>,
 
-    /// Requests a second that one client may make, and how many at once (as many as in a second unless set), such as 100 or
-    /// 100:500. A client is a token, or else an address. None: as many as it likes.
+    /// The most requests per second of one client, and the largest burst (one second's requests unless set), such as 100 or
+    /// 100:500. Clients are told apart by token, or by address without tokens. Unset: no limit.
     #[arg(long, env = "ROWLOCK_RATE_LIMIT", value_name = "RATE[:BURST]", value_parser = parse_rate_limit, global = true, hide_env_values = true)]
     pub rate_limit: Option<RateLimit>,
 
-    /// Connections at once (1 to 1000000).
+    /// The most open connections (1 to 1000000).
     #[arg(long, env = "ROWLOCK_MAX_CONNECTIONS", value_name = "CONNECTIONS", default_value = "10000", value_parser = parse_connections, global = true, hide_env_values = true)]
     pub max_connections: usize,
 
-    /// Serve HTTPS: our certificate and its chain, in PEM; read again on SIGHUP.
+    /// For HTTPS: PEM file of the server certificate and its chain; reloaded on SIGHUP.
     #[arg(long, env = "ROWLOCK_TLS_CERT", value_name = "FILE", global = true, hide_env_values = true)]
     pub tls_cert: Option<PathBuf>,
 
-    /// Serve HTTPS: the key of our certificate, in PEM; read again on SIGHUP.
+    /// For HTTPS: PEM file of the server certificate's key; reloaded on SIGHUP.
     #[arg(long, env = "ROWLOCK_TLS_KEY", value_name = "FILE", global = true, hide_env_values = true)]
     pub tls_key: Option<PathBuf>,
 
-    /// Origins whose pages may use this service from a browser, separated by commas, such as `https://app.example.com`; `*` for all.
-    /// None: no page of another origin may.
+    /// Origins whose pages may call this service from a browser (CORS), separated by commas, such as `https://app.example.com`;
+    /// `*` for all. Unset: none.
     #[arg(long, env = "ROWLOCK_CORS_ORIGINS", value_name = "ORIGINS", value_parser = parse_origins, global = true, hide_env_values = true)]
     pub cors_origins: Option<Origins>,
 
-    /// on: an apostrophe is put in front of data cells that a spreadsheet would run as formulas.
+    /// on: data cells that a spreadsheet would run as formulas get an apostrophe in front.
     #[arg(
         long,
         env = "ROWLOCK_FORMULA_GUARD",
@@ -161,7 +161,7 @@ pub struct Config {
     )]
     pub formula_guard: Switch,
 
-    /// accept: serve from a volume that has no file locks, with weaker promises.
+    /// accept: serve from a volume without file locks, with weaker guarantees.
     #[arg(
         long,
         env = "ROWLOCK_UNLOCKED_VOLUME",
@@ -173,15 +173,15 @@ pub struct Config {
     )]
     pub unlocked_volume: UnlockedVolume,
 
-    /// After SIGTERM, how long to go on serving while /readyz says no, so that a load balancer finds out (0s to 1h).
+    /// After SIGTERM, how long to keep serving with /readyz failing, so that a load balancer notices (0s to 1h).
     #[arg(long, env = "ROWLOCK_DRAIN_DELAY", value_name = "DURATION", default_value = "0s", value_parser = parse_drain_delay, global = true, hide_env_values = true)]
     pub drain_delay: Duration,
 
-    /// After that, how long to finish what was taken (0s to 1h).
+    /// After the drain delay, how long accepted requests may take to finish (0s to 1h).
     #[arg(long, env = "ROWLOCK_GRACE", value_name = "DURATION", default_value = "30s", value_parser = parse_grace, global = true, hide_env_values = true)]
     pub grace: Duration,
 
-    /// text or json; the level is RUST_LOG.
+    /// text or json; RUST_LOG sets the level.
     #[arg(
         long,
         env = "ROWLOCK_LOG_FORMAT",
@@ -194,12 +194,12 @@ pub struct Config {
     pub log_format: LogFormat,
 }
 
-/// A Redis address. It may hold a password, so it prints as nothing more than its kind.
+/// A Redis address. Its `Debug` shows nothing of it, because it may hold a password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl(String);
 
 impl RedisUrl {
-    /// The address itself, password included: for the client only, never for a log.
+    /// The address with its password: for the Redis client only, never for a log.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -217,20 +217,20 @@ impl std::fmt::Debug for RedisUrl {
     }
 }
 
-/// Where the tokens stand. They never print.
+/// Where the tokens come from. Its `Debug` shows nothing of them.
 #[derive(Clone, PartialEq, Eq)]
 pub enum TokenSource {
     /// `role:token`, separated by commas.
     Text(String),
-    /// In a file.
+    /// The same text in a file.
     File(PathBuf),
 }
 
 impl TokenSource {
-    /// The variable that it is read from.
+    /// The environment variable.
     pub const VARIABLE: &str = "ROWLOCK_API_TOKENS";
 
-    /// `@` names a file.
+    /// Parses the variable's value: `@path` names a file.
     pub fn parse(value: &str) -> Self {
         match value.strip_prefix('@') {
             Some(path) => Self::File(path.into()),
@@ -245,21 +245,21 @@ impl std::fmt::Debug for TokenSource {
     }
 }
 
-/// What one client may ask for.
+/// The rate limit of one client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateLimit {
-    /// Requests a second, in the long run.
+    /// Sustained requests per second.
     pub per_second: NonZeroU32,
-    /// Requests at once.
+    /// Most requests at once.
     pub burst: NonZeroU32,
 }
 
-/// Who may use the service from pages of its own.
+/// Origins allowed by CORS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origins {
     /// Every origin.
     Any,
-    /// These: scheme, host and port.
+    /// These origins: scheme, host and port.
     These(Vec<String>),
 }
 
@@ -272,12 +272,12 @@ pub enum Switch {
     Off,
 }
 
-/// What to do on a volume without file locks.
+/// What happens on a volume without file locks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum UnlockedVolume {
-    /// End the start.
+    /// The start fails.
     Refuse,
-    /// Serve all the same.
+    /// The replica serves.
     Accept,
 }
 
@@ -290,13 +290,13 @@ pub enum LogFormat {
     Json,
 }
 
-/// A variable that no flag stands for. An empty value is as good as none.
+/// Reads a variable that has no flag. An empty value counts as unset.
 pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 impl Config {
-    /// The replica's name, made up where none is set.
+    /// The replica's name; a new random one on each call if none is set.
     pub fn replica_name(&self) -> String {
         self.replica.clone().unwrap_or_else(|| {
             let host = gethostname::gethostname().to_string_lossy().into_owned();
@@ -305,7 +305,7 @@ impl Config {
         })
     }
 
-    /// The lock's key in Redis: that of the file's name where none is set.
+    /// The lock's key in Redis; derived from the file's name if none is set.
     pub fn lock_key(&self) -> String {
         self.lock_key.clone().unwrap_or_else(|| {
             let file = self.csv.file_name().unwrap_or(self.csv.as_os_str()).to_string_lossy();
@@ -314,7 +314,7 @@ impl Config {
     }
 }
 
-/// Parses `10s`, `250ms`, `1m 30s`, and holds it to bounds.
+/// Parses `10s`, `250ms`, `1m 30s` within bounds.
 fn parse_duration(text: &str, min: Duration, max: Duration) -> Result<Duration, String> {
     let accepted = || format!("a duration from {min:?} to {max:?}, such as 10s or 250ms");
     let parsed: jiff::SignedDuration = text.parse().map_err(|_| accepted())?;
@@ -344,18 +344,18 @@ fn parse_grace(text: &str) -> Result<Duration, String> {
     parse_duration(text, Duration::ZERO, HOUR)
 }
 
-/// How long a load test runs.
+/// Parses the duration of a load test.
 pub(crate) fn parse_run_time(text: &str) -> Result<Duration, String> {
     parse_duration(text, Duration::from_millis(1), 24 * HOUR)
 }
 
-/// Parses a whole number, and holds it to bounds.
+/// Parses a whole number within bounds.
 pub(crate) fn parse_whole(text: &str, min: u64, max: u64) -> Result<u64, String> {
     let number = text.parse().ok().filter(|number| (min..=max).contains(number));
     number.ok_or_else(|| format!("a whole number from {min} to {max}"))
 }
 
-/// Parses `64MiB`, `1kB`, `4096`, and holds it to bounds.
+/// Parses `64MiB`, `1kB`, `4096` within bounds.
 fn parse_size(text: &str, min: ByteSize, max: ByteSize) -> Result<usize, String> {
     let accepted = || format!("a size from {min} to {max}, such as 64MiB or 4096");
     let size: ByteSize = text.parse().map_err(|_| accepted())?;
@@ -377,7 +377,7 @@ fn parse_batch_limit(text: &str) -> Result<usize, String> {
     parse_size(text, ByteSize::kib(1), ByteSize::gib(1))
 }
 
-/// Whole pages, so that a record never ends beside the file's end.
+/// Rounds down to whole pages, because records start on page boundaries.
 fn parse_journal_bytes(text: &str) -> Result<usize, String> {
     Ok(parse_size(text, ByteSize::mib(1), ByteSize::gib(4))? / 4096 * 4096)
 }
@@ -406,11 +406,11 @@ fn parse_rate_limit(text: &str) -> Result<RateLimit, String> {
     let number = |text: &str| text.parse().ok().filter(|&number: &NonZeroU32| number.get() <= 1_000_000);
     match (number(rate), number(burst)) {
         (Some(per_second), Some(burst)) => Ok(RateLimit { per_second, burst }),
-        _ => Err("whole numbers from 1 to 1000000, such as 100 (a second) or 100:500 (at once)".to_owned()),
+        _ => Err("whole numbers from 1 to 1000000: RATE or RATE:BURST, such as 100 or 100:500".to_owned()),
     }
 }
 
-/// As browsers write them in `Origin`: in lower case, without a path and without a default port.
+/// Parses origins as browsers write them in `Origin`: in lower case, without a path or a default port.
 fn parse_origins(text: &str) -> Result<Origins, String> {
     if text.trim() == "*" {
         return Ok(Origins::Any);
@@ -437,7 +437,7 @@ fn parse_lock_key(text: &str) -> Result<String, String> {
     parse_name(text, 256)
 }
 
-/// A name that stands in headers, logs and Redis without quoting.
+/// Parses a name that needs no quoting in headers, logs and Redis.
 fn parse_name(text: &str, max: usize) -> Result<String, String> {
     let printable = text.bytes().all(|byte| byte.is_ascii_graphic());
     if printable && !text.is_empty() && text.len() <= max {
@@ -452,7 +452,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_and_sizes_are_read_and_held_to_their_bounds() {
+    fn durations_and_sizes_are_parsed_within_bounds() {
         assert_eq!(parse_lock_ttl("10s"), Ok(Duration::from_secs(10)));
         assert_eq!(parse_wait_timeout("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(parse_max_sleep("0s"), Ok(Duration::ZERO));
@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_has_a_burst_of_its_own_or_that_of_a_second() {
+    fn burst_defaults_to_the_requests_of_one_second() {
         let number = |number| NonZeroU32::new(number).expect("not zero");
         assert_eq!(parse_rate_limit("10"), Ok(RateLimit { per_second: number(10), burst: number(10) }));
         assert_eq!(parse_rate_limit("10:500"), Ok(RateLimit { per_second: number(10), burst: number(500) }));
@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn origins_are_read_as_browsers_write_them() {
+    fn origins_are_parsed_as_browsers_write_them() {
         assert_eq!(parse_origins("*"), Ok(Origins::Any));
         let two = ["https://a.example".to_owned(), "http://localhost:3000".to_owned()];
         assert_eq!(parse_origins("https://a.example, http://localhost:3000"), Ok(Origins::These(two.to_vec())));
@@ -489,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn a_redis_address_never_prints_its_password() {
+    fn redis_address_never_prints_its_password() {
         let url = RedisUrl::from("redis://:secret@host".to_owned());
         assert!(!format!("{url:?}").contains("secret"));
     }

@@ -1,12 +1,12 @@
 //! Rowlock: many replicas, one CSV, every acknowledged row exactly once.
 //!
-//! The way of a row, one room a step, and arrows only go down:
+//! A row passes through these modules; a module uses only those to its right:
 //!
 //! ```text
-//! main -> cli -> server -> http -> commit -> { lock, storage } -> { record, schema, config }
+//! main -> cli -> server -> http -> commit -> { lock, storage } -> { api, csv, config, metrics, fencing, time }
 //! ```
 //!
-//! ARCHITECTURE.md says what each room promises and where that is kept.
+//! ARCHITECTURE.md says what each module does and where each promise is kept.
 
 pub mod api;
 pub mod cli;

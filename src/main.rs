@@ -1,4 +1,4 @@
-//! The `rowlock` command: reads `.env`, parses, starts logging, dispatches.
+//! The `rowlock` command.
 
 use std::process::ExitCode;
 

@@ -1,16 +1,16 @@
-//! The simulation of slow and crashed holders that a request may ask for.
+//! `sleep` and `skip_release`: a request may simulate a slow or a crashed holder of the lock.
 
-/// What the rows of one request ask of their turn, besides being written.
+/// What one request simulates.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Simulation {
-    /// How long the lock is held before the rows are written.
+    /// How long the lock is held before the write.
     pub sleep: std::time::Duration,
-    /// After the write the lock is left to expire, as if the replica had crashed.
+    /// Whether the lock is left to expire after the write, as if the replica had crashed.
     pub skip_release: bool,
 }
 
 impl Simulation {
-    /// Whether this request wants a lock hold of its own, shared with nobody.
+    /// Whether this request needs a turn of its own.
     pub fn wants_own_turn(&self) -> bool {
         self.skip_release || !self.sleep.is_zero()
     }

@@ -1,5 +1,7 @@
 //! The data of `/events`, and what replicas publish for each other.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -79,4 +81,96 @@ impl LockChange {
             skipped: 0,
         }
     }
+}
+
+/// All replicas, and the file.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = StatsEvent)]
+pub struct Stats {
+    /// By name.
+    pub replicas: Vec<ReplicaStats>,
+    /// File, journal and volume; null if they can't be read.
+    pub file: Option<Volume>,
+}
+
+/// One replica.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ReplicaStats {
+    /// Its name.
+    pub replica: String,
+    /// Milliseconds since it was last heard of.
+    pub seen_ms_ago: u64,
+    #[serde(flatten)]
+    pub(crate) figures: Figures,
+}
+
+/// What a replica says of itself once a second.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct Figures {
+    pub(crate) state: ReplicaState,
+    /// Of the program.
+    pub(crate) version: String,
+    /// `redis` or `embedded`.
+    pub(crate) lock: String,
+    /// Whether it answered when it was last asked.
+    pub(crate) lock_in_reach: bool,
+    /// Rows that wait.
+    pub(crate) queue_rows: usize,
+    /// The memory that they take.
+    pub(crate) queue_bytes: usize,
+    /// How long the oldest row in the queue waits by now.
+    pub(crate) queue_age_ms: u64,
+    #[serde(flatten)]
+    pub(crate) work: Work,
+}
+
+/// Whether it takes rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ReplicaState {
+    Ready,
+    Draining,
+}
+
+/// How the work went since the last reading.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Work {
+    /// Seconds since this replica started.
+    pub uptime_s: u64,
+    /// Rows written since the start.
+    pub rows: u64,
+    /// Rows written a second.
+    pub rows_per_s: f64,
+    /// Rows that shared one sync; null where there was none.
+    pub rows_per_sync: Option<f64>,
+    /// From arrival to the grant of the lock.
+    pub wait_ms: Quantiles,
+    /// One sync of the journal.
+    pub sync_ms: Quantiles,
+    /// Refusals by their code, since the start.
+    pub errors: BTreeMap<String, u64>,
+}
+
+/// The middle of what was seen, and its slow end, in milliseconds. Null where nothing was.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Quantiles {
+    /// Half was at most this.
+    pub p50: Option<f64>,
+    /// All but one in a hundred were at most this.
+    pub p99: Option<f64>,
+}
+
+/// What there is on the disk, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Volume {
+    /// The CSV, up to its last committed row.
+    pub csv_bytes: u64,
+    /// Room left on the volume for who is not root.
+    pub free_bytes: u64,
+    /// The volume's size.
+    pub volume_bytes: u64,
+    /// The journal's file.
+    pub journal_bytes: u64,
+    /// What of it waits for a checkpoint.
+    pub journal_used_bytes: u64,
 }

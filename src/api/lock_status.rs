@@ -58,3 +58,17 @@ pub struct Waiter {
     /// Milliseconds since the replica began to wait.
     pub waited_ms: u64,
 }
+
+/// What a forced release came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Forced, example = json!({"released": true, "holder": "one", "token": 8}))]
+pub struct ForcedRelease {
+    /// Whether somebody had the lock, and has it no more.
+    pub released: bool,
+    /// The replica that had it.
+    #[schema(required)]
+    pub holder: Option<String>,
+    /// The token that is recorded now: whoever holds an older one writes nothing any more.
+    #[schema(value_type = u64, minimum = 1)]
+    pub token: FencingToken,
+}

@@ -1,10 +1,10 @@
-//! `rowlock append`: the demo's command. Same lock, same file, no server.
+//! `rowlock append`: appends rows under the same lock to the same file, without a server.
 
 use std::{borrow::Cow, io::Read, time::Duration};
 
 use serde::Serialize;
 
-use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, WRONG_USAGE, serve::open_failed};
+use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, WRONG_USAGE, serve::open_error_code};
 use crate::{
     api::acknowledgement::Ack,
     commit::{self, AppendError, Appender},
@@ -17,19 +17,19 @@ use crate::{
     simulation::Simulation,
 };
 
-/// What to append, and how.
+/// The arguments of `rowlock append`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The row's first data cell; `-` reads the lines of standard input, all appended or none.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     data: String,
-    /// Seconds to hold the lock before the row is written.
+    /// Seconds to hold the lock before the write.
     #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = parse_sleep)]
     sleep: Duration,
     /// Leave the lock to expire after the write, as if this process had crashed.
     #[arg(long)]
     skip_release: bool,
-    /// A name for this append: repeating it with the same data writes the rows once.
+    /// Idempotency key: a repeat with the same key and data writes the rows once.
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
     /// Print the result as JSON.
@@ -54,10 +54,10 @@ pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
         return Err(Exit::new(WRONG_USAGE, "--sleep and --skip-release are switched off here (ROWLOCK_SIMULATION)"));
     }
     let lines = if args.data == "-" { read_lines(config.queue_bytes)? } else { vec![args.data] };
-    // One batch may be as large as all that may wait: nothing else does.
+    // This batch has the queue to itself, so it may fill it.
     let config = Config { queue_rows: config.queue_rows.max(lines.len()), queue_bytes: usize::MAX, ..config };
-    let (appender, ended) =
-        commit::open(&config, Default::default()).await.map_err(|e| Exit::new(open_failed(&e), e))?;
+    let opened = commit::open(&config, Default::default()).await;
+    let (appender, mut committer) = opened.map_err(|e| Exit::new(open_error_code(&e), e))?;
     let rows = rows(&appender, lines)?;
     if rows.is_empty() {
         return Err(Exit::new(FAILED, "standard input is empty: nothing appended"));
@@ -68,8 +68,8 @@ pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
     });
     let result = appender.append(rows, simulation, key.transpose()?).await;
     appender.close();
-    // The lock is released after the answer.
-    let _ = ended.await;
+    // The lock is released after the answer. An error of the committer is in `result` as well.
+    let _ = committer.ended().await;
     let ack = result.map_err(|e| Exit::new(exit_code(&e), e))?;
     print(&ack, args.json).map_err(|e| Exit::new(FAILED, e))
 }
@@ -110,7 +110,7 @@ fn exit_code(e: &AppendError) -> u8 {
         | AppendError::LockUnavailable(_)
         | AppendError::LockLost
         | AppendError::KeyInFlight
-        | AppendError::KeyOutrun
+        | AppendError::KeyMayBeForgotten
         | AppendError::FileBusy
         | AppendError::Draining => TRY_AGAIN,
         AppendError::InvalidField(_)

@@ -1,25 +1,25 @@
-//! `rowlock check`: is the CSV whole and true to its journal? And what is to be done where it isn't.
+//! `rowlock check`: checks the CSV and its journal, and repairs them.
 
 use std::{fmt::Write, path::PathBuf, sync::LazyLock};
 
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 
-use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, serve::open_failed};
+use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, serve::open_error_code};
 use crate::{
     commit::{self, RepairError},
     config::Config,
-    storage::{self, CheckOptions, Fault, Finding, JournalState, OpenError, Plan, Replaced, Report},
+    storage::{self, CheckOptions, Fault, Finding, JournalReport, JournalState, OpenError, Plan, Replaced, Report},
 };
 
-/// A shorter file is read before anybody wonders.
-const PROGRESS_FROM_BYTES: u64 = 64 << 20;
+/// Shorter files are read too quickly for a progress bar.
+const PROGRESS_BYTES_MIN: u64 = 64 << 20;
 
-/// What to look at.
+/// The arguments of `rowlock check`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The CSV; that of the settings unless given.
+    /// The CSV; unless given, the one of the settings.
     file: Option<PathBuf>,
-    /// Mend what can be mended, under the lock, after saying what it will change.
+    /// Repair the CSV and its journal under the lock, after printing what will change.
     #[arg(long)]
     repair: bool,
     /// Print the result as JSON.
@@ -31,15 +31,15 @@ pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
     let config = Config { csv: args.file.unwrap_or(config.csv), ..config };
     let options =
         CheckOptions { path: config.csv.clone(), header: config.csv_header.clone(), keys: config.idempotency_keys };
-    let mut report = look(&options).await?;
+    let mut report = check(&options).await?;
     if args.repair {
         let plan = report.plan();
         eprintln!("rowlock: {}", describe_plan(&report, plan));
         if plan != Plan::Nothing {
             let replaced = commit::repair(&config, options.clone(), plan).await;
-            let replaced = replaced.map_err(|e| Exit::new(repair_failed(&e), e))?;
+            let replaced = replaced.map_err(|e| Exit::new(repair_error_code(&e), e))?;
             replaced.iter().for_each(|replaced| eprintln!("rowlock: {}", describe_replaced(&report, replaced)));
-            report = look(&options).await?;
+            report = check(&options).await?;
         }
     }
     let text =
@@ -48,43 +48,43 @@ pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
     if report.whole { Ok(()) } else { Err(Exit { code: FAILED, message: String::new() }) }
 }
 
-/// On a thread that may block.
-async fn look(options: &CheckOptions) -> Result<Report, Exit> {
+/// Runs the check on a thread that may block.
+async fn check(options: &CheckOptions) -> Result<Report, Exit> {
     let options = options.clone();
-    let look = tokio::task::spawn_blocking(move || storage::check(&options, &progress)).await;
-    look.map_err(|e| Exit::new(FAILED, e))?.map_err(|e| Exit::new(look_failed(&e), e))
+    let checked = tokio::task::spawn_blocking(move || storage::check(&options, &progress)).await;
+    checked.map_err(|e| Exit::new(FAILED, e))?.map_err(|e| Exit::new(check_error_code(&e), e))
 }
 
-/// On a terminal, and only where there is something to wait for.
-fn progress(done: u64, of: u64) {
+/// Shows a progress bar on a terminal, for large files.
+fn progress(done: u64, total: u64) {
     static BAR: LazyLock<ProgressBar> = LazyLock::new(|| {
         let style =
             ProgressStyle::with_template("{bar:40} {percent}% of {total_bytes}, {binary_bytes_per_sec}, {eta} left");
         ProgressBar::new(0).with_style(style.expect("a template"))
     });
-    if of >= PROGRESS_FROM_BYTES {
-        BAR.set_length(of);
+    if total >= PROGRESS_BYTES_MIN {
+        BAR.set_length(total);
         BAR.set_position(done);
-        if done >= of {
+        if done >= total {
             BAR.finish_and_clear();
         }
     }
 }
 
-fn look_failed(e: &OpenError) -> u8 {
+fn check_error_code(e: &OpenError) -> u8 {
     match e {
         OpenError::Busy(_) => TRY_AGAIN,
         _ => FAILED,
     }
 }
 
-fn repair_failed(e: &RepairError) -> u8 {
+fn repair_error_code(e: &RepairError) -> u8 {
     match e {
         RepairError::Held(_) | RepairError::Append(storage::AppendError::Busy) => TRY_AGAIN,
         RepairError::Append(storage::AppendError::Sync(_)) => SYNC_FAILED,
-        RepairError::Open(commit::OpenError::Storage(e)) => look_failed(e),
-        RepairError::Open(e) => open_failed(e),
-        RepairError::Append(_) | RepairError::Gone => FAILED,
+        RepairError::Open(commit::OpenError::Storage(e)) => check_error_code(e),
+        RepairError::Open(e) => open_error_code(e),
+        RepairError::Append(_) | RepairError::Panicked => FAILED,
     }
 }
 
@@ -94,20 +94,20 @@ fn describe_plan(report: &Report, plan: Plan) -> String {
     match (plan, journal.state) {
         (Plan::Nothing, JournalState::Newer) => format!("{csv}.journal was written by a newer version: upgrade this one; nothing is changed"),
         (Plan::Nothing, _) if report.whole => "nothing to repair".to_owned(),
-        (Plan::Nothing, _) => "what is wrong stands before the last checkpoint, where nothing tells what was there: mend it by hand; nothing is changed".to_owned(),
+        (Plan::Nothing, _) => "the damage is before the last checkpoint, where the journal has no copy: repair it by hand; nothing is changed".to_owned(),
         (Plan::ReplaceJournal, JournalState::Foreign) => format!(
-            "will put the rows of {} records that {csv}.journal owes to another file into {csv}.torn, keep the journal as {csv}.journal.old, and begin a new one for this file as it is",
+            "will copy the rows of {} records in {csv}.journal, which belong to another file, to {csv}.torn, keep the journal as {csv}.journal.old, and create a new one for this file as it is",
             journal.records
         ),
         (Plan::ReplaceJournal, _) => format!(
-            "will put what looks like rows in the damaged {csv}.journal, and does not stand in its place in {csv}, into {csv}.torn, keep the journal as {csv}.journal.old, and begin a new one; keys that the journal alone held are forgotten"
+            "will copy rows of the damaged {csv}.journal that are missing in {csv} to {csv}.torn, keep the journal as {csv}.journal.old, and create a new one; keys that only the journal held are forgotten"
         ),
         (Plan::Recover, JournalState::Missing | JournalState::OtherFile) => {
-            format!("will take {csv} as it is into its journal, and set a torn last line aside in {csv}.torn")
+            format!("will create a journal for {csv} as it is, and move an incomplete last line to {csv}.torn")
         }
-        (Plan::Recover, JournalState::Sound) => format!("will set what is torn aside in {csv}.torn, and cut it from {csv}"),
+        (Plan::Recover, JournalState::Sound) => format!("will move incomplete lines from {csv} to {csv}.torn"),
         (Plan::Recover, _) => format!(
-            "will bring {} rows ({} bytes) from the journal into {csv}, and set what is torn aside in {csv}.torn",
+            "will write {} rows ({} bytes) from the journal to {csv}, and move incomplete lines to {csv}.torn",
             journal.rows_to_recover, journal.bytes_to_recover
         ),
     }
@@ -131,7 +131,7 @@ fn write_report(out: &mut String, report: &Report) -> std::fmt::Result {
         (true, _, JournalState::Missing) => "whole; it has no journal yet",
         (true, ..) => "whole, and true to its journal",
         (false, true, JournalState::Damaged | JournalState::Foreign | JournalState::Newer) => {
-            "whole, but NO START ACCEPTS ITS JOURNAL"
+            "whole, but REPLICAS DO NOT START WITH ITS JOURNAL"
         }
         (false, true, _) => "NOT YET TRUE TO ITS JOURNAL",
         (false, false, _) => "NOT WHOLE",
@@ -146,27 +146,7 @@ fn write_report(out: &mut String, report: &Report) -> std::fmt::Result {
         }
     }
     let journal = &report.journal;
-    let (owed, bytes) = (HumanCount(journal.rows_to_recover), HumanBytes(journal.bytes_to_recover));
-    let says = match journal.state {
-        JournalState::Sound => "all of it stands in the CSV".to_owned(),
-        JournalState::OwesRows => {
-            format!("{owed} rows ({bytes}) wait to be brought into the CSV: start a replica, or --repair")
-        }
-        JournalState::Rebuilding => "the CSV's end is being made anew: start a replica, or --repair".to_owned(),
-        JournalState::InDoubt => "a sync has failed: start a replica, or --repair, once the disk is well".to_owned(),
-        JournalState::Missing => "none; a start reads the CSV through and makes one".to_owned(),
-        JournalState::OtherFile => {
-            "knows another CSV, or this one before it was cut short, and owes it nothing: a start takes this one"
-                .to_owned()
-        }
-        JournalState::Foreign => {
-            "OWES ROWS TO ANOTHER CSV, or to this one before it was cut short: put that file back, or --repair"
-                .to_owned()
-        }
-        JournalState::Damaged => "DAMAGED: no start accepts it; --repair saves what can be saved".to_owned(),
-        JournalState::Newer => "written by a newer version: upgrade this one".to_owned(),
-    };
-    write!(out, "\n  journal: {says}")?;
+    write!(out, "\n  journal: {}", describe_journal(journal))?;
     if journal.bytes > 0 && !matches!(journal.state, JournalState::Damaged | JournalState::Newer) {
         write!(
             out,
@@ -180,11 +160,33 @@ fn write_report(out: &mut String, report: &Report) -> std::fmt::Result {
     if report.set_aside_bytes > 0 {
         write!(
             out,
-            "\n  {csv}.torn: {} were set aside; look at them, then delete it",
+            "\n  {csv}.torn: {} in quarantine; inspect it, then delete it",
             HumanBytes(report.set_aside_bytes)
         )?;
     }
     Ok(())
+}
+
+fn describe_journal(journal: &JournalReport) -> String {
+    let (rows, bytes) = (HumanCount(journal.rows_to_recover), HumanBytes(journal.bytes_to_recover));
+    let text = match journal.state {
+        JournalState::Sound => "all of its rows are in the CSV",
+        JournalState::OwesRows => {
+            return format!("{rows} rows ({bytes}) are missing in the CSV: start a replica, or --repair");
+        }
+        JournalState::Rebuilding => "a rebuild of the CSV's tail was interrupted: start a replica, or --repair",
+        JournalState::InDoubt => "a sync has failed: check the disk, then start a replica, or --repair",
+        JournalState::Missing => "none; the next start reads the CSV and creates one",
+        JournalState::OtherFile => {
+            "belongs to another CSV, or to this one before it was cut short, and holds no rows for it: the next start accepts this CSV"
+        }
+        JournalState::Foreign => {
+            "HOLDS ROWS OF ANOTHER CSV, or of this one before it was cut short: put that file back, or --repair"
+        }
+        JournalState::Damaged => "DAMAGED: replicas do not start with it; --repair saves the rows that it can read",
+        JournalState::Newer => "written by a newer version: upgrade this one",
+    };
+    text.to_owned()
 }
 
 fn name(fault: Fault) -> &'static str {
@@ -192,11 +194,11 @@ fn name(fault: Fault) -> &'static str {
         Fault::TornLine => "torn lines (too few cells)",
         Fault::MergedLine => "merged lines (too many cells)",
         Fault::BrokenQuote => "text behind a closing quote",
-        Fault::EndlessQuote => "quotes that never end",
-        Fault::Nul => "NUL bytes (a hole that a power cut left)",
+        Fault::EndlessQuote => "quotes that are never closed",
+        Fault::Nul => "NUL bytes (from a power cut)",
         Fault::OpenLine => "a torn last line",
-        Fault::TokenBack => "tokens that go back",
-        Fault::RepeatedKey => "keys that stand twice",
-        Fault::NotAsJournaled => "rows that are other than the journal has them",
+        Fault::TokenBack => "tokens that decrease",
+        Fault::RepeatedKey => "duplicate keys",
+        Fault::NotAsJournaled => "rows that differ from the journal",
     }
 }

@@ -1,4 +1,4 @@
-//! `rowlock health`: does a replica take rows? For container health checks, where there is no curl.
+//! `rowlock health`: whether a replica accepts rows. For health checks of containers without curl.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -17,16 +17,16 @@ use crate::{
     config::Config,
 };
 
-/// Less than container platforms give a probe.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Less than the timeout of a probe on container platforms.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Whom to ask.
+/// The arguments of `rowlock health`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The replica; the one that these settings would serve here, unless given.
+    /// The replica's URL; unless given, the address that these settings serve.
     #[arg(value_parser = Target::parse)]
     url: Option<Target>,
-    /// For https: certificates, in PEM, that the replica's must be signed by; the system's unless given.
+    /// For https: PEM file of the certificate authorities that sign the replica's certificate; the system's unless given.
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
     /// Print the result as JSON.
@@ -38,7 +38,7 @@ pub(super) struct Args {
 struct Health {
     url: String,
     ready: bool,
-    /// What was answered; none: nothing.
+    /// The status of `/readyz`, if there was an answer.
     status: Option<u16>,
     /// Why there was no answer.
     error: Option<String>,
@@ -48,13 +48,13 @@ pub(super) async fn run(config: &Config, args: Args) -> Result<(), Exit> {
     let trust = match (&args.url, args.ca) {
         (_, Some(path)) => Trust::File(path),
         (Some(_), None) => Trust::System,
-        // What answers on this host's own address is asked for nothing but ok, and its certificate has another name.
-        (None, None) => Trust::Anybody,
+        // A check of this host's own address sends no secret, and the certificate is for another name.
+        (None, None) => Trust::Any,
     };
     let target = args.url.map_or_else(|| own_target(config), Ok)?;
     let connector = Connector::new(&trust).map_err(|e| Exit::new(WRONG_USAGE, format_args!("--ca: {e}")))?;
-    let asked = timeout(PATIENCE, ask(&connector, &target)).await;
-    let answer = asked.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")));
+    let answer = timeout(TIMEOUT, get_readiness(&connector, &target)).await;
+    let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {TIMEOUT:?}")));
     let (status, error) = match answer {
         Ok(status) => (Some(status), None),
         Err(error) => (None, Some(error)),
@@ -66,11 +66,11 @@ pub(super) async fn run(config: &Config, args: Args) -> Result<(), Exit> {
     if health.ready { Ok(()) } else { Err(Exit { code: FAILED, message: String::new() }) }
 }
 
-/// The address that is served here; where that is all addresses, the loopback one.
+/// The address that these settings serve; the loopback address, if they serve all addresses.
 fn own_target(config: &Config) -> Result<Target, Exit> {
     let listen = config.listen;
     if listen.port() == 0 {
-        return Err(Exit::new(WRONG_USAGE, "ROWLOCK_LISTEN (--listen) leaves the port open: name the URL"));
+        return Err(Exit::new(WRONG_USAGE, "ROWLOCK_LISTEN (--listen) has port 0: give the URL"));
     }
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -82,7 +82,7 @@ fn own_target(config: &Config) -> Result<Target, Exit> {
     Ok(Target::parse(&url).expect("an address and a port are a URL"))
 }
 
-async fn ask(connector: &Connector, target: &Target) -> Result<u16, String> {
+async fn get_readiness(connector: &Connector, target: &Target) -> Result<u16, String> {
     let mut connection = connector.connect(target).await.map_err(|e| e.to_string())?;
     let request = target.request(Method::GET, "/readyz", Bytes::new());
     let response = connection.send_request(request).await.map_err(|e| e.to_string())?;

@@ -1,4 +1,4 @@
-//! `rowlock load`: a load test that verifies.
+//! `rowlock load`: a load test that verifies the CSV.
 
 use std::{
     num::NonZeroU64,
@@ -13,90 +13,90 @@ use crate::{
     load::{self, Amount, Plan, ROW_BYTES_MIN, Report, Sleep, VerifyFrom},
 };
 
-/// A request must not outgrow what replicas take unless they are told to.
+/// The default of `ROWLOCK_BATCH_LIMIT`.
 const REQUEST_BYTES_MAX: u64 = 64 << 20;
 const ROW_BYTES_MAX: u64 = 1 << 20;
 
 pub(super) const EXAMPLES: &str = "\
-Latency is that of acknowledged requests, from their first attempt to their 201, repeats and waits included. With --rate it is
-counted from the moment that a request was due, so that a service that stalls cannot hide it by slowing the load down
-(coordinated omission); the figures from the real sending stand beside it.
+Latency is measured for acknowledged requests, from the first attempt to the 201, with retries and waits. With --rate, it is
+measured from the time when a request was due, so that a stalled service does not look fast because the load slowed down
+(coordinated omission); latency from the time when it was sent is reported as well.
 
-A refusal that says when to come back (Retry-After) is waited for and repeated, at the next --url, if its rows are certainly not
-written; with --keys what is not known is repeated as well, until it is. After 60 s a request is given up.
+A refused request is retried at the next --url, after its Retry-After, if its rows are certainly not written. With --keys,
+requests with an unknown outcome are retried as well. Retries end after 60 s.
 
---verify and --verify-http look for every row that was sent, and exit 1 unless each acknowledged one is there once and whole, none
-that was refused is, none that was never sent is, no line of the file is torn, and order and tokens are right. Rows of
-others may stand in the file as well. An interrupt (Ctrl-C) ends the run with its report, a second one without waiting.
+--verify and --verify-http read the CSV back. The exit code is 1 unless each acknowledged row is there exactly once and complete,
+no refused or never sent row is there, no line is torn, and the order of rows and tokens is right. Other rows may be in the file.
+An interrupt (Ctrl-C) ends the run with a report once all requests are answered; a second one ends it at once.
 
 Examples:
   rowlock load --url http://127.0.0.1:8080 --requests 100000 --verify rows.csv
   rowlock load --url http://a:8080 --url http://b:8080 --duration 30s --concurrency 256 --verify-http
-  rowlock load --url http://127.0.0.1:8080 --duration 1m --rate 5000 --plot latency.svg     is it quick at that rate?
-  rowlock load --url http://127.0.0.1:8080 --requests 1000 --batch 1000                     a million rows in bodies of CSV
-  rowlock load --url http://a:8080 --url http://b:8080 --duration 1m --keys --verify rows.csv   and kill replicas meanwhile
+  rowlock load --url http://127.0.0.1:8080 --duration 1m --rate 5000 --plot latency.svg     latency at a fixed rate
+  rowlock load --url http://127.0.0.1:8080 --requests 1000 --batch 1000                     a million rows in CSV batches
+  rowlock load --url http://a:8080 --url http://b:8080 --duration 1m --keys --verify rows.csv   for tests that kill replicas
   rowlock load --url http://127.0.0.1:8080 --requests 500 --sleep 0.1 --sleep-every 50 --skip-release-every 200";
 
-/// What to send, where, and how fast.
+/// The arguments of `rowlock load`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// A replica, or what stands before replicas; once for each. Connections are shared out round robin.
+    /// URL of a replica or load balancer; may be repeated. Connections are distributed round robin.
     #[arg(long = "url", value_name = "URL", required = true, value_parser = Target::parse)]
     urls: Vec<Target>,
-    /// How many requests to send in all, or else:
+    /// Number of requests to send. Either this or --duration is required.
     #[arg(long, value_name = "N", value_parser = parse_requests)]
     requests: Option<u64>,
     /// How long to send requests, such as 30s.
     #[arg(long, value_name = "D", value_parser = parse_run_time)]
     duration: Option<Duration>,
-    /// Requests under way at once, each on a connection of its own.
+    /// Concurrent requests, each on its own connection.
     #[arg(long, value_name = "C", default_value = "64", value_parser = parse_concurrency)]
     concurrency: u64,
-    /// Requests a second, whether those before are answered or not; none: each waits for one before.
+    /// Requests per second, sent without waiting for earlier answers. Unset: each connection sends its next request after an answer.
     #[arg(long, value_name = "R", value_parser = parse_rate)]
     rate: Option<f64>,
-    /// Bytes of a row's data; one row in eight is such that it must be quoted.
+    /// Bytes of data in a row; one row in eight needs CSV quotes.
     #[arg(long, value_name = "B", default_value = "100", value_parser = parse_row_bytes)]
     row_bytes: u64,
-    /// Rows a request, as CSV to /append/batch; none: one row a request, as JSON to /append.
+    /// Rows per request, sent as CSV to /append/batch. Unset: one row per request, sent as JSON to /append.
     #[arg(long, value_name = "B", value_parser = parse_batch)]
     batch: Option<u64>,
-    /// Seconds that the lock is held before the row is written, in every --sleep-every'th request.
+    /// Seconds to hold the lock before the write, in every Nth request (--sleep-every).
     #[arg(long, value_name = "S", value_parser = parse_sleep)]
     sleep: Option<Duration>,
-    /// See --sleep.
+    /// Every Nth request sleeps (--sleep).
     #[arg(long, value_name = "N", value_parser = parse_every)]
     sleep_every: Option<NonZeroU64>,
-    /// Every so many requests the lock is left to expire, as if a replica had crashed.
+    /// In every Nth request, leave the lock to expire, as if the replica had crashed.
     #[arg(long, value_name = "N", value_parser = parse_every)]
     skip_release_every: Option<NonZeroU64>,
-    /// Send Idempotency-Keys, and repeat each request until it is known to be written or not.
+    /// Send an Idempotency-Key with each request, and retry requests with an unknown outcome.
     #[arg(long)]
     keys: bool,
-    /// What rows are filled from; a random one unless given.
+    /// Seed of the row data; random unless given.
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
-    /// With the role `append`, and `read` for --verify-http. A command line is seen by all: better in the environment.
+    /// API token with the role `append`, and `read` for --verify-http. Prefer the variable: other users can see a command line.
     #[arg(long, value_name = "T", env = "ROWLOCK_LOAD_TOKEN", hide_env_values = true)]
     token: Option<Token>,
-    /// For https: certificates, in PEM, that the replicas' own must be signed by; the system's unless given.
+    /// For https: PEM file of the certificate authorities that sign the replicas' certificates; the system's unless given.
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// Read the CSV back from this file, and hold it against what was sent.
+    /// Read the CSV back from this file, and compare it with what was sent.
     #[arg(long, value_name = "FILE")]
     verify: Option<PathBuf>,
-    /// Read it back from /rows.csv of the first replica that gives it.
+    /// Read the CSV back from /rows.csv of the first --url that answers.
     #[arg(long)]
     verify_http: bool,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
-    /// Draw latency over time, and its distribution, into this file.
+    /// Write a plot of latency over time and of its distribution to this file.
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
 }
 
-/// It never prints.
+/// Its `Debug` shows nothing of it.
 #[derive(Clone)]
 struct Token(String);
 
@@ -116,7 +116,7 @@ pub(super) fn run(args: Args) -> Result<(), Exit> {
     let plan = plan(&args)?;
     let trust = args.ca.clone().map_or(Trust::System, Trust::File);
     let connector = Connector::new(&trust).map_err(|e| Exit::new(WRONG_USAGE, format_args!("--ca: {e}")))?;
-    // A run of an hour should not end in a file that can't be written.
+    // Created before the run, so that a long run does not end with a file that cannot be written.
     let plot = args.plot.as_deref().map(create).transpose()?;
     let report = load::run(&plan, connector).map_err(|e| Exit::new(FAILED, e))?;
     if let Some(mut file) = plot {
@@ -151,9 +151,7 @@ fn plan(args: &Args) -> Result<Plan, Exit> {
         return wrong("--concurrency: accepted: at least one for each --url");
     }
     if args.batch.is_some() && (args.sleep.is_some() || args.skip_release_every.is_some()) {
-        return wrong(
-            "--batch: its rows neither sleep nor skip the release; leave out --sleep and --skip-release-every",
-        );
+        return wrong("--batch: a batch cannot sleep or skip the release; leave out --sleep and --skip-release-every");
     }
     if args.batch.is_some_and(|batch| batch * args.row_bytes > REQUEST_BYTES_MAX) {
         return wrong("--batch and --row-bytes: accepted: together at most 64 MiB a request");
@@ -169,7 +167,7 @@ fn plan(args: &Args) -> Result<Plan, Exit> {
         (None, true) => Some(VerifyFrom::Http),
         (None, false) => None,
     };
-    // An empty variable is as good as none.
+    // An empty variable counts as unset.
     let authorization = args.token.as_ref().filter(|token| !token.0.is_empty()).map(|token| {
         let mut value = hyper::header::HeaderValue::try_from(format!("Bearer {}", token.0)).map_err(|_| {
             Exit::new(WRONG_USAGE, "ROWLOCK_LOAD_TOKEN (--token): accepted: printable ASCII characters")

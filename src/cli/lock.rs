@@ -1,15 +1,15 @@
-//! `rowlock lock`: who has the lock, and its forced release.
+//! `rowlock lock`: shows the lock's holder, and releases it by force.
 
 use serde::Serialize;
 
-use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, serve::open_failed};
+use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, serve::open_error_code};
 use crate::{
-    api::lock_status::{LockState, LockStatus, Waiter},
-    commit::{self, AppendError, Forced},
+    api::lock_status::{ForcedRelease, LockState, LockStatus, Waiter},
+    commit::{self, AppendError, LockStatusError},
     config::Config,
 };
 
-/// What to do about the lock.
+/// The arguments of `rowlock lock`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -21,30 +21,37 @@ pub(super) struct Args {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Subcommand)]
 enum Action {
-    /// Show who has the lock, its token, how long it lives unless it is renewed, and who waits (the default).
+    /// Show the lock's holder, token, time to live and waiters (the default).
     Status,
-    /// Take the lock from whoever has it: a newer token is recorded first, so that the old holder writes nothing any more.
+    /// Take the lock from its holder: a newer token is recorded first, so that the old holder can no longer write.
     Release,
 }
 
 pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
-    let open_failed = |e| Exit::new(open_failed(&e), e);
-    let said = match args.action.unwrap_or(Action::Status) {
+    let text = match args.action.unwrap_or(Action::Status) {
         Action::Status => {
-            let status = commit::lock_status(&config).await.map_err(open_failed)?;
-            status.map(|status| say(&status, args.json, describe))
+            let status = commit::lock_status(&config).await.map_err(|e| Exit::new(status_error_code(&e), e))?;
+            text(&status, args.json, describe)
         }
         Action::Release => {
-            let (appender, ended) = commit::open(&config, Default::default()).await.map_err(open_failed)?;
-            let forced = appender.force_release().await;
+            let opened = commit::open(&config, Default::default()).await;
+            let (appender, mut committer) = opened.map_err(|e| Exit::new(open_error_code(&e), e))?;
+            let released = appender.force_release().await;
             appender.close();
-            let _ = ended.await;
-            forced.map(|forced| say(&forced, args.json, describe_forced))
+            // An error of the committer is in `released` as well.
+            let _ = committer.ended().await;
+            text(&released.map_err(|e| Exit::new(exit_code(&e), e))?, args.json, describe_release)
         }
     };
-    let said = said.map_err(|e| Exit::new(exit_code(&e), e))?;
-    println!("{}", said.map_err(|e| Exit::new(FAILED, e))?);
+    println!("{}", text.map_err(|e| Exit::new(FAILED, e))?);
     Ok(())
+}
+
+fn status_error_code(e: &LockStatusError) -> u8 {
+    match e {
+        LockStatusError::Open(e) => open_error_code(e),
+        LockStatusError::Unreachable => TRY_AGAIN,
+    }
 }
 
 fn exit_code(e: &AppendError) -> u8 {
@@ -55,7 +62,7 @@ fn exit_code(e: &AppendError) -> u8 {
     }
 }
 
-fn say<T: Serialize>(value: &T, json: bool, describe: impl Fn(&T) -> String) -> serde_json::Result<String> {
+fn text<T: Serialize>(value: &T, json: bool, describe: impl Fn(&T) -> String) -> serde_json::Result<String> {
     if json { serde_json::to_string(value) } else { Ok(describe(value)) }
 }
 
@@ -68,18 +75,18 @@ fn describe(status: &LockStatus) -> String {
         LockState::Held => format!("held by {holder}{token}{ttl}"),
         LockState::Foreign => format!("held by a client that is no replica{ttl}"),
     };
-    for (place, Waiter { replica, waited_ms }) in status.waiters.iter().enumerate() {
-        text.push_str(&format!("\n{:>3}. {replica} waits {waited_ms} ms", place + 1));
+    for (at, Waiter { replica, waited_ms }) in status.waiters.iter().enumerate() {
+        text.push_str(&format!("\n{:>3}. {replica} waits {waited_ms} ms", at + 1));
     }
     text
 }
 
-fn describe_forced(forced: &Forced) -> String {
-    let Forced { released, holder, token } = forced;
+fn describe_release(release: &ForcedRelease) -> String {
+    let ForcedRelease { released, holder, token } = release;
     let holder = holder.as_deref().unwrap_or("a client that is no replica");
     if *released {
-        format!("released: {holder} had it; older tokens than {token} write nothing any more")
+        format!("released: {holder} held it; a holder with a token below {token} can no longer write")
     } else {
-        format!("nobody had it, or its own process keeps it; older tokens than {token} write nothing any more")
+        format!("nobody had it, or a running process keeps it; a holder with a token below {token} can no longer write")
     }
 }

@@ -1,4 +1,4 @@
-//! The command line: parses, starts logging, dispatches. One file a command.
+//! The command line: reads `.env`, parses arguments, starts logging, runs the command. Each command is a file.
 
 mod append;
 mod check;
@@ -14,19 +14,19 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{Config, LogFormat, TokenSource, variable};
 
-/// Something failed.
+/// Exit code: the command failed.
 const FAILED: u8 = 1;
-/// The command or a setting is wrong.
+/// Exit code: the command or a setting is wrong.
 const WRONG_USAGE: u8 = 2;
-/// A sync failed: `EX_IOERR` of sysexits.h.
+/// Exit code: a sync failed (`EX_IOERR` of sysexits.h).
 const SYNC_FAILED: u8 = 74;
-/// Could not get the lock in time, try again: `EX_TEMPFAIL` of sysexits.h.
+/// Exit code: the lock was not granted in time, try again (`EX_TEMPFAIL` of sysexits.h).
 const TRY_AGAIN: u8 = 75;
 
 /// Many replicas, one CSV: rows posted over HTTP are appended under one lock.
 ///
-/// Without a command it serves. Each option is an environment variable, too; a `.env` file in the working directory is
-/// read first, and real variables win over it.
+/// Without a command, rowlock serves. Each option is also an environment variable. Variables are also read from a `.env` file
+/// in the working directory; variables of the environment take precedence over it.
 #[derive(Debug, Parser)]
 #[command(name = "rowlock", version, after_help = EXAMPLES)]
 struct Cli {
@@ -37,36 +37,37 @@ struct Cli {
 }
 
 const EXAMPLES: &str = "\
-In the environment alone:
-  Who may do what: role:token,…, or @FILE with such entries, read again on SIGHUP. Roles: append (appends), read (rows, lock,
-  events, metrics), admin (everything). None: everybody may do everything, and only a loopback address is served.
+Environment variables without an option:
+  API tokens: role:token,…, or @FILE with such entries, reloaded on SIGHUP. Roles: append (appends), read (rows, lock, events,
+  metrics), admin (everything). Unset: no token is required, and only a loopback address is served.
   [env: ROWLOCK_API_TOKENS]
-  Where traces go, by OTLP over HTTP, such as http://127.0.0.1:4318; OpenTelemetry's other variables are read, too. None: nowhere.
+  Collector for traces, by OTLP over HTTP, such as http://127.0.0.1:4318; OpenTelemetry's other variables work as well. Unset: no
+  traces.
   [env: OTEL_EXPORTER_OTLP_ENDPOINT]
 
 Examples:
   rowlock                                              serve rows.csv on 127.0.0.1:8080, embedded lock
   rowlock serve --redis redis://localhost --csv a.csv  one of many replicas
-  rowlock append --data hello                          one row, no server needed
-  rowlock lock                                         who has the lock, and who waits for it
-  rowlock check rows.csv                               is it whole, and true to its journal?
+  rowlock append --data hello                          one row, without a server
+  rowlock lock                                         the lock's holder and waiters
+  rowlock check rows.csv                               check a CSV against its journal
   rowlock load --url http://127.0.0.1:8080 --requests 100000 --verify rows.csv
-                                                       is it quick, and is every acknowledged row there?
-  curl -d data=hello http://127.0.0.1:8080/append      one row, through a server";
+                                                       measure throughput, and verify the acknowledged rows
+  curl -d data=hello http://127.0.0.1:8080/append      one row, sent to a server";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve HTTP until SIGTERM or SIGINT (the default).
     Serve,
-    /// Append to the CSV from here: same lock, same file, no server.
+    /// Append to the CSV without a server, under the same lock.
     Append(append::Args),
-    /// Show who has the lock, or take it away.
+    /// Show the lock's holder and waiters, or release the lock by force.
     Lock(lock::Args),
-    /// Is the CSV whole, and true to its journal?
+    /// Check the CSV against its journal, and repair it.
     Check(check::Args),
-    /// Does a replica take rows? Exits 0 if it is ready, 1 if not; for container health checks.
+    /// Check whether a replica is ready: exits 0 if it is, 1 if not. For container health checks.
     Health(health::Args),
-    /// Send load to replicas, measure them, and verify that the CSV holds what was acknowledged.
+    /// Load-test replicas, and verify that the CSV holds every acknowledged row.
     #[command(after_help = load::EXAMPLES)]
     Load(load::Args),
 }
@@ -82,15 +83,15 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// How a command ends when it does not end well.
+/// The failure of a command.
 struct Exit {
     code: u8,
-    /// Ends with a line break.
+    /// With a line break at its end.
     message: String,
 }
 
 impl Exit {
-    /// One line, in the program's name.
+    /// One line, after the program's name.
     fn new(code: u8, message: impl std::fmt::Display) -> Self {
         Self { code, message: format!("rowlock: {message}\n") }
     }
@@ -98,7 +99,7 @@ impl Exit {
 
 fn parse() -> Result<Cli, Exit> {
     read_dotenv()?;
-    let mut command = usage::without_foreign_options(usage::without_empty_variables(Cli::command()));
+    let mut command = usage::without_replica_options(usage::without_empty_variables(Cli::command()));
     match command.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(mut cli) => {
             cli.config.api_tokens = variable(TokenSource::VARIABLE).as_deref().map(TokenSource::parse);
@@ -112,13 +113,13 @@ fn parse() -> Result<Cli, Exit> {
     }
 }
 
-/// Only `.env` in the working directory: the library's own search climbs to parent folders.
+/// Reads `.env` in the working directory only; the library's own search also reads parent directories.
 fn read_dotenv() -> Result<(), Exit> {
     match dotenvy::from_path(".env") {
         Err(dotenvy::Error::LineParse(text, _)) => Err(Exit::new(
             WRONG_USAGE,
             format_args!(
-                ".env: {} cannot be read; accepted: NAME=value, in '…' if it has spaces, $ or #",
+                ".env: {} cannot be parsed; accepted: NAME=value, with the value in '…' if it has spaces, $ or #",
                 dotenv_line(&text)
             ),
         )),
@@ -127,7 +128,7 @@ fn read_dotenv() -> Result<(), Exit> {
     }
 }
 
-/// Where the text stands that could not be read, and of which variable; never the text, which may hold a secret.
+/// Names the line and the variable of a text that cannot be parsed, without the text, which may hold a secret.
 fn dotenv_line(text: &str) -> String {
     let content = std::fs::read_to_string(".env").unwrap_or_default();
     let found = content.lines().enumerate().find(|(_, line)| line.contains(text));
@@ -146,17 +147,17 @@ fn run(cli: Cli) -> Result<(), Exit> {
         Some(Command::Lock(args)) => runtime.block_on(lock::run(cli.config, args)),
         Some(Command::Check(args)) => runtime.block_on(check::run(cli.config, args)),
         Some(Command::Health(args)) => runtime.block_on(health::run(&cli.config, args)),
-        // It has a runtime of its own, with one thread.
+        // The load test has a runtime of its own, with one thread.
         Some(Command::Load(args)) => load::run(args),
     };
     runtime.shutdown_background();
     result
 }
 
-/// Logs go to standard error, so that results can be piped. A one-off command is quiet unless something is wrong.
+/// Logs go to standard error, so that results can be piped. A one-off command logs only warnings and errors.
 fn start_logging(format: LogFormat, quiet: bool) {
     use tracing_subscriber::{EnvFilter, fmt};
-    // The Redis client tells of each try; we tell of each change.
+    // The Redis client logs each failed call; the lock logs changes only.
     let default = if quiet { "warn,redis=off" } else { "info,redis=off" };
     let filter = EnvFilter::builder().parse_lossy(variable("RUST_LOG").as_deref().unwrap_or(default));
     let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);

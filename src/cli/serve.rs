@@ -1,4 +1,4 @@
-//! `rowlock serve`.
+//! `rowlock serve`: serves HTTP.
 
 use crate::cli::{Exit, FAILED, SYNC_FAILED, WRONG_USAGE};
 use crate::{
@@ -13,16 +13,16 @@ pub(super) async fn run(config: Config) -> Result<(), Exit> {
     server::serve(config).await.map_err(|e| {
         let code = match &e {
             ServeError::Access(_) | ServeError::Open(_) | ServeError::Tls(_) | ServeError::Traces(_) => WRONG_USAGE,
-            ServeError::Commit(e) => open_failed(e),
+            ServeError::Commit(e) => open_error_code(e),
             ServeError::Fatal(commit::Fatal::SyncFailed) => SYNC_FAILED,
-            ServeError::Listen { .. } | ServeError::Io(_) | ServeError::CommitterGone => FAILED,
+            ServeError::Fatal(commit::Fatal::Panicked) | ServeError::Listen { .. } | ServeError::Io(_) => FAILED,
         };
         Exit::new(code, e)
     })
 }
 
-/// A setting that can't be right is wrong usage; a file that can't be used has failed.
-pub(super) fn open_failed(e: &commit::OpenError) -> u8 {
+/// The exit code: a wrong setting is wrong usage; a file or lock that cannot be used is a failure.
+pub(super) fn open_error_code(e: &commit::OpenError) -> u8 {
     match e {
         commit::OpenError::Storage(storage::OpenError::HeaderOption(_))
         | commit::OpenError::Lock(

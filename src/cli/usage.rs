@@ -1,4 +1,4 @@
-//! Wrong settings, told in one line that names the variable, the value, and what is accepted.
+//! Usage errors in one line that names the variable, the value, and what is accepted.
 
 use clap::{
     Command,
@@ -8,7 +8,7 @@ use clap::{
 
 use crate::cli::{Exit, WRONG_USAGE};
 
-/// An empty variable is as good as none.
+/// An empty variable counts as unset.
 pub(super) fn without_empty_variables(command: Command) -> Command {
     command.mut_args(|arg| {
         let empty = arg.get_env().is_some_and(|name| std::env::var_os(name).is_some_and(|value| value.is_empty()));
@@ -16,19 +16,19 @@ pub(super) fn without_empty_variables(command: Command) -> Command {
     })
 }
 
-/// The load test has none of the settings of a replica, and need not show them.
-pub(super) fn without_foreign_options(mut command: Command) -> Command {
-    // Options that all commands share are theirs from here on.
+/// Hides the settings of a replica in the help of `load`, which uses none of them.
+pub(super) fn without_replica_options(mut command: Command) -> Command {
+    // Propagates global options to the subcommands.
     command.build();
     command.mut_subcommand("load", |load| {
         load.mut_args(|arg| {
-            let is_foreign = arg.is_global_set();
-            arg.hide(is_foreign)
+            let is_global = arg.is_global_set();
+            arg.hide(is_global)
         })
     })
 }
 
-/// A wrong value in one line; every other mistake as clap tells it, usage and hints included.
+/// Explains a wrong value in one line. Other errors keep clap's text, with usage and hints.
 pub(super) fn explain(command: &Command, error: &clap::Error) -> Exit {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),

@@ -1,4 +1,4 @@
-//! What happens to the lock, noted for who watches.
+//! Changes of the lock, collected for `/events`.
 
 use std::sync::{
     Arc, Mutex, MutexGuard,
@@ -7,45 +7,51 @@ use std::sync::{
 
 use crate::api::events::LockChange;
 
-/// So many are kept until they are told; of more, the newest.
-const KEPT_MAX: usize = 32;
+/// The most changes that are kept until they are sent; the oldest are dropped.
+const PENDING_MAX: usize = 32;
 
 #[derive(Debug, Default)]
-struct Kept {
+struct Pending {
     changes: Vec<LockChange>,
     skipped: u64,
 }
 
-/// The changes that were not told yet. Bounded, and empty while nobody watches.
+/// Changes that were not sent yet. Bounded, and not collected while there is no subscriber.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Changes(Arc<(AtomicBool, Mutex<Kept>)>);
+pub(super) struct LockChanges(Arc<Shared>);
 
-impl Changes {
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.0.1.lock().expect("no holder of the changes panics")
+#[derive(Debug, Default)]
+struct Shared {
+    subscribed: AtomicBool,
+    pending: Mutex<Pending>,
+}
+
+impl LockChanges {
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.0.pending.lock().expect("no holder of the changes panics")
     }
 
-    /// Whether somebody watches.
-    pub(crate) fn watch(&self, watched: bool) {
-        self.0.0.store(watched, Ordering::Relaxed);
+    /// Sets whether any replica has a subscriber.
+    pub(super) fn set_subscribed(&self, subscribed: bool) {
+        self.0.subscribed.store(subscribed, Ordering::Relaxed);
     }
 
-    /// Notes a change, if somebody watches.
-    pub(crate) fn note(&self, change: impl FnOnce() -> LockChange) {
-        if !self.0.0.load(Ordering::Relaxed) {
+    /// Records a change, if there is a subscriber.
+    pub(super) fn record(&self, change: impl FnOnce() -> LockChange) {
+        if !self.0.subscribed.load(Ordering::Relaxed) {
             return;
         }
-        let mut kept = self.kept();
-        if kept.changes.len() == KEPT_MAX {
-            kept.changes.remove(0);
-            kept.skipped += 1;
+        let mut pending = self.pending();
+        if pending.changes.len() == PENDING_MAX {
+            pending.changes.remove(0);
+            pending.skipped += 1;
         }
-        kept.changes.push(change());
+        pending.changes.push(change());
     }
 
-    /// What was noted since, in order.
-    pub(crate) fn take(&self) -> Vec<LockChange> {
-        let Kept { mut changes, skipped } = std::mem::take(&mut *self.kept());
+    /// Takes the recorded changes, in order.
+    pub(super) fn take(&self) -> Vec<LockChange> {
+        let Pending { mut changes, skipped } = std::mem::take(&mut *self.pending());
         if let Some(first) = changes.first_mut() {
             first.skipped = skipped;
         }
@@ -59,15 +65,15 @@ mod tests {
     use crate::api::events::Change;
 
     #[test]
-    fn the_newest_changes_are_kept_and_the_others_counted_and_none_while_nobody_watches() {
-        let changes = Changes::default();
-        let note = |token| changes.note(|| LockChange::now(Change::Acquired, "r", token));
-        note(1);
+    fn newest_changes_are_kept_and_only_for_subscribers() {
+        let changes = LockChanges::default();
+        let record = |token| changes.record(|| LockChange::now(Change::Acquired, "r", token));
+        record(1);
         assert_eq!(changes.take(), []);
-        changes.watch(true);
-        (0..100).for_each(note);
-        let told = changes.take();
-        assert_eq!((told.len(), told[0].skipped, told[0].token, told[31].token), (32, 68, 68, 99));
+        changes.set_subscribed(true);
+        (0..100).for_each(record);
+        let taken = changes.take();
+        assert_eq!((taken.len(), taken[0].skipped, taken[0].token, taken[31].token), (32, 68, 68, 99));
         assert_eq!(changes.take(), []);
     }
 }

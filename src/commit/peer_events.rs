@@ -1,7 +1,7 @@
-//! What there is to see, of all replicas: rows as they arrive, the lock as it passes, figures once a second.
+//! Events of all replicas for `/events`: new rows, changes of the lock, statistics once a second.
 //!
-//! Rows are read from the CSV. The rest replicas tell each other through storage's bulletin, whichever lock serves, and also
-//! while Redis is away. While nobody watches anywhere, a replica looks at the bulletin once a second and writes nothing.
+//! Rows are read from the CSV. The rest is exchanged between replicas through the storage's peer file, with either kind of lock and
+//! without Redis. While no replica has a subscriber, a replica reads the peer file once a second and writes nothing.
 
 use std::{
     collections::BTreeMap,
@@ -14,324 +14,275 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
-use utoipa::ToSchema;
 
-pub use crate::storage::{News, Volume};
-use crate::{api::events::LockChange, metrics::Work, storage::Bulletin};
+use crate::commit::{appender::Appender, queue::QueueLoad, reading::Reading};
 use crate::{
-    commit::{Appender, lock_changes::Changes, reading::Reading},
-    time::unix_ms,
+    api::events::{Figures, LockChange, ReplicaState, ReplicaStats, Stats},
+    storage::{Bulletin, News},
+    time::{ms, unix_ms},
 };
 
-/// How often there is news while somebody watches.
+/// The interval between events while there is a subscriber.
 const TICK: Duration = Duration::from_millis(100);
-/// How often figures are told, and how often the bulletin is looked at while nobody watches.
+/// The interval between statistics, and between reads of the peer file while there is no subscriber.
 const SECOND: Duration = Duration::from_secs(1);
-/// Who watches says so once a second; whoever has not for this long watches no more.
-const WATCHED_FOR: Duration = Duration::from_secs(3);
-/// A replica that was not heard of for this long is no more spoken of.
+/// A replica with subscribers says so once a second; after this long without it, it has none.
+const SUBSCRIBED_FOR: Duration = Duration::from_secs(3);
+/// A replica that was silent for this long is left out of the statistics.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
-/// Events that a slow reader may be behind by: then it loses the oldest.
+/// The most events that a slow subscriber may be behind; then it loses the oldest.
 const BEHIND_MAX: usize = 256;
-/// The most rows that one event holds.
-pub const NEWS_ROWS_MAX: usize = 100;
+/// The most rows in one event.
+pub const NEW_ROWS_MAX: usize = 100;
 
-/// Something to see.
+/// An event for subscribers.
 #[derive(Debug, Clone)]
 pub enum Event {
     /// Rows were written.
     Rows(Arc<News>),
-    /// The lock passed on.
+    /// The lock changed.
     Lock(Arc<LockChange>),
-    /// A second went by.
+    /// Statistics, once a second.
     Stats(Arc<Stats>),
 }
 
-/// All replicas, and the file.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-#[schema(as = StatsEvent)]
-pub struct Stats {
-    /// By name.
-    pub replicas: Vec<ReplicaStats>,
-    /// File, journal and volume; null if they can't be read.
-    pub file: Option<Volume>,
-}
-
-/// One replica.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct ReplicaStats {
-    /// Its name.
-    pub replica: String,
-    /// Milliseconds since it was last heard of.
-    pub seen_ms_ago: u64,
-    #[serde(flatten)]
-    figures: Figures,
-}
-
-/// What a replica says of itself once a second.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-struct Figures {
-    state: State,
-    /// Of the program.
-    version: String,
-    /// `redis` or `embedded`.
-    lock: String,
-    /// Whether it answered when it was last asked.
-    lock_in_reach: bool,
-    /// Rows that wait.
-    queue_rows: usize,
-    /// The memory that they take.
-    queue_bytes: usize,
-    /// How long the oldest row in the queue waits by now.
-    queue_age_ms: u64,
-    #[serde(flatten)]
-    work: Work,
-}
-
-/// Whether it takes rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[schema(as = ReplicaState)]
-#[serde(rename_all = "snake_case")]
-enum State {
-    Ready,
-    Draining,
-}
-
-/// A line of the bulletin.
+/// A line of the peer file.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Notice {
+struct PeerMessage {
     at_ms: u64,
     replica: String,
-    /// Somebody watches this replica's events: all replicas are to tell theirs.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    watching: bool,
+    /// The replica has subscribers, so all replicas are to publish their events.
+    #[serde(rename = "watching", default, skip_serializing_if = "std::ops::Not::not")]
+    has_subscribers: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     figures: Option<Figures>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     lock: Vec<LockChange>,
 }
 
-/// The way to watch.
+/// The handle to subscribe to the events of all replicas.
 #[derive(Debug, Clone)]
-pub struct Events(Arc<Shared>);
+pub struct PeerEvents(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     sender: broadcast::Sender<Event>,
-    /// Somebody began to watch: that need not wait for a second.
-    began: Mutex<bool>,
+    /// There is a new subscriber: the pump is not to wait out its interval.
+    subscribed: Mutex<bool>,
     wake: Condvar,
     draining: AtomicBool,
 }
 
-impl Events {
-    /// Starts a thread that tells and is told.
+impl PeerEvents {
+    /// Starts the thread that publishes and reads events.
     ///
     /// # Errors
-    /// The system's answer.
+    /// If the thread cannot be started.
     pub fn start(appender: &Appender, reading: &Reading) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             sender: broadcast::channel(BEHIND_MAX).0,
-            began: Mutex::new(false),
+            subscribed: Mutex::new(false),
             wake: Condvar::new(),
             draining: AtomicBool::new(false),
         });
-        let watcher = Watcher {
-            shared: Arc::clone(&shared),
-            bulletin: Bulletin::new(&appender.path),
-            bulletin_trouble: false,
-            appender: appender.clone(),
-            reading: reading.clone(),
-            watched_until: None,
-            told: Instant::now(),
-            seen: BTreeMap::new(),
-            rows_at: None,
-        };
-        std::thread::Builder::new().name("events".to_owned()).spawn(move || watcher.run())?;
+        let pump = EventPump::new(Arc::clone(&shared), appender, reading);
+        std::thread::Builder::new().name("events".to_owned()).spawn(move || pump.run())?;
         Ok(Self(shared))
     }
 
-    /// From now on.
+    /// Subscribes to events from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         let receiver = self.0.sender.subscribe();
-        *self.0.began() = true;
+        *self.0.subscribed() = true;
         self.0.wake.notify_one();
         receiver
     }
 
-    /// This replica is about to leave, and says so.
+    /// Publishes from now on that this replica is draining.
     pub fn drain(&self) {
         self.0.draining.store(true, Ordering::Relaxed);
     }
 }
 
 impl Shared {
-    fn began(&self) -> MutexGuard<'_, bool> {
-        self.began.lock().expect("no holder of the flag panics")
+    fn subscribed(&self) -> MutexGuard<'_, bool> {
+        self.subscribed.lock().expect("no holder of the flag panics")
     }
 
-    fn is_watched_here(&self) -> bool {
+    fn has_subscribers(&self) -> bool {
         self.sender.receiver_count() > 0
     }
 
-    /// Answers whether somebody began to watch meanwhile.
-    fn pause(&self, longest: Duration) -> bool {
-        let began = self.began();
-        let (mut began, _) =
-            self.wake.wait_timeout_while(began, longest, |began| !*began).expect("no holder of the flag panics");
-        std::mem::take(&mut *began)
+    /// Waits until there is a new subscriber, at most for `interval`. True if there is one.
+    fn pause(&self, interval: Duration) -> bool {
+        let flag = self.subscribed();
+        let (mut flag, _) =
+            self.wake.wait_timeout_while(flag, interval, |new| !*new).expect("no holder of the flag panics");
+        std::mem::take(&mut *flag)
     }
 }
 
-struct Watcher {
+/// The thread that publishes this replica's events, and sends those of all replicas to its subscribers.
+struct EventPump {
     shared: Arc<Shared>,
-    bulletin: Bulletin,
-    /// The bulletin could not be used; that is logged once.
-    bulletin_trouble: bool,
+    peer_file: Bulletin,
+    /// The last use of the peer file failed, and that was logged.
+    peer_file_failed: bool,
     appender: Appender,
     reading: Reading,
-    /// Until when others' readers want to be told.
-    watched_until: Option<Instant>,
-    /// When figures were last told.
-    told: Instant,
-    seen: BTreeMap<String, (Instant, Figures)>,
-    /// How far the rows were told; none while nobody watches here.
-    rows_at: Option<u64>,
+    /// Until when other replicas are known to have subscribers.
+    peers_subscribed_until: Option<Instant>,
+    /// When statistics were last published.
+    published: Instant,
+    figures: BTreeMap<String, (Instant, Figures)>,
+    /// The end of the rows that subscribers were sent; `None` while there are none.
+    rows_end: Option<u64>,
 }
 
-impl Watcher {
-    /// Goes on for as long as the process does.
+impl EventPump {
+    fn new(shared: Arc<Shared>, appender: &Appender, reading: &Reading) -> Self {
+        Self {
+            shared,
+            peer_file: Bulletin::new(appender.path()),
+            peer_file_failed: false,
+            appender: appender.clone(),
+            reading: reading.clone(),
+            peers_subscribed_until: None,
+            published: Instant::now(),
+            figures: BTreeMap::new(),
+            rows_end: None,
+        }
+    }
+
+    /// Runs until the process ends.
     fn run(mut self) {
         loop {
-            let watched =
-                self.shared.is_watched_here() || self.watched_until.is_some_and(|until| Instant::now() < until);
-            let began = self.shared.pause(if watched { TICK } else { SECOND });
-            let second = began || self.told.elapsed() >= SECOND;
-            let here = self.shared.is_watched_here();
-            // Before anybody is told that it is so.
-            self.changes().watch(watched || here);
+            let any_subscriber = self.shared.has_subscribers()
+                || self.peers_subscribed_until.is_some_and(|until| Instant::now() < until);
+            let is_new = self.shared.pause(if any_subscriber { TICK } else { SECOND });
+            let second = is_new || self.published.elapsed() >= SECOND;
+            let own_subscribers = self.shared.has_subscribers();
+            let any_subscriber = any_subscriber || own_subscribers;
+            // Changes are collected before a subscriber learns that they are.
+            self.appender.lock_changes().set_subscribed(any_subscriber);
             if second {
-                self.told = Instant::now();
+                self.published = Instant::now();
             }
-            self.tell(watched || here, here && second, second);
-            self.listen(here);
-            if here {
-                self.tell_rows();
+            self.publish(any_subscriber, own_subscribers && second, second);
+            self.read_peer_file();
+            if own_subscribers {
+                self.send_rows();
                 if second {
-                    self.tell_stats();
+                    self.send_stats();
                 }
             } else {
-                self.rows_at = None;
+                self.figures.clear();
+                self.rows_end = None;
             }
         }
     }
 
-    fn changes(&self) -> &Changes {
-        &self.appender.changes
-    }
-
-    /// Leaves a line for the others, if there is anything to say.
-    fn tell(&mut self, watched: bool, watching: bool, second: bool) {
-        // Read out in any case, so that figures are always of one second.
-        let figures = second.then(|| self.figures()).filter(|_| watched);
-        let lock = self.changes().take();
-        if figures.is_none() && lock.is_empty() && !watching {
+    /// Writes a line to the peer file, if there is anything to publish.
+    fn publish(&mut self, any_subscriber: bool, has_subscribers: bool, second: bool) {
+        // Figures are taken even without a subscriber, so that they always cover one second.
+        let figures = second.then(|| self.take_figures()).filter(|_| any_subscriber);
+        let lock = self.appender.lock_changes().take();
+        if figures.is_none() && lock.is_empty() && !has_subscribers {
             return;
         }
-        let notice = Notice { at_ms: unix_ms(), replica: self.appender.replica.to_string(), watching, figures, lock };
-        let line = serde_json::to_string(&notice).expect("a notice is plain data");
-        match self.bulletin.post(&line) {
-            Ok(()) => self.bulletin_trouble = false,
+        let replica = self.appender.replica().to_owned();
+        let message = PeerMessage { at_ms: unix_ms(), replica, has_subscribers, figures, lock };
+        let line = serde_json::to_string(&message).expect("a message is plain data");
+        match self.peer_file.post(&line) {
+            Ok(()) => self.peer_file_failed = false,
             Err(e) => {
-                self.say_trouble(&e);
-                // Who watches here is told all the same.
-                self.heard(notice);
+                self.log_peer_file_error(&e);
+                // This replica's own subscribers still get it.
+                self.receive(message);
             }
         }
     }
 
-    fn figures(&self) -> Figures {
+    fn take_figures(&self) -> Figures {
         let (lock, lock_in_reach) = self.appender.lock_state();
-        let (queue_rows, queue_bytes, oldest) = self.appender.queue.load();
-        let draining = self.shared.draining.load(Ordering::Relaxed) || !self.appender.takes_rows();
+        let QueueLoad { rows, bytes, oldest_age } = self.appender.queue_load();
+        let draining = self.shared.draining.load(Ordering::Relaxed) || !self.appender.accepts_rows();
         Figures {
-            state: if draining { State::Draining } else { State::Ready },
+            state: if draining { ReplicaState::Draining } else { ReplicaState::Ready },
             version: env!("CARGO_PKG_VERSION").to_owned(),
             lock: lock.to_owned(),
             lock_in_reach,
-            queue_rows,
-            queue_bytes,
-            queue_age_ms: oldest.map_or(0, crate::time::ms),
-            work: self.appender.meter.take(),
+            queue_rows: rows,
+            queue_bytes: bytes,
+            queue_age_ms: oldest_age.map_or(0, ms),
+            work: self.appender.meter().take_work(),
         }
     }
 
-    fn listen(&mut self, here: bool) {
-        let lines = match self.bulletin.look() {
-            Ok(lines) => lines,
-            Err(e) => return self.say_trouble(&e),
-        };
-        // A line of another version, or half of one, is none.
-        for notice in lines.lines().filter_map(|line| serde_json::from_str(line).ok()) {
-            self.heard(notice);
-        }
-        if !here {
-            self.seen.clear();
+    fn read_peer_file(&mut self) {
+        match self.peer_file.look() {
+            Ok(lines) => {
+                // A line of another version, or an incomplete one, is ignored.
+                for message in lines.lines().filter_map(|line| serde_json::from_str(line).ok()) {
+                    self.receive(message);
+                }
+            }
+            Err(e) => self.log_peer_file_error(&e),
         }
     }
 
-    fn heard(&mut self, notice: Notice) {
+    fn receive(&mut self, message: PeerMessage) {
         let now = Instant::now();
-        if notice.watching && notice.replica != *self.appender.replica {
-            self.watched_until = Some(now + WATCHED_FOR);
+        if message.has_subscribers && message.replica != self.appender.replica() {
+            self.peers_subscribed_until = Some(now + SUBSCRIBED_FOR);
         }
-        if let Some(figures) = notice.figures {
-            self.seen.insert(notice.replica, (now, figures));
+        if let Some(figures) = message.figures {
+            self.figures.insert(message.replica, (now, figures));
         }
-        for change in notice.lock {
+        for change in message.lock {
             self.send(Event::Lock(Arc::new(change)));
         }
     }
 
-    fn tell_rows(&mut self) {
-        // Who comes first is told of what is written from now on.
-        let Some(from) = self.rows_at else {
-            self.rows_at = self.reading.end_now().ok();
+    fn send_rows(&mut self) {
+        // The first subscriber gets the rows that are written from now on.
+        let Some(from) = self.rows_end else {
+            self.rows_end = self.reading.end_blocking().ok();
             return;
         };
-        match self.reading.news_now(from, NEWS_ROWS_MAX) {
-            // A rebuild may have cut off what followed: what is there then is told from its end on.
-            Ok(news) if news.end == from => {
-                self.rows_at = self.reading.end_now().ok().map(|end| end.min(from));
+        match self.reading.new_rows_blocking(from, NEW_ROWS_MAX) {
+            // A rebuild may have moved the end back: rows from there on are new.
+            Ok(rows) if rows.end == from => {
+                self.rows_end = self.reading.end_blocking().ok().map(|end| end.min(from));
             }
-            Ok(news) => {
-                self.rows_at = Some(news.end);
-                self.send(Event::Rows(Arc::new(news)));
+            Ok(rows) => {
+                self.rows_end = Some(rows.end);
+                self.send(Event::Rows(Arc::new(rows)));
             }
-            Err(e) => tracing::debug!(error = %e, "no news of rows"),
+            Err(e) => tracing::debug!(error = %e, "new rows cannot be read"),
         }
     }
 
-    fn tell_stats(&mut self) {
+    fn send_stats(&mut self) {
         let now = Instant::now();
-        self.seen.retain(|_, (seen, _)| now - *seen < FORGOTTEN_AFTER);
-        let replicas = self.seen.iter().map(|(replica, (seen, figures))| ReplicaStats {
+        self.figures.retain(|_, (received, _)| now - *received < FORGOTTEN_AFTER);
+        let replicas = self.figures.iter().map(|(replica, (received, figures))| ReplicaStats {
             replica: replica.clone(),
-            seen_ms_ago: crate::time::ms(now - *seen),
+            seen_ms_ago: ms(now - *received),
             figures: figures.clone(),
         });
-        let stats = Stats { replicas: replicas.collect(), file: self.reading.volume_now().ok() };
+        let stats = Stats { replicas: replicas.collect(), file: self.reading.volume_blocking().ok() };
         self.send(Event::Stats(Arc::new(stats)));
     }
 
     fn send(&self, event: Event) {
-        // Who has gone meanwhile misses nothing.
+        // An error means that the last subscriber has left.
         let _ = self.shared.sender.send(event);
     }
 
-    fn say_trouble(&mut self, e: &std::io::Error) {
-        if !std::mem::replace(&mut self.bulletin_trouble, true) {
-            tracing::warn!(error = %e, "events of other replicas can't be seen, nor they see ours");
+    fn log_peer_file_error(&mut self, e: &std::io::Error) {
+        if !std::mem::replace(&mut self.peer_file_failed, true) {
+            tracing::warn!(error = %e, "events cannot be exchanged with other replicas");
         }
     }
 }

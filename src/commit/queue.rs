@@ -1,4 +1,4 @@
-//! Admission: what waits for its turn, bounded in rows, bytes and time, in order of arrival.
+//! Admission: the queue of appends that wait for a turn, in order of arrival, bounded in rows, bytes and time.
 
 use std::{
     collections::VecDeque,
@@ -11,96 +11,107 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::commit::{AppendError, Forced};
+use crate::commit::error::AppendError;
 use crate::{
-    api::acknowledgement::Ack,
+    api::{acknowledgement::Ack, lock_status::ForcedRelease},
     csv::{idempotency_key::Key, rows::Rows},
     simulation::Simulation,
 };
 
-/// What may wait in one replica.
+/// The most that may wait in one replica.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Bounds {
-    pub(crate) rows: usize,
-    pub(crate) bytes: usize,
+pub(super) struct Bounds {
+    pub(super) rows: usize,
+    pub(super) bytes: usize,
 }
 
-/// The rows of one request, waiting.
+/// What waits at one moment.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct QueueLoad {
+    pub(super) rows: usize,
+    /// Memory of the rows.
+    pub(super) bytes: usize,
+    /// How long the oldest append has waited.
+    pub(super) oldest_age: Option<Duration>,
+}
+
+/// The rows of one request, waiting for a turn.
 #[derive(Debug)]
-pub(crate) struct Waiting {
-    /// Its place in the order of arrival; given when it is admitted.
-    pub(crate) place: u64,
-    pub(crate) key: Option<Key>,
-    /// How many keys had been recorded by then, as far as this replica knew.
-    pub(crate) keys_seen: u64,
-    pub(crate) rows: Rows,
-    pub(crate) weight_bytes: usize,
-    pub(crate) simulation: Simulation,
-    pub(crate) arrived: Instant,
-    /// Until when the rows may wait for their turn; their own `sleep` is not part of it.
-    pub(crate) deadline: Instant,
-    pub(crate) answer: oneshot::Sender<Result<Ack, AppendError>>,
+pub(super) struct PendingAppend {
+    /// Its number in order of arrival, assigned at admission.
+    pub(super) sequence: u64,
+    pub(super) key: Option<Key>,
+    /// How many keys this replica knew to be recorded when the request arrived.
+    pub(super) keys_seen: u64,
+    pub(super) rows: Rows,
+    pub(super) weight_bytes: usize,
+    pub(super) simulation: Simulation,
+    pub(super) arrived: Instant,
+    /// The end of its wait for a turn; its own `sleep` comes on top.
+    pub(super) deadline: Instant,
+    pub(super) answer: oneshot::Sender<Result<Ack, AppendError>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// In order of arrival.
-    waiting: VecDeque<Waiting>,
-    next: u64,
+    /// In order of `sequence`.
+    pending: VecDeque<PendingAppend>,
+    next_sequence: u64,
     rows: usize,
     bytes: usize,
     closed: bool,
 }
 
 impl State {
-    fn remove(&mut self, place: u64) -> Option<Waiting> {
-        let at = self.waiting.binary_search_by_key(&place, |waiting| waiting.place).ok()?;
+    fn remove(&mut self, sequence: u64) -> Option<PendingAppend> {
+        let at = self.pending.binary_search_by_key(&sequence, |append| append.sequence).ok()?;
         self.take(at)
     }
 
-    fn take(&mut self, at: usize) -> Option<Waiting> {
-        let waiting = self.waiting.remove(at)?;
-        self.rows -= waiting.rows.len();
-        self.bytes -= waiting.weight_bytes;
-        Some(waiting)
+    fn take(&mut self, at: usize) -> Option<PendingAppend> {
+        let append = self.pending.remove(at)?;
+        self.rows -= append.rows.len();
+        self.bytes -= append.weight_bytes;
+        Some(append)
     }
 }
 
-/// What there is to do.
+/// What the committer has to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Next {
-    /// A forced release.
-    Order,
-    Work,
+pub(super) enum QueueEvent {
+    /// A forced release was requested.
+    ForcedRelease,
+    /// Rows wait.
+    Rows,
     /// Nothing came for a while.
-    Quiet,
-    /// Nothing will come any more.
-    End,
+    Idle,
+    /// The queue is closed and empty.
+    Closed,
 }
 
 #[derive(Debug)]
-pub(crate) struct Queue {
+pub(super) struct Queue {
     state: Mutex<State>,
     changed: Notify,
-    /// Forced releases that were asked for, and not done yet.
-    orders: Mutex<Vec<Order>>,
-    ordered: Notify,
-    /// The grace time is over: nobody sleeps any longer.
-    time_is_up: watch::Sender<bool>,
+    /// Forced releases that are not done yet.
+    forced_releases: Mutex<Vec<ForcedReleaseRequest>>,
+    forced_release_requested: Notify,
+    /// The grace time of a shutdown is over: no row sleeps any longer.
+    grace_over: watch::Sender<bool>,
     bounds: Bounds,
 }
 
-/// A forced release that somebody waits for.
-pub(crate) type Order = oneshot::Sender<Result<Forced, AppendError>>;
+/// The sender of the answer to a forced release.
+pub(super) type ForcedReleaseRequest = oneshot::Sender<Result<ForcedRelease, AppendError>>;
 
 impl Queue {
-    pub(crate) fn new(bounds: Bounds) -> Self {
+    pub(super) fn new(bounds: Bounds) -> Self {
         Self {
             state: Mutex::default(),
             changed: Notify::new(),
-            orders: Mutex::default(),
-            ordered: Notify::new(),
-            time_is_up: watch::Sender::new(false),
+            forced_releases: Mutex::default(),
+            forced_release_requested: Notify::new(),
+            grace_over: watch::Sender::new(false),
             bounds,
         }
     }
@@ -109,113 +120,116 @@ impl Queue {
         self.state.lock().expect("no holder of the queue panics")
     }
 
-    /// Asks the committer to take the lock from whoever has it.
-    pub(crate) fn order_release(&self) -> oneshot::Receiver<Result<Forced, AppendError>> {
-        let (order, done) = oneshot::channel();
-        self.orders.lock().expect("no holder of the orders panics").push(order);
-        self.ordered.notify_one();
+    fn forced_releases(&self) -> MutexGuard<'_, Vec<ForcedReleaseRequest>> {
+        self.forced_releases.lock().expect("no holder of the requests panics")
+    }
+
+    /// Asks the committer for a forced release.
+    pub(super) fn request_forced_release(&self) -> oneshot::Receiver<Result<ForcedRelease, AppendError>> {
+        let (request, done) = oneshot::channel();
+        self.forced_releases().push(request);
+        self.forced_release_requested.notify_one();
         self.changed.notify_one();
         done
     }
 
-    pub(crate) fn take_orders(&self) -> Vec<Order> {
-        std::mem::take(&mut *self.orders.lock().expect("no holder of the orders panics"))
+    pub(super) fn take_forced_releases(&self) -> Vec<ForcedReleaseRequest> {
+        std::mem::take(&mut *self.forced_releases())
     }
 
-    pub(crate) fn has_orders(&self) -> bool {
-        !self.orders.lock().expect("no holder of the orders panics").is_empty()
+    pub(super) fn has_forced_releases(&self) -> bool {
+        !self.forced_releases().is_empty()
     }
 
-    /// Returns when a forced release is asked for.
-    pub(crate) async fn order(&self) {
-        while !self.has_orders() {
-            self.ordered.notified().await;
+    /// Returns when a forced release is requested.
+    pub(super) async fn forced_release(&self) {
+        while !self.has_forced_releases() {
+            self.forced_release_requested.notified().await;
         }
     }
 
-    /// Takes rows in, if there is room for them.
-    pub(crate) fn admit(self: &Arc<Self>, waiting: Waiting) -> Result<Ticket, AppendError> {
+    /// Admits an append, if the bounds allow it.
+    pub(super) fn admit(self: &Arc<Self>, append: PendingAppend) -> Result<Admission, AppendError> {
         let mut state = self.state();
         if state.closed {
             return Err(AppendError::Draining);
         }
-        let (rows, bytes) = (state.rows + waiting.rows.len(), state.bytes + waiting.weight_bytes);
-        // One request alone may be larger: its own bounds hold it.
-        if !state.waiting.is_empty() && (rows > self.bounds.rows || bytes > self.bounds.bytes) {
+        let (rows, bytes) = (state.rows + append.rows.len(), state.bytes + append.weight_bytes);
+        // A single request may be larger than the queue: it has bounds of its own.
+        if !state.pending.is_empty() && (rows > self.bounds.rows || bytes > self.bounds.bytes) {
             return Err(AppendError::QueueFull);
         }
-        let place = state.next;
-        (state.rows, state.bytes, state.next) = (rows, bytes, place + 1);
-        state.waiting.push_back(Waiting { place, ..waiting });
+        let sequence = state.next_sequence;
+        (state.rows, state.bytes, state.next_sequence) = (rows, bytes, sequence + 1);
+        state.pending.push_back(PendingAppend { sequence, ..append });
         drop(state);
         self.changed.notify_one();
-        Ok(Ticket { queue: Arc::clone(self), place, settled: false })
+        Ok(Admission { queue: Arc::clone(self), sequence, settled: false })
     }
 
-    /// Rows and bytes that wait, and for how long the oldest has.
-    pub(crate) fn load(&self) -> (usize, usize, Option<Duration>) {
+    pub(super) fn load(&self) -> QueueLoad {
         let state = self.state();
-        let oldest = state.waiting.front().map(|waiting| waiting.arrived.elapsed());
-        (state.rows, state.bytes, oldest)
+        let oldest_age = state.pending.front().map(|append| append.arrived.elapsed());
+        QueueLoad { rows: state.rows, bytes: state.bytes, oldest_age }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.state().waiting.is_empty()
+    pub(super) fn is_empty(&self) -> bool {
+        self.state().pending.is_empty()
     }
 
-    /// Waits until there is something to do, or for as long as `quiet`.
-    pub(crate) async fn next(&self, quiet: Duration) -> Next {
-        let deadline = Instant::now() + quiet;
+    /// Waits until there is something to do, at most for `idle_after`.
+    pub(super) async fn next(&self, idle_after: Duration) -> QueueEvent {
+        let deadline = Instant::now() + idle_after;
         loop {
             let changed = self.changed.notified();
-            if self.has_orders() {
-                return Next::Order;
+            if self.has_forced_releases() {
+                return QueueEvent::ForcedRelease;
             }
             match self.state() {
-                state if !state.waiting.is_empty() => return Next::Work,
-                state if state.closed => return Next::End,
+                state if !state.pending.is_empty() => return QueueEvent::Rows,
+                state if state.closed => return QueueEvent::Closed,
                 _ => {}
             }
             if timeout_at(deadline, changed).await.is_err() {
-                return Next::Quiet;
+                return QueueEvent::Idle;
             }
         }
     }
 
-    /// Gives rows their old places back, for another turn: they are certain not to have been written. Those whose time is up
-    /// are refused.
-    pub(crate) fn put_back(&self, batch: Vec<Waiting>, refusal: &AppendError) {
+    /// Puts appends that are certain not to be written back in their old order, for another turn. Those past their deadline are
+    /// refused with `refusal`.
+    pub(super) fn requeue(&self, batch: Vec<PendingAppend>, refusal: &AppendError) {
         let mut state = self.state();
         let now = Instant::now();
-        // What was taken stood before all that waits now.
-        for waiting in batch.into_iter().rev() {
-            if waiting.deadline <= now {
-                let _ = waiting.answer.send(Err(refusal.clone()));
-            } else if !waiting.answer.is_closed() {
-                state.rows += waiting.rows.len();
-                state.bytes += waiting.weight_bytes;
-                state.waiting.push_front(waiting);
+        // A batch was taken from the front, so all that waits now came later.
+        for append in batch.into_iter().rev() {
+            if append.deadline <= now {
+                let _ = append.answer.send(Err(refusal.clone()));
+            } else if !append.answer.is_closed() {
+                state.rows += append.rows.len();
+                state.bytes += append.weight_bytes;
+                state.pending.push_front(append);
             }
         }
     }
 
-    /// The place of who comes next.
-    pub(crate) fn next_place(&self) -> u64 {
-        self.state().next
+    /// The sequence number of the next append to arrive.
+    pub(super) fn next_sequence(&self) -> u64 {
+        self.state().next_sequence
     }
 
-    /// Whether the first that waits has a place before this one, and no wish for a turn of its own.
-    pub(crate) fn goes_on(&self, before: u64) -> bool {
+    /// Whether the first append that waits has a lower sequence number than `limit` and needs no turn of its own.
+    pub(super) fn can_continue(&self, limit: u64) -> bool {
         let state = self.state();
-        state.waiting.front().is_some_and(|first| first.place < before && !first.simulation.wants_own_turn())
+        state.pending.front().is_some_and(|first| first.sequence < limit && !first.simulation.wants_own_turn())
     }
 
-    /// The next batch: all that waits in places before this one, up to `bytes_max`, but a request that wants a turn of its own gets
-    /// one.
-    pub(crate) fn take(&self, bytes_max: usize, before: u64) -> Vec<Waiting> {
+    /// Takes the next batch: what waits with a lower sequence number than `limit`, up to `bytes_max`. A request that needs a turn
+    /// of its own is a batch of its own.
+    pub(super) fn take(&self, bytes_max: usize, limit: u64) -> Vec<PendingAppend> {
         let mut state = self.state();
-        let (mut batch, mut bytes) = (Vec::with_capacity(state.waiting.len()), 0);
-        while let Some(next) = state.waiting.front().filter(|next| next.place < before) {
+        let (mut batch, mut bytes) = (Vec::with_capacity(state.pending.len()), 0);
+        while let Some(next) = state.pending.front().filter(|next| next.sequence < limit) {
             let own_turn = next.simulation.wants_own_turn();
             bytes += next.weight_bytes;
             if !batch.is_empty() && (own_turn || bytes > bytes_max) {
@@ -229,58 +243,58 @@ impl Queue {
         batch
     }
 
-    /// Lets nobody in any more; who waits already keeps its place.
-    pub(crate) fn close(&self) {
+    /// Admits no more appends; those that wait keep their turn.
+    pub(super) fn close(&self) {
         self.state().closed = true;
         self.changed.notify_one();
     }
 
-    pub(crate) fn is_closed(&self) -> bool {
+    pub(super) fn is_closed(&self) -> bool {
         self.state().closed
     }
 
-    /// From now on nobody sleeps before a write.
-    pub(crate) fn end_sleeps(&self) {
-        self.time_is_up.send_replace(true);
+    /// Ends the sleep before a write, now and from now on.
+    pub(super) fn end_grace(&self) {
+        self.grace_over.send_replace(true);
     }
 
-    /// Returns when sleeps are to end.
-    pub(crate) async fn sleeps_end(&self) {
-        // An error would mean that the queue is gone, and with it who asks.
-        let _ = self.time_is_up.subscribe().wait_for(|up| *up).await;
+    /// Returns when the grace time is over.
+    pub(super) async fn grace_over(&self) {
+        // An error would mean that the queue was dropped, but its caller holds it.
+        let _ = self.grace_over.subscribe().wait_for(|over| *over).await;
     }
 
-    /// Refuses all that still wait.
-    pub(crate) fn refuse_all(&self, with: &AppendError) {
+    /// Refuses all that waits.
+    pub(super) fn refuse_all(&self, refusal: &AppendError) {
         let mut state = self.state();
-        while let Some(waiting) = state.take(0) {
-            // Who has hung up needs no answer.
-            let _ = waiting.answer.send(Err(with.clone()));
+        while let Some(append) = state.take(0) {
+            // Ignore disconnected clients.
+            let _ = append.answer.send(Err(refusal.clone()));
         }
     }
 }
 
-/// A place in the queue. Dropping it gives the place up: a client that hung up costs nothing.
+/// An append in the queue. Dropping it withdraws the append, so that a cancelled request costs nothing.
 #[derive(Debug)]
-pub(crate) struct Ticket {
+pub(super) struct Admission {
     queue: Arc<Queue>,
-    place: u64,
+    sequence: u64,
     settled: bool,
 }
 
-impl Ticket {
-    /// Whether the place was still there to give up: then the rows are certain never to be written.
-    pub(crate) fn withdraw(&self) -> bool {
-        self.queue.state().remove(self.place).is_some()
+impl Admission {
+    /// Takes the append out of the queue. True if it was still there: then it is certain never to be written.
+    pub(super) fn withdraw(&self) -> bool {
+        self.queue.state().remove(self.sequence).is_some()
     }
 
-    /// Once the answer is there, so is no place any more.
-    pub(crate) fn settle(mut self) {
+    /// To be called once the append is answered: it is no longer in the queue.
+    pub(super) fn settle(mut self) {
         self.settled = true;
     }
 }
 
-impl Drop for Ticket {
+impl Drop for Admission {
     fn drop(&mut self) {
         if !self.settled {
             self.withdraw();
@@ -297,15 +311,15 @@ mod tests {
 
     type Answer = oneshot::Receiver<Result<Ack, AppendError>>;
 
-    fn admit(queue: &Arc<Queue>, sleep_secs: u64) -> Result<(Ticket, Answer), AppendError> {
+    fn admit(queue: &Arc<Queue>, sleep_secs: u64) -> Result<(Admission, Answer), AppendError> {
         let schema = Schema::headerless();
         let mut rows = schema.rows();
         schema.push(&Data::Text(Cow::Borrowed("x")), &mut rows).expect("fits");
         let (answer, receiver) = oneshot::channel();
         let simulation = Simulation { sleep: Duration::from_secs(sleep_secs), skip_release: false };
         let now = Instant::now();
-        let waiting = Waiting {
-            place: 0,
+        let append = PendingAppend {
+            sequence: 0,
             key: None,
             keys_seen: 0,
             weight_bytes: 100,
@@ -315,70 +329,73 @@ mod tests {
             deadline: now + Duration::from_secs(60),
             answer,
         };
-        Ok((queue.admit(waiting)?, receiver))
+        Ok((queue.admit(append)?, receiver))
+    }
+
+    fn queue() -> Arc<Queue> {
+        Arc::new(Queue::new(Bounds { rows: 10, bytes: 10_000 }))
     }
 
     #[test]
-    fn a_request_that_sleeps_has_a_batch_of_its_own_and_keeps_its_place() {
-        let queue = Arc::new(Queue::new(Bounds { rows: 10, bytes: 10_000 }));
-        let _tickets: Vec<_> = [0, 0, 5, 0].into_iter().map(|sleep| admit(&queue, sleep).expect("room")).collect();
+    fn sleeping_request_gets_its_own_batch_in_order() {
+        let queue = queue();
+        let _admitted: Vec<_> = [0, 0, 5, 0].into_iter().map(|sleep| admit(&queue, sleep).expect("admitted")).collect();
         let sizes: Vec<_> = std::iter::repeat_with(|| queue.take(10_000, u64::MAX).len()).take(4).collect();
         assert_eq!(sizes, [2, 1, 1, 0]);
     }
 
     #[test]
-    fn a_hold_goes_on_only_with_those_who_came_before_its_answers_left() {
-        let queue = Arc::new(Queue::new(Bounds { rows: 10, bytes: 10_000 }));
-        let _first = [0, 0].map(|sleep| admit(&queue, sleep).expect("room"));
-        let before = queue.next_place();
-        let _later = [0, 5].map(|sleep| admit(&queue, sleep).expect("room"));
-        assert!(queue.goes_on(before));
-        assert_eq!((queue.take(10_000, before).len(), queue.goes_on(before)), (2, false));
-        assert!(queue.goes_on(u64::MAX));
-        assert_eq!((queue.take(10_000, u64::MAX).len(), queue.goes_on(u64::MAX)), (1, false));
+    fn hold_continues_only_with_appends_below_its_limit() {
+        let queue = queue();
+        let _first = [0, 0].map(|sleep| admit(&queue, sleep).expect("admitted"));
+        let limit = queue.next_sequence();
+        let _later = [0, 5].map(|sleep| admit(&queue, sleep).expect("admitted"));
+        assert!(queue.can_continue(limit));
+        assert_eq!((queue.take(10_000, limit).len(), queue.can_continue(limit)), (2, false));
+        assert!(queue.can_continue(u64::MAX));
+        assert_eq!((queue.take(10_000, u64::MAX).len(), queue.can_continue(u64::MAX)), (1, false));
     }
 
     #[test]
-    fn a_batch_ends_at_its_bytes_but_never_empty() {
-        let queue = Arc::new(Queue::new(Bounds { rows: 10, bytes: 10_000 }));
-        let _tickets: Vec<_> = (0..3).map(|_| admit(&queue, 0).expect("room")).collect();
+    fn batch_is_bounded_in_bytes_but_never_empty() {
+        let queue = queue();
+        let _admitted: Vec<_> = (0..3).map(|_| admit(&queue, 0).expect("admitted")).collect();
         let sizes: Vec<_> = [1, 250, 250].into_iter().map(|bytes| queue.take(bytes, u64::MAX).len()).collect();
         assert_eq!(sizes, [1, 2, 0]);
     }
 
     #[test]
-    fn the_queue_is_bounded_and_a_place_given_up_is_free_again() {
+    fn full_queue_refuses_until_an_append_is_withdrawn() {
         let queue = Arc::new(Queue::new(Bounds { rows: 2, bytes: 10_000 }));
-        let first = admit(&queue, 0).expect("room");
-        let _second = admit(&queue, 0).expect("room");
+        let first = admit(&queue, 0).expect("admitted");
+        let _second = admit(&queue, 0).expect("admitted");
         assert_eq!(admit(&queue, 0).expect_err("full"), AppendError::QueueFull);
         drop(first);
-        let _third = admit(&queue, 0).expect("room again");
+        let _third = admit(&queue, 0).expect("admitted");
         let by_bytes = Arc::new(Queue::new(Bounds { rows: 10, bytes: 150 }));
-        let _one = admit(&by_bytes, 0).expect("room");
+        let _one = admit(&by_bytes, 0).expect("admitted");
         assert_eq!(admit(&by_bytes, 0).expect_err("full"), AppendError::QueueFull);
     }
 
     #[test]
-    fn rows_that_are_put_back_keep_their_places_and_who_hung_up_or_is_late_loses_its_own() {
-        let queue = Arc::new(Queue::new(Bounds { rows: 10, bytes: 10_000 }));
-        let tickets: Vec<_> = (0..4).map(|_| admit(&queue, 0).expect("room")).collect();
+    fn requeued_appends_keep_their_order_and_late_ones_are_refused() {
+        let queue = queue();
+        let admitted: Vec<_> = (0..4).map(|_| admit(&queue, 0).expect("admitted")).collect();
         let mut batch = queue.take(250, u64::MAX);
         assert_eq!(batch.len(), 2);
-        let late = Instant::now();
-        batch[1].deadline = late;
-        queue.put_back(batch, &AppendError::FileBusy);
-        let places: Vec<_> = queue.take(10_000, u64::MAX).iter().map(|waiting| waiting.place).collect();
-        assert_eq!(places, [0, 2, 3]);
-        let mut answers: Vec<_> = tickets.into_iter().map(|(_ticket, answer)| answer).collect();
+        batch[1].deadline = Instant::now();
+        queue.requeue(batch, &AppendError::FileBusy);
+        let sequence: Vec<_> = queue.take(10_000, u64::MAX).iter().map(|append| append.sequence).collect();
+        assert_eq!(sequence, [0, 2, 3]);
+        let mut answers: Vec<_> = admitted.into_iter().map(|(_admission, answer)| answer).collect();
         assert_eq!(answers[1].try_recv().expect("answered"), Err(AppendError::FileBusy));
     }
 
     #[test]
-    fn a_row_that_was_taken_cannot_be_withdrawn() {
+    fn append_that_was_taken_cannot_be_withdrawn() {
         let queue = Arc::new(Queue::new(Bounds { rows: 2, bytes: 10_000 }));
-        let (ticket, _answer) = admit(&queue, 0).expect("room");
+        let (admission, _answer) = admit(&queue, 0).expect("admitted");
         assert_eq!(queue.take(1, u64::MAX).len(), 1);
-        assert!(!ticket.withdraw());
+        assert!(!admission.withdraw());
     }
 }

@@ -1,42 +1,45 @@
-//! Reading back: storage's reader on a thread that may block, one reading at a time.
+//! Reading rows back: the storage's reader on threads that may block, one read at a time.
 
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
-use crate::commit::{Appender, OpenError};
-pub use crate::storage::{News, Page, ReadError, Row, Snapshot, Volume};
-use crate::{config::Config, storage::Reader};
+use crate::commit::{
+    appender::Appender,
+    open::{OpenError, storage_options},
+};
+pub use crate::storage::{News, Page, ReadError, Row, Snapshot};
+use crate::{api::events::Volume, config::Config, storage::Reader};
 
-/// The way to read one CSV, for as many tasks as want to: they wait for each other in order, and without a thread.
+/// The handle to read one CSV. Tasks wait for each other in order, without occupying a thread.
 #[derive(Debug, Clone)]
 pub struct Reading {
-    /// Gone while it reads: one that panicked has an index that may be anything, and does not come back.
+    /// `None` after a read that panicked: its index may be wrong.
     reader: Arc<Mutex<Option<Reader>>>,
 }
 
 impl Reading {
-    /// Opens a CSV for reading that was opened for appending before.
+    /// Opens a CSV that is already open for appending.
     ///
     /// # Errors
-    /// What keeps the files from being read.
+    /// If the files cannot be read.
     pub fn open(config: &Config, appender: &Appender) -> Result<Self, OpenError> {
-        let reader = Reader::open(&super::storage_options(config, "", &appender.meter))?;
+        let reader = Reader::open(&storage_options(config, "", appender.shared_meter()))?;
         Ok(Self { reader: Arc::new(Mutex::new(Some(reader))) })
     }
 
     /// The last rows.
     ///
     /// # Errors
-    /// What keeps the files from being read.
+    /// If the files cannot be read.
     pub async fn last(&self, rows: usize) -> Result<Page, ReadError> {
         self.read(move |reader| reader.last(rows)).await
     }
 
-    /// The rows from an offset on, where one must begin; 0 is the first.
+    /// The rows from an offset on, which must be the start of a row; 0 is the first row.
     ///
     /// # Errors
-    /// `NotARowStart`, `Behind`, or what keeps the files from being read.
+    /// `NotARowStart`, `Behind`, or if the files cannot be read.
     pub async fn from(&self, offset: u64, limit: usize) -> Result<Page, ReadError> {
         self.read(move |reader| reader.from(offset, limit)).await
     }
@@ -44,23 +47,23 @@ impl Reading {
     /// The whole file as of now.
     ///
     /// # Errors
-    /// What keeps the files from being read.
+    /// If the files cannot be read.
     pub async fn snapshot(&self) -> Result<Snapshot, ReadError> {
         self.read(Reader::snapshot).await
     }
 
-    /// What follows an offset where a row begins; of its rows, the newest.
+    /// The rows after an offset that is the start of a row; at most the newest `rows_max` of them.
     ///
     /// # Errors
-    /// What keeps the files from being read.
-    pub async fn news(&self, from: u64, rows_max: usize) -> Result<News, ReadError> {
+    /// If the files cannot be read.
+    pub async fn new_rows(&self, from: u64, rows_max: usize) -> Result<News, ReadError> {
         self.read(move |reader| reader.news(from, rows_max)).await
     }
 
     /// Whether a row begins at `offset`, or the last one ends there.
     ///
     /// # Errors
-    /// `Behind`, or what keeps the files from being read.
+    /// `Behind`, or if the files cannot be read.
     pub async fn is_start(&self, offset: u64) -> Result<bool, ReadError> {
         self.read(move |reader| reader.is_start(offset)).await
     }
@@ -68,28 +71,28 @@ impl Reading {
     /// File, journal and volume, as of now.
     ///
     /// # Errors
-    /// What keeps the files from being read.
+    /// If the files cannot be read.
     pub async fn volume(&self) -> Result<Volume, ReadError> {
-        let look = |reader: &mut Reader| {
+        self.read(|reader| {
             reader.committed()?;
             Ok(reader.volume()?)
-        };
-        self.read(look).await
+        })
+        .await
     }
 
-    /// As `news`, for a thread that may block.
-    pub(crate) fn news_now(&self, from: u64, rows_max: usize) -> Result<News, ReadError> {
-        work(&mut self.reader.blocking_lock(), |reader| reader.news(from, rows_max))
+    /// `new_rows`, for a thread that may block.
+    pub(super) fn new_rows_blocking(&self, from: u64, rows_max: usize) -> Result<News, ReadError> {
+        with_reader(&mut self.reader.blocking_lock(), |reader| reader.news(from, rows_max))
     }
 
-    /// Where the last row ends.
-    pub(crate) fn end_now(&self) -> Result<u64, ReadError> {
-        work(&mut self.reader.blocking_lock(), Reader::committed)
+    /// The offset where the last row ends.
+    pub(super) fn end_blocking(&self) -> Result<u64, ReadError> {
+        with_reader(&mut self.reader.blocking_lock(), Reader::committed)
     }
 
-    /// File, journal and volume, as of the last reading.
-    pub(crate) fn volume_now(&self) -> Result<Volume, ReadError> {
-        work(&mut self.reader.blocking_lock(), |reader| Ok(reader.volume()?))
+    /// File, journal and volume, as of the last read.
+    pub(super) fn volume_blocking(&self) -> Result<Volume, ReadError> {
+        with_reader(&mut self.reader.blocking_lock(), |reader| Ok(reader.volume()?))
     }
 
     async fn read<T: Send + 'static>(
@@ -97,22 +100,25 @@ impl Reading {
         read: impl FnOnce(&mut Reader) -> Result<T, ReadError> + Send + 'static,
     ) -> Result<T, ReadError> {
         let mut reader = Arc::clone(&self.reader).lock_owned().await;
-        let done = tokio::task::spawn_blocking(move || work(&mut reader, read));
+        let done = tokio::task::spawn_blocking(move || with_reader(&mut reader, read));
         done.await.unwrap_or_else(|e| Err(std::io::Error::other(e).into()))
     }
 }
 
-fn work<T>(place: &mut Option<Reader>, read: impl FnOnce(&mut Reader) -> Result<T, ReadError>) -> Result<T, ReadError> {
-    let mut reader = place.take().ok_or_else(|| std::io::Error::other("an earlier reading failed"))?;
+fn with_reader<T>(
+    slot: &mut Option<Reader>,
+    read: impl FnOnce(&mut Reader) -> Result<T, ReadError>,
+) -> Result<T, ReadError> {
+    let mut reader = slot.take().ok_or_else(|| std::io::Error::other("an earlier read panicked"))?;
     let result = read(&mut reader);
-    *place = Some(reader);
+    *slot = Some(reader);
     result
 }
 
 /// Reads a part of a snapshot on a thread that may block.
 ///
 /// # Errors
-/// The system's answer.
+/// If the file cannot be read.
 pub async fn read_part(snapshot: &Snapshot, offset: u64, bytes: u64) -> std::io::Result<Vec<u8>> {
     let snapshot = snapshot.clone();
     tokio::task::spawn_blocking(move || snapshot.read(offset, bytes)).await.map_err(std::io::Error::other)?

@@ -1,39 +1,39 @@
-//! `rowlock check --repair`: storage's repairs, under the lock, so that no replica writes meanwhile.
+//! `rowlock check --repair`: the storage's repairs, under the lock, so that no replica writes at the same time.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::commit::{OpenError, open_lock, storage_options};
+use crate::commit::open::{OpenError, open_lock, storage_options};
 use crate::{
     config::Config,
     storage::{self, CheckOptions, Plan, Replaced, Storage},
 };
 
-/// How long a repair tries for the files in one go.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a repair waits for the lock on the files.
+const FILE_LOCK_WAIT: Duration = Duration::from_secs(2);
 
 /// Why nothing was repaired.
 #[derive(Debug, thiserror::Error)]
 pub enum RepairError {
-    /// Lock or files can't be opened.
+    /// Lock or files cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// Somebody else kept the lock.
-    #[error("the lock could not be had within {0:?}; nothing was changed. A replica holds it, see `rowlock lock`")]
+    /// Another process kept the lock.
+    #[error("the lock was not granted within {0:?}; nothing was changed. `rowlock lock` shows its holder")]
     Held(Duration),
-    /// The repair failed half way; the next one begins again.
+    /// The repair failed; the next one starts again.
     #[error(transparent)]
     Append(#[from] storage::AppendError),
-    /// A thread ended before its time.
-    #[error("the repair ended without a word")]
-    Gone,
+    /// A bug.
+    #[error("the repair panicked")]
+    Panicked,
 }
 
-/// Does what `plan` says, under the lock.
+/// Carries out `plan` under the lock.
 ///
 /// # Errors
-/// If the lock can't be had within `ROWLOCK_WAIT_TIMEOUT`, or the files can't be repaired.
+/// If the lock is not granted within `ROWLOCK_WAIT_TIMEOUT`, or the files cannot be repaired.
 pub async fn repair(config: &Config, options: CheckOptions, plan: Plan) -> Result<Option<Replaced>, RepairError> {
     let replica = config.replica_name();
     let lock = open_lock(config, &replica)?;
@@ -47,12 +47,12 @@ pub async fn repair(config: &Config, options: CheckOptions, plan: Plan) -> Resul
         Plan::ReplaceJournal => Ok(Some(storage::replace_journal(&options, journal_bytes).map_err(OpenError::from)?)),
         Plan::Recover => {
             let mut storage = Storage::open(storage_options).map_err(OpenError::from)?;
-            storage.repair((Instant::now() + PATIENCE).into_std())?;
+            storage.repair((Instant::now() + FILE_LOCK_WAIT).into_std())?;
             storage.close()?;
             Ok(None)
         }
     };
-    let done = tokio::task::spawn_blocking(work).await.unwrap_or(Err(RepairError::Gone));
+    let done = tokio::task::spawn_blocking(work).await.unwrap_or(Err(RepairError::Panicked));
     lease.release().await;
     done
 }

@@ -13,7 +13,7 @@ use opentelemetry_sdk::trace::SdkTracer;
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
-    commit::{Appender, peer_events::Events, reading::Reading},
+    commit::{Appender, peer_events::PeerEvents, reading::Reading},
     config::{Config, Switch},
     http::{
         body::budget::BodyBudget,
@@ -41,7 +41,7 @@ impl Deref for App {
 pub(crate) struct Shared {
     pub(crate) appender: Appender,
     pub(crate) reading: Reading,
-    pub(crate) events: Events,
+    pub(crate) events: PeerEvents,
     pub(crate) subscriber_slots: Arc<Semaphore>,
     pub(crate) access: Arc<Access>,
     pub(crate) rate_limiter: Option<RateLimiter>,
@@ -62,7 +62,7 @@ pub struct AppParts {
     /// Reads rows back.
     pub reading: Reading,
     /// The source of `/events`.
-    pub events: Events,
+    pub events: PeerEvents,
     /// The tokens and their roles.
     pub access: Arc<Access>,
     /// Whether this replica is shutting down.

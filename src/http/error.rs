@@ -197,7 +197,7 @@ impl ApiError {
             Self::TooManySubscribers(_) | Self::BodyBudgetExceeded | Self::Append(AppendError::QueueFull) => {
                 Code::QueueFull
             }
-            Self::Append(AppendError::WaitTimeout(_) | AppendError::KeyOutrun) => Code::WaitTimeout,
+            Self::Append(AppendError::WaitTimeout(_) | AppendError::KeyMayBeForgotten) => Code::WaitTimeout,
             Self::Append(AppendError::LockUnavailable(_)) => Code::RedisUnavailable,
             Self::Append(AppendError::LockLost) => Code::LockLost,
             Self::Append(AppendError::FileBusy) => Code::FileBusy,

@@ -15,7 +15,7 @@ use crate::{
         contract::from_json,
         error::{Code, Problem},
     },
-    metrics::{Answered, NONE},
+    metrics::{NONE, RequestLabels},
 };
 
 /// Outcomes of an accepted append.
@@ -31,14 +31,14 @@ pub(crate) fn request_labels<'a>(
     method: &Method,
     route: Option<&'a str>,
     problem: Option<&Problem>,
-) -> Answered<'a> {
+) -> RequestLabels<'a> {
     let outcome = match (response.extensions().get::<Ack>(), problem) {
         (Some(Ack { replayed: true, .. }), _) => REPLAYED,
         (Some(_), _) => WRITTEN,
         (None, Some(problem)) => problem.outcome.name(),
         (None, None) => NONE,
     };
-    Answered {
+    RequestLabels {
         method: METHODS.into_iter().find(|known| *known == method.as_str()).unwrap_or(OTHER),
         route: Cow::Borrowed(route.unwrap_or(OTHER)),
         status: response.status().as_u16(),
@@ -49,14 +49,15 @@ pub(crate) fn request_labels<'a>(
 
 /// The labels of all answers that the contract lists. They are declared at the start, so that an alert on one of them finds a series
 /// before it first occurs.
-pub(crate) fn declared_labels(api: &OpenApi) -> Vec<Answered<'static>> {
+pub(crate) fn declared_labels(api: &OpenApi) -> Vec<RequestLabels<'static>> {
     let mut all = Vec::new();
     for (path, item) in &api.paths.paths {
         for (method, operation) in [("GET", &item.get), ("POST", &item.post), ("DELETE", &item.delete)] {
             let Some(operation) = operation else { continue };
             for (status, answer) in &operation.responses.responses {
                 let (status, RefOr::T(answer)) = (status.parse().expect("a status"), answer) else { continue };
-                let labels = |(code, outcome)| Answered { method, route: path.clone().into(), status, code, outcome };
+                let labels =
+                    |(code, outcome)| RequestLabels { method, route: path.clone().into(), status, code, outcome };
                 all.extend(outcomes(status, answer).into_iter().map(labels));
             }
         }

@@ -49,7 +49,7 @@ impl Service {
     pub fn new(parts: AppParts, config: &Config) -> Self {
         let app = App::new(parts, config, || StaticContent::new("application/yaml", contract()));
         let (router, api) = routes().split_for_parts();
-        declared_labels(&api).iter().for_each(|labels| app.appender.meter().expect(labels));
+        declared_labels(&api).iter().for_each(|labels| app.appender.meter().declare(labels));
         #[cfg(feature = "ceiling")]
         let router = handlers::ceiling::add(router);
         let router = router

@@ -1,4 +1,4 @@
-//! Sends the requests of a run: as fast as they are answered, or at a rate of its own. One thread does it all.
+//! Sends the requests of a run, as fast as they are answered or at a fixed rate, from one thread.
 
 use std::{
     borrow::Cow,
@@ -16,55 +16,55 @@ use tokio::{
 
 use crate::client::{Connection, Connector};
 use crate::load::{
-    Amount, Plan,
     book::{Book, State},
     exchange::{Attempt, Requests},
     pace::{self, Due},
+    plan::{Amount, Plan},
     rows::Generator,
     tally::{Tally, Times},
 };
 
-/// A request that is not known to be written, or not to be, is tried again for so long.
+/// How long a request is retried.
 pub(super) const RETRY_FOR: Duration = Duration::from_secs(60);
-/// Where an answer does not say when to come back.
+/// The pause before a retry, without `Retry-After`.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
-/// A run that reaches nobody ends.
-const REACH_WITHIN: Duration = Duration::from_secs(3);
-/// How soon a worker comes back to its own replica after that gave no answer.
-const HOME_AGAIN: Duration = Duration::from_secs(1);
+/// A run that reaches no replica gives up after this time.
+const CONNECT_WITHIN: Duration = Duration::from_secs(3);
+/// How long a worker avoids its own replica after that gave no answer.
+const AVOID_HOME_FOR: Duration = Duration::from_secs(1);
 
-/// How far a run has come. The order counts.
+/// The phase of a run, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Phase {
     /// Requests are sent.
     Running,
-    /// What is under way is waited for.
+    /// No more requests are sent; answers are waited for.
     Ending,
-    /// Nothing is waited for.
-    Over,
+    /// Answers are not waited for.
+    Aborted,
 }
 
-/// What all workers share.
+/// The state that all workers share.
 pub(super) struct Engine {
     plan: Plan,
     connector: Connector,
     requests: Requests,
-    pub(super) begun: Instant,
-    /// How many requests were taken by workers.
-    taken: Cell<u64>,
-    /// None: until the time is over.
+    pub(super) started_at: Instant,
+    /// Requests that workers have started.
+    started: Cell<u64>,
+    /// All requests of the run; `None` if only time limits it.
     total: Option<u64>,
     deadline: Option<Instant>,
-    /// One for each request that is due, where there is a rate.
+    /// In an open loop, one for each due request.
     permits: Semaphore,
     phase: watch::Sender<Phase>,
     pub(super) tally: RefCell<Tally>,
-    /// Only where the file will be read back.
+    /// Only if the CSV is read back.
     book: Option<RefCell<Book>>,
-    /// Attempts for which there was no connection.
-    unreached: Cell<u64>,
-    /// Why it makes no sense to go on.
-    pub(super) hopeless: RefCell<Option<String>>,
+    /// Attempts without a connection.
+    unconnected: Cell<u64>,
+    /// Why the run gave up, if it did.
+    pub(super) gave_up: RefCell<Option<String>>,
     last_answer: Cell<Option<Instant>>,
 }
 
@@ -72,13 +72,13 @@ pub(super) struct Engine {
 struct Worker {
     connections: Vec<Option<Connection>>,
     home: usize,
-    /// Not before this.
-    home_again: Option<Instant>,
+    /// Until when the home replica is avoided.
+    avoid_home_until: Option<Instant>,
 }
 
 impl Engine {
     pub(super) fn new(plan: &Plan, connector: Connector, generator: &Generator) -> Self {
-        let begun = Instant::now();
+        let started_at = Instant::now();
         let duration = match plan.amount {
             Amount::Duration(duration) => Some(duration),
             Amount::Requests(_) => None,
@@ -92,44 +92,44 @@ impl Engine {
             plan: plan.clone(),
             connector,
             requests: Requests::new(plan, generator),
-            begun,
-            taken: Cell::new(0),
+            started_at,
+            started: Cell::new(0),
             total,
-            deadline: duration.map(|duration| begun + duration),
+            deadline: duration.map(|duration| started_at + duration),
             permits: Semaphore::new(0),
             phase: watch::Sender::new(Phase::Running),
             tally: RefCell::new(Tally::new(plan.targets.len(), plan.rate.is_some(), plan.plot)),
             book: plan.verify.is_some().then(|| RefCell::new(Book::new(plan.rows_each()))),
-            unreached: Cell::new(0),
-            hopeless: RefCell::new(None),
+            unconnected: Cell::new(0),
+            gave_up: RefCell::new(None),
             last_answer: Cell::new(None),
         }
     }
 
-    /// Sends all there is to send, and waits for the answers.
+    /// Sends all requests, and waits for the answers.
     pub(super) async fn run(self: &Rc<Self>) {
         let mut workers = JoinSet::new();
         (0..self.plan.concurrency).for_each(|number| drop(workers.spawn_local(Rc::clone(self).work(number))));
         let due = Arc::new(Due::default());
-        // Dropped with this function, which ends the thread.
+        // Dropping the sender ends the thread.
         let pacer = self.plan.rate.zip(self.total).map(|(rate, total)| {
             let (alive, ended) = mpsc::channel::<()>();
-            let pace = pace::Pace { begun: self.begun, rate, total, workers: self.plan.concurrency };
+            let pace = pace::Pace { started_at: self.started_at, rate, total, workers: self.plan.concurrency };
             let due = Arc::clone(&due);
-            (alive, std::thread::spawn(move || pace.tell(&due, &ended)))
+            (alive, std::thread::spawn(move || pace.run(&due, &ended)))
         });
         let mut phase = self.phase.subscribe();
         tokio::select! {
-            () = all(&mut workers) => {}
+            () = join_all(&mut workers) => {}
             () = due.hand_out(&self.permits) => {}
-            _ = phase.wait_for(|phase| *phase == Phase::Over) => workers.shutdown().await,
+            _ = phase.wait_for(|phase| *phase == Phase::Aborted) => workers.shutdown().await,
         }
         drop(pacer);
     }
 
-    /// Asks to end: the first time once all that is under way is answered, the second time at once.
+    /// Ends the run: the first time once all requests are answered, the second time at once.
     pub(super) fn interrupt(&self) {
-        let next = if *self.phase.borrow() == Phase::Running { Phase::Ending } else { Phase::Over };
+        let next = if *self.phase.borrow() == Phase::Running { Phase::Ending } else { Phase::Aborted };
         self.enter(next);
     }
 
@@ -142,14 +142,14 @@ impl Engine {
         self.phase.send_if_modified(|now| std::mem::replace(now, phase.max(*now)) < phase);
     }
 
-    /// How many requests were sent, or tried to be.
-    pub(super) fn taken(&self) -> u64 {
-        self.taken.get()
+    /// How many requests were started.
+    pub(super) fn started(&self) -> u64 {
+        self.started.get()
     }
 
-    /// From the begin to the last answer.
+    /// From the start of the run to the last answer.
     pub(super) fn elapsed(&self) -> Duration {
-        self.last_answer.get().map_or_else(|| self.begun.elapsed(), |last| last - self.begun)
+        self.last_answer.get().map_or_else(|| self.started_at.elapsed(), |last| last - self.started_at)
     }
 
     pub(super) fn into_book(self) -> Option<Book> {
@@ -159,34 +159,34 @@ impl Engine {
     async fn work(self: Rc<Self>, number: usize) {
         let targets = self.plan.targets.len();
         let connections = (0..targets).map(|_| None).collect();
-        let mut worker = Worker { connections, home: number % targets, home_again: None };
+        let mut worker = Worker { connections, home: number % targets, avoid_home_until: None };
         while let Some(request) = self.next().await {
-            self.carry_out(&mut worker, request).await;
+            self.complete(&mut worker, request).await;
         }
     }
 
-    /// The number of the next request, once it is due.
+    /// Waits until the next request is due, and returns its number.
     async fn next(&self) -> Option<u64> {
         if self.plan.rate.is_some() {
             self.permits.acquire().await.ok()?.forget();
         }
-        let request = self.taken.get();
+        let request = self.started.get();
         let is_over = self.phase() > Phase::Running
             || self.total.is_some_and(|total| request >= total)
             || self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
         if is_over {
             return None;
         }
-        self.taken.set(request + 1);
+        self.started.set(request + 1);
         Some(request)
     }
 
-    /// Sends it until it is known what became of it, as far as it may be repeated.
-    async fn carry_out(&self, worker: &mut Worker, request: u64) {
+    /// Sends a request, and retries it until its outcome is known, if the plan allows that.
+    async fn complete(&self, worker: &mut Worker, request: u64) {
         let sent_at = Instant::now();
-        let intended_at = self.plan.rate.map_or(sent_at, |rate| self.begun + pace::intended(request, rate));
+        let due_at = self.plan.rate.map_or(sent_at, |rate| self.started_at + pace::due_at(request, rate));
         if let Some(book) = &self.book {
-            book.borrow_mut().send(sent_at - self.begun);
+            book.borrow_mut().send(sent_at - self.started_at);
         }
         let body = self.requests.body(request);
         let mut state = State::NotWritten;
@@ -196,15 +196,15 @@ impl Engine {
             let attempt = self.requests.send(&self.connector, &self.plan.targets[target], connection, &body).await;
             let now = Instant::now();
             self.last_answer.set(Some(now));
-            worker.learn(&attempt, target, now);
+            worker.note_answer(&attempt, target, now);
             if let Attempt::Answered(answer) = &attempt
                 && answer.is_acknowledged()
             {
                 state = State::Acknowledged;
-                let times = Times { latency: now - intended_at, from_send: now - sent_at };
+                let times = Times { latency: now - due_at, from_send: now - sent_at };
                 let mut tally = self.tally.borrow_mut();
-                tally.answer(answer.status.as_u16(), Cow::Borrowed(""));
-                tally.acknowledge(target, &answer.receipt(), now - self.begun, times);
+                tally.count_attempt(answer.status.as_u16(), Cow::Borrowed(""));
+                tally.acknowledge(target, &answer.receipt(), now - self.started_at, times);
                 break;
             }
             let Failed { is_certain, retryable, retry_after } = self.fail(attempt);
@@ -212,6 +212,7 @@ impl Engine {
                 state = State::Unknown;
             }
             let may_repeat = if state == State::Unknown { self.plan.keys } else { retryable };
+            // Each of the other replicas is tried once without a pause.
             let at_once = attempts < self.plan.targets.len() && retry_after.is_none();
             let wait = retry_after.unwrap_or(if at_once { Duration::ZERO } else { RETRY_AFTER });
             let until_known = retryable || !is_certain;
@@ -230,21 +231,21 @@ impl Engine {
             State::Unknown => tally.unknown += 1,
         }
         if let Some(book) = &self.book {
-            book.borrow_mut().settle(request, self.begun.elapsed(), state);
+            book.borrow_mut().settle(request, self.started_at.elapsed(), state);
         }
     }
 
-    /// Waits, unless the run is to end.
+    /// Waits; true if the run ends meanwhile.
     async fn ends_within(&self, wait: Duration) -> bool {
         let mut phase = self.phase.subscribe();
         timeout(wait, phase.wait_for(|phase| *phase > Phase::Running)).await.is_ok()
     }
 
-    /// Counts an attempt that was not acknowledged, and says what is known of it.
+    /// Counts an attempt that was not acknowledged.
     fn fail(&self, attempt: Attempt) -> Failed {
         let (status, code, failed) = match attempt {
             Attempt::NotSent(reason) => {
-                self.reached_nobody();
+                self.count_unconnected();
                 (0, Cow::Borrowed(reason), Failed { is_certain: true, retryable: true, retry_after: None })
             }
             Attempt::NoAnswer(reason) => {
@@ -254,7 +255,7 @@ impl Engine {
                 let problem = answer.problem();
                 let status = answer.status.as_u16();
                 if answer.status.is_client_error() && !matches!(status, 408 | 409 | 429) {
-                    self.refused_for_good(status, &problem.code, &problem.detail);
+                    self.give_up_on_refusal(status, &problem.code, &problem.detail);
                 }
                 let failed = Failed {
                     is_certain: problem.is_certainly_not_written(),
@@ -264,35 +265,35 @@ impl Engine {
                 (status, Cow::Owned(problem.code), failed)
             }
         };
-        self.tally.borrow_mut().answer(status, code);
+        self.tally.borrow_mut().count_attempt(status, code);
         failed
     }
 
-    fn reached_nobody(&self) {
-        self.unreached.set(self.unreached.get() + 1);
-        let is_all = self.unreached.get() > self.tally.borrow().attempts;
-        if is_all && self.begun.elapsed() > REACH_WITHIN {
+    fn count_unconnected(&self) {
+        self.unconnected.set(self.unconnected.get() + 1);
+        let is_all = self.unconnected.get() > self.tally.borrow().attempts;
+        if is_all && self.started_at.elapsed() > CONNECT_WITHIN {
             self.give_up(|| "no --url can be reached".to_owned());
         }
     }
 
-    /// Before anything was acknowledged this is what all will be told.
-    fn refused_for_good(&self, status: u16, code: &str, detail: &str) {
+    /// Gives up if no request was acknowledged so far: all requests would be refused.
+    fn give_up_on_refusal(&self, status: u16, code: &str, detail: &str) {
         if self.tally.borrow().acknowledged == 0 {
             let what = [code, detail].iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(": ");
-            let said = if what.is_empty() { "no answer of Rowlock's" } else { &what };
-            self.give_up(|| format!("refused with {status}, {said}"));
+            let reason = if what.is_empty() { "not an answer of Rowlock" } else { &what };
+            self.give_up(|| format!("refused with {status}, {reason}"));
         }
     }
 
     fn give_up(&self, reason: impl FnOnce() -> String) {
-        self.hopeless.borrow_mut().get_or_insert_with(reason);
+        self.gave_up.borrow_mut().get_or_insert_with(reason);
         self.enter(Phase::Ending);
     }
 }
 
-/// Waits for all of them.
-async fn all(workers: &mut JoinSet<()>) {
+/// Waits for all workers, and passes on a panic.
+async fn join_all(workers: &mut JoinSet<()>) {
     while let Some(ended) = workers.join_next().await {
         if let Err(e) = ended
             && e.is_panic()
@@ -304,24 +305,24 @@ async fn all(workers: &mut JoinSet<()>) {
 
 /// An attempt that was not acknowledged.
 struct Failed {
-    /// Nothing was written by it.
+    /// Its rows are certainly not written.
     is_certain: bool,
     retryable: bool,
     retry_after: Option<Duration>,
 }
 
 impl Worker {
-    /// Its own replica, unless that gave no answer just now; a repeat goes to the next one.
+    /// The replica for an attempt: the home replica, unless it recently gave no answer; a retry goes to the next one.
     fn choose(&mut self, attempts: usize) -> usize {
-        let is_away = self.home_again.is_some_and(|again| Instant::now() < again);
+        let is_away = self.avoid_home_until.is_some_and(|again| Instant::now() < again);
         let away = usize::from(is_away && attempts == 1);
         (self.home + attempts - 1 + away) % self.connections.len()
     }
 
-    fn learn(&mut self, attempt: &Attempt, target: usize, now: Instant) {
+    fn note_answer(&mut self, attempt: &Attempt, target: usize, now: Instant) {
         if target == self.home {
             let is_answer = matches!(attempt, Attempt::Answered(_));
-            self.home_again = (!is_answer).then(|| now + HOME_AGAIN);
+            self.avoid_home_until = (!is_answer).then(|| now + AVOID_HOME_FOR);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One request and what its answer says.
+//! One request and its answer.
 
 use std::{borrow::Cow, num::NonZeroU64, time::Duration};
 
@@ -8,28 +8,31 @@ use hyper::{Method, Request, StatusCode, header, header::HeaderValue};
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use crate::load::{Plan, Sleep, rows::Generator};
+use crate::load::{
+    plan::{Plan, Sleep},
+    rows::Generator,
+};
 use crate::{
     client::{Connection, Connector, Target},
     csv::schema::quote,
 };
 
-/// No answer of ours is longer.
+/// Longer than any answer of Rowlock.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
-/// Longer than any replica lets a row wait, unless it is told to.
+/// Longer than a replica lets a row wait, with its default settings.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// What became of one attempt.
+/// The result of one attempt.
 #[derive(Debug)]
 pub(super) enum Attempt {
     Answered(Answer),
-    /// Nothing was sent.
+    /// The request was not sent.
     NotSent(&'static str),
-    /// It was sent, and nobody knows.
+    /// The request was sent, and its outcome is unknown.
     NoAnswer(&'static str),
 }
 
-/// An answer, read to its end.
+/// A complete answer.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: StatusCode,
@@ -38,7 +41,7 @@ pub(super) struct Answer {
     body: Bytes,
 }
 
-/// What an acknowledgement says.
+/// The fields of an acknowledgement.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Receipt<'a> {
     #[serde(borrow)]
@@ -48,7 +51,7 @@ pub(super) struct Receipt<'a> {
     pub(super) is_replayed: bool,
 }
 
-/// What a refusal says of itself.
+/// The fields of a refusal.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Problem {
     #[serde(default)]
@@ -57,7 +60,7 @@ pub(super) struct Problem {
     pub(super) detail: String,
     #[serde(default)]
     pub(super) retryable: bool,
-    /// None where the answer is not one of ours: a proxy's, perhaps.
+    /// `None` if the answer is not Rowlock's, such as a proxy's.
     outcome: Option<String>,
 }
 
@@ -83,7 +86,7 @@ impl Answer {
     }
 }
 
-/// Makes the requests of a run.
+/// Builds and sends the requests of a run.
 pub(super) struct Requests {
     generator: Generator,
     batch: Option<u64>,
@@ -94,7 +97,7 @@ pub(super) struct Requests {
     timeout: Duration,
 }
 
-/// The body of a request, which is the same in each attempt.
+/// The body and key of a request, the same for each attempt.
 #[derive(Clone)]
 pub(super) struct Body {
     content: Bytes,
@@ -132,20 +135,21 @@ impl Requests {
                 self.single(request, &row)
             }
         };
-        let key = self.key_prefix.as_ref().map(|prefix| {
-            HeaderValue::try_from(format!("{prefix}{request}")).expect("a prefix of printable ASCII, and digits")
-        });
+        let key = self
+            .key_prefix
+            .as_ref()
+            .map(|prefix| HeaderValue::try_from(format!("{prefix}{request}")).expect("printable ASCII"));
         Body { content: content.into(), key }
     }
 
     fn single(&self, request: u64, row: &str) -> Vec<u8> {
-        // The first one is like most: a run that is wrong as a whole is told from one that may not simulate.
+        // Counted from 1, so that the first request is a plain one: it fails only if all requests fail.
         let is_turn = |every: NonZeroU64| (request + 1).is_multiple_of(every.get());
         let sleep = self.sleep.filter(|sleep| is_turn(sleep.every)).map(|sleep| sleep.length.as_secs_f64());
         let skips = self.skip_release_every.is_some_and(is_turn);
         let mut body = Vec::with_capacity(row.len() + 64);
         body.extend_from_slice(b"{\"data\":");
-        serde_json::to_writer(&mut body, row).expect("memory takes it");
+        serde_json::to_writer(&mut body, row).expect("writing to memory cannot fail");
         if let Some(secs) = sleep {
             body.extend_from_slice(format!(",\"sleep\":{secs}").as_bytes());
         }
@@ -173,7 +177,7 @@ impl Requests {
         request
     }
 
-    /// Sends it, on a connection that is made where there is none, and is kept if it may be used again.
+    /// Sends a request on `connection`, which is opened if needed, and kept if it can be used again.
     pub(super) async fn send(
         &self,
         connector: &Connector,
@@ -205,9 +209,9 @@ async fn exchange(connection: &mut Connection, request: Request<Full<Bytes>>) ->
     let response = match connection.try_send_request(request).await {
         Ok(response) => response,
         Err(mut e) => {
-            // It comes back if no byte of it went out.
-            let came_back = e.take_message().is_some();
-            return if came_back {
+            // The client returns the request if it sent no byte of it.
+            let was_not_sent = e.take_message().is_some();
+            return if was_not_sent {
                 Attempt::NotSent("connection closed")
             } else {
                 Attempt::NoAnswer("connection broke")
@@ -220,7 +224,7 @@ async fn exchange(connection: &mut Connection, request: Request<Full<Bytes>>) ->
     let is_replayed = text("idempotent-replayed") == Some("true");
     match Limited::new(body, ANSWER_BYTES_MAX).collect().await {
         Ok(body) => Attempt::Answered(Answer { status: head.status, retry_after, is_replayed, body: body.to_bytes() }),
-        // The status alone has said it.
+        // The status alone is an acknowledgement.
         Err(_) if head.status.is_success() => {
             Attempt::Answered(Answer { status: head.status, retry_after, is_replayed, body: Bytes::new() })
         }

@@ -1,4 +1,4 @@
-//! Makes requests due at a rate, whatever becomes of those before. A thread of its own: the runtime's timer counts milliseconds.
+//! The pace of an open loop: makes requests due at a fixed rate. It is a thread, because the runtime's timer has a resolution of 1 ms.
 
 use std::{
     sync::{
@@ -10,16 +10,16 @@ use std::{
 
 use tokio::sync::{Notify, Semaphore};
 
-/// Requests that are due within so short a time go together: each wake-up costs.
+/// Requests that are due within this time are made due together, to save wake-ups.
 const TICK: Duration = Duration::from_micros(500);
 
 /// When requests are due.
 pub(super) struct Pace {
-    pub(super) begun: Instant,
-    /// Requests a second.
+    pub(super) started_at: Instant,
+    /// Requests per second.
     pub(super) rate: f64,
     pub(super) total: u64,
-    /// So many are due in the end that are none, so that each worker sees that nothing is left.
+    /// As many permits more at the end, so that each worker wakes up and finds no request left.
     pub(super) workers: usize,
 }
 
@@ -30,34 +30,35 @@ pub(super) struct Due {
     changed: Notify,
 }
 
-/// When a request is to be sent, since the begin.
-pub(super) fn intended(request: u64, rate: f64) -> Duration {
+/// When a request is due, since the start of the run.
+pub(super) fn due_at(request: u64, rate: f64) -> Duration {
     Duration::from_secs_f64(request as f64 / rate)
 }
 
 impl Pace {
-    /// Tells what is due until everything is, or `ended` is hung up.
-    pub(super) fn tell(&self, due: &Due, ended: &Receiver<()>) {
-        let mut told = 0;
-        while told < self.total {
-            told = ((self.begun.elapsed().as_secs_f64() * self.rate) as u64 + 1).min(self.total);
-            due.tell(told);
-            let wait = intended(told, self.rate).saturating_sub(self.begun.elapsed()).max(TICK);
+    /// Updates `due` until all requests are due, or the sender of `ended` is dropped.
+    pub(super) fn run(&self, due: &Due, ended: &Receiver<()>) {
+        let mut count = 0;
+        while count < self.total {
+            count = ((self.started_at.elapsed().as_secs_f64() * self.rate) as u64 + 1).min(self.total);
+            due.set(count);
+            let wait = due_at(count, self.rate).saturating_sub(self.started_at.elapsed()).max(TICK);
             if ended.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
                 return;
             }
         }
-        due.tell(self.total + self.workers as u64);
+        due.set(self.total + self.workers as u64);
     }
 }
 
 impl Due {
-    fn tell(&self, count: u64) {
+    fn set(&self, count: u64) {
         self.count.store(count, Ordering::Release);
         self.changed.notify_one();
     }
 
-    /// Gives a permit for each that is due, for ever. On the thread of those who want them: to wake a task from another one is dear.
+    /// Adds a permit for each due request, forever. It runs on the workers' thread, because waking a task from another thread is
+    /// expensive.
     pub(super) async fn hand_out(&self, permits: &Semaphore) {
         let mut given = 0;
         loop {

@@ -1,4 +1,4 @@
-//! Draws latency over time, and its distribution, as one SVG.
+//! Plots latency over time, and its distribution, as one SVG.
 
 use std::fmt::{self, Write};
 
@@ -14,7 +14,7 @@ const PANEL_HEIGHT: f64 = 250.0;
 const FIRST_TOP: f64 = 104.0;
 const SECOND_TOP: f64 = 460.0;
 
-/// Colours that keep apart on white and on black, also for who sees no difference of red and green.
+/// Colours that differ on white and on black, for readers with a red-green deficiency as well.
 const STYLE: &str = "\
 .back{fill:#fff}
 text{font:13px system-ui,-apple-system,'Segoe UI',Helvetica,sans-serif;fill:#656d76}
@@ -27,7 +27,7 @@ text{font:13px system-ui,-apple-system,'Segoe UI',Helvetica,sans-serif;fill:#656
 .c0{stroke:#58a6ff}.c1{stroke:#f0883e}.c2{stroke:#bc8cff}.c3{stroke:#3fb950}.c4{stroke:#f778ba}.c5{stroke:#b1bac4}}";
 const COLOURS: usize = 6;
 
-/// A scale from values to places on the paper.
+/// Maps values to coordinates.
 #[derive(Debug, Clone, Copy)]
 struct Scale {
     from: f64,
@@ -37,7 +37,7 @@ struct Scale {
 }
 
 impl Scale {
-    fn place(&self, value: f64) -> f64 {
+    fn coordinate(&self, value: f64) -> f64 {
         self.start + (value - self.from) / (self.to - self.from) * (self.end - self.start)
     }
 }
@@ -45,7 +45,7 @@ impl Scale {
 struct Line {
     name: String,
     class: String,
-    /// In seconds, or in nines, and milliseconds.
+    /// x in seconds or nines, y in milliseconds.
     points: Vec<(f64, f64)>,
 }
 
@@ -59,10 +59,10 @@ struct Panel<'a> {
 }
 
 impl Report {
-    /// Both panels.
+    /// Latency over time, and its distribution.
     pub fn to_svg(&self) -> String {
         let mut svg = String::new();
-        self.draw(&mut svg).expect("memory takes it");
+        self.draw(&mut svg).expect("writing to memory cannot fail");
         svg
     }
 
@@ -108,7 +108,7 @@ fn over_time(latencies: &Latencies) -> Panel<'static> {
     Panel {
         top: FIRST_TOP,
         head: "Over time",
-        x_name: "seconds since the begin",
+        x_name: "seconds since the start",
         x: Scale { from: 0.0, to: seconds, start: LEFT, end: WIDTH - RIGHT },
         x_ticks: round_ticks(seconds).into_iter().map(|tick| (tick, format!("{tick}"))).collect(),
         lines: vec![
@@ -120,7 +120,7 @@ fn over_time(latencies: &Latencies) -> Panel<'static> {
     }
 }
 
-/// Each nine of the percentile takes the same room, as far as there are requests enough to tell.
+/// Each nine of the percentile takes the same space. It ends at the percentile that the number of requests supports.
 fn distribution(latencies: &Latencies) -> Panel<'static> {
     let nines = (latencies.all.len().max(10) as f64).log10().min(7.0);
     let line = |name: &str, class: String, histogram: &Histogram<u64>| Line {
@@ -165,12 +165,12 @@ impl Panel<'_> {
         let y = Scale { from, to, start: bottom, end: self.top };
         text(svg, LEFT, self.top - 14.0, "head", self.head)?;
         for decade in (from as i32)..=(to as i32) {
-            let at = y.place(f64::from(decade));
+            let at = y.coordinate(f64::from(decade));
             rule(svg, (LEFT, at), (WIDTH - RIGHT, at))?;
             text(svg, LEFT - 8.0, at + 4.0, "end", &format!("{} ms", 10_f64.powi(decade)))?;
         }
         for (at, name) in &self.x_ticks {
-            let at = self.x.place(*at);
+            let at = self.x.coordinate(*at);
             rule(svg, (at, self.top), (at, bottom))?;
             text(svg, at, bottom + 19.0, "middle", name)?;
         }
@@ -178,14 +178,14 @@ impl Panel<'_> {
         for line in &self.lines {
             let mut points = String::new();
             for (x, ms) in &line.points {
-                write!(points, "{:.1},{:.1} ", self.x.place(*x), y.place(ms.max(0.001).log10()))?;
+                write!(points, "{:.1},{:.1} ", self.x.coordinate(*x), y.coordinate(ms.max(0.001).log10()))?;
             }
             writeln!(svg, "<polyline class=\"line {}\" points=\"{}\"/>", line.class, points.trim_end())?;
         }
         self.draw_legend(svg)
     }
 
-    /// From the right, in the line of the head.
+    /// Draws the legend right-aligned, next to the head.
     fn draw_legend(&self, svg: &mut String) -> fmt::Result {
         let (mut at, y) = (WIDTH - RIGHT, self.top - 14.0);
         for line in self.lines.iter().rev() {
@@ -203,17 +203,17 @@ fn rule(svg: &mut String, from: (f64, f64), to: (f64, f64)) -> fmt::Result {
     writeln!(svg, "<path class=\"grid\" d=\"M{:.1} {:.1}L{:.1} {:.1}\"/>", from.0, from.1, to.0, to.1)
 }
 
-fn text(svg: &mut String, x: f64, y: f64, class: &str, said: &str) -> fmt::Result {
-    let said = said.replace('&', "&amp;").replace('<', "&lt;");
-    writeln!(svg, "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\">{said}</text>")
+fn text(svg: &mut String, x: f64, y: f64, class: &str, content: &str) -> fmt::Result {
+    let content = content.replace('&', "&amp;").replace('<', "&lt;");
+    writeln!(svg, "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\">{content}</text>")
 }
 
-/// Up to ten, at round places.
+/// Up to ten ticks at round values.
 fn round_ticks(to: f64) -> Vec<f64> {
     let rough = to / 8.0;
     let decade = 10_f64.powf(rough.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].map(|step| step * decade).into_iter().find(|step| *step >= rough).unwrap_or(rough);
-    // Without the crumbs of binary fractions.
+    // Rounded, because steps such as 0.1 are not exact.
     (0..=10).map(|n| (f64::from(n) * step * 1e6).round() / 1e6).filter(|tick| *tick <= to).collect()
 }
 

@@ -1,14 +1,14 @@
-//! Where a run stands, for who watches a terminal.
+//! The progress bar of a run.
 
 use std::{rc::Rc, time::Duration};
 
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::load::{Amount, engine::Engine, report::ms_text};
+use crate::load::{engine::Engine, plan::Amount, text::ms_text};
 
-const EVERY: Duration = Duration::from_millis(500);
+const INTERVAL: Duration = Duration::from_millis(500);
 
-/// Draws until it is aborted; on anything but a terminal it draws nothing.
+/// Draws until the task is aborted. Without a terminal it draws nothing.
 pub(super) async fn show(engine: Rc<Engine>, amount: Amount) {
     let style = ProgressStyle::with_template("{bar:30} {percent:>3}%  {msg}").expect("a template");
     let length = match amount {
@@ -19,11 +19,11 @@ pub(super) async fn show(engine: Rc<Engine>, amount: Amount) {
     if bar.0.is_hidden() {
         return;
     }
-    let (mut acknowledged, mut clock) = (0, tokio::time::interval(EVERY));
+    let (mut acknowledged, mut clock) = (0, tokio::time::interval(INTERVAL));
     loop {
         clock.tick().await;
         let mut tally = engine.tally.borrow_mut();
-        let rate = (tally.acknowledged - acknowledged) as f64 / EVERY.as_secs_f64();
+        let rate = (tally.acknowledged - acknowledged) as f64 / INTERVAL.as_secs_f64();
         acknowledged = tally.acknowledged;
         let failed = tally.attempts - tally.acknowledged;
         let quantile = |quantile| ms_text(tally.recent.value_at_quantile(quantile));
@@ -37,13 +37,13 @@ pub(super) async fn show(engine: Rc<Engine>, amount: Amount) {
         tally.recent.reset();
         bar.0.set_message(text);
         bar.0.set_position(match amount {
-            Amount::Requests(_) => engine.taken(),
-            Amount::Duration(_) => u64::try_from(engine.begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+            Amount::Requests(_) => engine.started(),
+            Amount::Duration(_) => u64::try_from(engine.started_at.elapsed().as_millis()).unwrap_or(u64::MAX),
         });
     }
 }
 
-/// Gone from the terminal when it is dropped.
+/// Clears the bar from the terminal when it is dropped.
 struct Drawn(ProgressBar);
 
 impl Drop for Drawn {

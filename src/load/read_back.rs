@@ -1,4 +1,4 @@
-//! Gets the file to be verified, from this host or from a replica.
+//! Reads the CSV back for verification, from this host or from a replica.
 
 use std::time::Duration;
 
@@ -9,15 +9,17 @@ use tokio::time::timeout;
 
 use crate::client::{Connector, Target};
 use crate::load::{
-    Generator, Plan, Verification, VerifyFrom,
     book::Book,
+    plan::{Plan, VerifyFrom},
+    report::Verification,
+    rows::Generator,
     verify::{Verdict, Verifier, verify_file},
 };
 
-/// The longest between two pieces.
+/// The longest pause between two pieces of the answer.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Reads it to its end and judges it.
+/// Reads the whole CSV and verifies it.
 pub(super) async fn verify(
     plan: &Plan,
     from: &VerifyFrom,
@@ -60,7 +62,7 @@ async fn fetch(
     let response = response.map_err(|e| e.to_string())?;
     match response.status().as_u16() {
         200 => {}
-        401 | 403 => return Err(format!("{}: --verify-http needs a --token that may read", response.status())),
+        401 | 403 => return Err(format!("{}: --verify-http needs a --token with the role `read`", response.status())),
         _ => return Err(response.status().to_string()),
     }
     let mut body = response.into_body();

@@ -1,4 +1,4 @@
-//! What is counted while a run goes on.
+//! The counts of a run.
 
 use std::{
     borrow::Cow,
@@ -10,40 +10,40 @@ use hdrhistogram::Histogram;
 
 use crate::load::exchange::Receipt;
 
-/// Longer latencies than an hour count as an hour.
+/// Latencies above an hour count as an hour.
 const LATENCY_US_MAX: u64 = 3_600_000_000;
 
-/// Of latencies, in microseconds, to three digits.
+/// A histogram of latencies in microseconds, with three digits.
 pub(super) fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("bounds that fit")
+    Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("valid bounds")
 }
 
-/// One replica, as the answers through one address name it.
+/// A replica, by address and by the name in its answers.
 pub(super) struct Replica {
-    /// The address's place in the list.
+    /// Index of the address in `Plan::targets`.
     pub(super) target: usize,
-    /// None until it has acknowledged something.
+    /// `None` until it has acknowledged a request.
     pub(super) name: Option<Box<str>>,
     pub(super) acknowledged: u64,
     pub(super) latency: Histogram<u64>,
 }
 
-/// All of it.
+/// All counts of a run.
 pub(super) struct Tally {
-    /// Attempts, repeats included.
+    /// Attempts, retries included.
     pub(super) attempts: u64,
     pub(super) acknowledged: u64,
     pub(super) not_written: u64,
     pub(super) unknown: u64,
     pub(super) replayed: u64,
-    /// Until acknowledged, from the intended send time if there is one.
+    /// Of acknowledged requests; in an open loop, from when they were due.
     pub(super) latency: Histogram<u64>,
-    /// Until acknowledged, from the first time that it was sent; only where the other one differs.
+    /// In an open loop: from when they were first sent.
     pub(super) from_send: Option<Histogram<u64>>,
-    /// Since the progress was last shown.
+    /// Since the last update of the progress bar.
     pub(super) recent: Histogram<u64>,
     pub(super) replicas: Vec<Replica>,
-    /// By status (0: no answer) and code.
+    /// Attempts by status (0: no answer) and code.
     pub(super) answers: BTreeMap<(u16, Cow<'static, str>), u64>,
     pub(super) tokens: Tokens,
     pub(super) timeline: Option<Timeline>,
@@ -68,13 +68,13 @@ impl Tally {
         }
     }
 
-    /// One attempt's end.
-    pub(super) fn answer(&mut self, status: u16, code: Cow<'static, str>) {
+    /// Counts an attempt.
+    pub(super) fn count_attempt(&mut self, status: u16, code: Cow<'static, str>) {
         self.attempts += 1;
         *self.answers.entry((status, code)).or_default() += 1;
     }
 
-    /// A request that was acknowledged `at` this time of the run.
+    /// Counts a request that was acknowledged at time `at` of the run.
     pub(super) fn acknowledge(&mut self, target: usize, receipt: &Receipt<'_>, at: Duration, times: Times) {
         let latency_us = micros(times.latency);
         self.acknowledged += 1;
@@ -87,7 +87,7 @@ impl Tally {
             timeline.add(at, latency_us);
         }
         receipt.token.inspect(|&token| self.tokens.add(token));
-        // A repeated answer names the replica that wrote, not the one that was asked.
+        // A replayed answer names the replica that wrote the row, not the one that answered.
         if receipt.is_replayed {
             self.replayed += 1;
         } else {
@@ -98,10 +98,10 @@ impl Tally {
     }
 
     fn replica(&mut self, target: usize, name: Option<&str>) -> &mut Replica {
-        let is_it = |replica: &Replica| {
+        let matches = |replica: &Replica| {
             replica.target == target && (replica.name.as_deref() == name || replica.acknowledged == 0)
         };
-        let at = self.replicas.iter().position(is_it).unwrap_or_else(|| {
+        let at = self.replicas.iter().position(matches).unwrap_or_else(|| {
             self.replicas.push(Replica { target, name: None, acknowledged: 0, latency: histogram() });
             self.replicas.len() - 1
         });
@@ -113,7 +113,7 @@ impl Tally {
     }
 }
 
-/// How long a request took.
+/// The latency of a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Times {
     pub(super) latency: Duration,
@@ -124,7 +124,7 @@ pub(super) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX).max(1)
 }
 
-/// Which tokens were seen. They nearly follow one another: a bit each.
+/// The set of tokens in acknowledgements, one bit each: tokens are nearly consecutive.
 #[derive(Debug, Default)]
 pub(super) struct Tokens {
     words: HashMap<u64, u64>,
@@ -144,50 +144,50 @@ impl Tokens {
     }
 }
 
-/// No more columns than this: then two become one.
+/// The most columns; then each two are merged.
 const COLUMNS_MAX: usize = 240;
-const COLUMN_BEGINS_AS: Duration = Duration::from_millis(100);
+const COLUMN_MIN: Duration = Duration::from_millis(100);
 
-/// Latencies over time, in columns of the same length.
+/// Latencies over time, in columns of equal duration.
 #[derive(Debug)]
 pub(super) struct Timeline {
     pub(super) column: Duration,
-    /// Coarser than those of the whole run.
+    /// Histograms with fewer digits than those of the whole run.
     pub(super) columns: Vec<Histogram<u32>>,
 }
 
 impl Default for Timeline {
     fn default() -> Self {
-        Self { column: COLUMN_BEGINS_AS, columns: Vec::new() }
+        Self { column: COLUMN_MIN, columns: Vec::new() }
     }
 }
 
 impl Timeline {
     fn add(&mut self, at: Duration, latency_us: u64) {
         loop {
-            let place = usize::try_from(at.as_nanos() / self.column.as_nanos()).unwrap_or(usize::MAX);
-            if place < COLUMNS_MAX {
-                if place >= self.columns.len() {
-                    self.columns.resize_with(place + 1, Self::histogram);
+            let index = usize::try_from(at.as_nanos() / self.column.as_nanos()).unwrap_or(usize::MAX);
+            if index < COLUMNS_MAX {
+                if index >= self.columns.len() {
+                    self.columns.resize_with(index + 1, Self::histogram);
                 }
-                return self.columns[place].saturating_record(latency_us);
+                return self.columns[index].saturating_record(latency_us);
             }
-            self.halve();
+            self.merge_columns();
         }
     }
 
     fn histogram() -> Histogram<u32> {
-        Histogram::new_with_bounds(1, LATENCY_US_MAX, 1).expect("bounds that fit")
+        Histogram::new_with_bounds(1, LATENCY_US_MAX, 1).expect("valid bounds")
     }
 
-    fn halve(&mut self) {
+    fn merge_columns(&mut self) {
         self.column *= 2;
-        let halves = std::mem::take(&mut self.columns);
-        self.columns = halves
+        let columns = std::mem::take(&mut self.columns);
+        self.columns = columns
             .chunks(2)
             .map(|pair| {
                 let mut both = pair[0].clone();
-                pair[1..].iter().for_each(|other| both.add(other).expect("of the same bounds"));
+                pair[1..].iter().for_each(|other| both.add(other).expect("equal bounds"));
                 both
             })
             .collect();
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timeline_keeps_all_in_ever_longer_columns() {
+    fn timeline_merges_columns_and_keeps_all_latencies() {
         let mut timeline = Timeline::default();
         (0..10_000).for_each(|n| timeline.add(Duration::from_millis(n * 10), 1000));
         assert_eq!(timeline.column, Duration::from_millis(800));
@@ -215,14 +215,14 @@ mod tests {
     }
 
     #[test]
-    fn replicas_are_told_apart_by_address_and_name_and_one_that_never_answers_is_seen() {
+    fn replicas_differ_by_address_and_name_even_if_silent() {
         let mut tally = Tally::new(3, false, false);
         let times = Times { latency: Duration::from_millis(1), from_send: Duration::from_millis(1) };
         for (target, name) in [(0, "a"), (1, "b"), (0, "c"), (0, "a")] {
             let receipt = Receipt { replica: Some(name.into()), token: Some(1), is_replayed: false };
             tally.acknowledge(target, &receipt, Duration::ZERO, times);
         }
-        let seen: Vec<_> = tally.replicas.iter().map(|r| (r.target, r.name.as_deref(), r.acknowledged)).collect();
-        assert_eq!(seen, [(0, Some("a"), 2), (1, Some("b"), 1), (2, None, 0), (0, Some("c"), 1)]);
+        let replicas: Vec<_> = tally.replicas.iter().map(|r| (r.target, r.name.as_deref(), r.acknowledged)).collect();
+        assert_eq!(replicas, [(0, Some("a"), 2), (1, Some("b"), 1), (2, None, 0), (0, Some("c"), 1)]);
     }
 }

@@ -1,5 +1,4 @@
-//! Does the file hold what was acknowledged? It is read back by a parser of its own, and every row of the run held against what
-//! was sent.
+//! Verifies that the CSV holds every acknowledged row, by a parser of its own: each row of the run is compared with what was sent.
 
 use std::{collections::BTreeMap, fs::File, io::Read, path::Path};
 
@@ -18,28 +17,28 @@ const CHUNK_BYTES: usize = 256 << 10;
 const SAMPLES_MAX: usize = 3;
 const SAMPLE_BYTES_MAX: usize = 60;
 
-/// What may be wrong.
+/// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
-    /// Acknowledged, and not there.
+    /// Acknowledged, but not in the file.
     Lost,
-    /// There more than once.
+    /// In the file more than once.
     Duplicated,
-    /// A row that claims to be of this run, but was not sent, or not like this.
+    /// A row with this run's prefix that was not sent, or was sent with other data.
     NeverSent,
-    /// Said to be certainly not written, and there.
+    /// Refused as `not_written`, but in the file.
     NotWrittenPresent,
-    /// No CSV: of another width than the first record, with a broken quote or a NUL byte, or without a line end.
+    /// No valid record: of another width than the first record, with a broken quote or a NUL byte, or without a line end.
     TornLine,
-    /// Acknowledged before another row was sent, and behind it.
+    /// After a row that was sent only after this one was acknowledged.
     OutOfOrder,
-    /// Behind a row of a higher token.
+    /// After a row with a higher token.
     TokenBack,
 }
 
 impl Fault {
-    /// All that is looked for.
+    /// All kinds of faults.
     pub const ALL: [Self; 7] = [
         Self::Lost,
         Self::Duplicated,
@@ -50,7 +49,7 @@ impl Fault {
         Self::TokenBack,
     ];
 
-    /// In words.
+    /// The text for reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Lost => "lost",
@@ -59,48 +58,48 @@ impl Fault {
             Self::NotWrittenPresent => "refused, yet present",
             Self::TornLine => "torn lines",
             Self::OutOfOrder => "out of order",
-            Self::TokenBack => "tokens going back",
+            Self::TokenBack => "tokens that decrease",
         }
     }
 }
 
-/// One kind of fault.
+/// The faults of one kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What is wrong.
+    /// The kind.
     pub fault: Fault,
-    /// How often.
+    /// How many.
     pub count: u64,
-    /// The first of them, in words.
+    /// Descriptions of the first ones.
     pub samples: Vec<String>,
 }
 
-/// How the file stands to what was sent.
+/// The result of a verification.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Verdict {
-    /// Whether nothing is wrong.
+    /// Whether there is no fault.
     #[serde(skip)]
     pub pass: bool,
-    /// Rows that were sent, or tried to be.
+    /// Rows that were sent at least once, or could not be sent.
     pub attempted: u64,
     /// Rows that were acknowledged.
     pub acknowledged: u64,
     /// Rows of this run in the file, each counted once.
     pub present: u64,
-    /// Rows that may stand in the file, and do.
+    /// Rows with an unknown outcome that are in the file.
     pub unknown_present: u64,
-    /// Rows that may stand in the file, and don't.
+    /// Rows with an unknown outcome that are not in the file.
     pub unknown_absent: u64,
-    /// Other records, without the header: nothing is asked of them but to be whole.
+    /// Records that are not of this run, without the header. They only need to be valid.
     pub others: u64,
-    /// What is wrong.
+    /// The faults.
     pub findings: Vec<Finding>,
 }
 
-/// Reads a file from its start to its end.
+/// Verifies a file.
 ///
 /// # Errors
-/// What keeps it from being read.
+/// If it cannot be read.
 pub(super) fn verify_file(path: &Path, generator: &Generator, book: &Book) -> std::io::Result<Verdict> {
     let (mut file, mut verifier) = (File::open(path)?, Verifier::new(generator, book));
     let mut chunk = vec![0; CHUNK_BYTES];
@@ -112,7 +111,7 @@ pub(super) fn verify_file(path: &Path, generator: &Generator, book: &Book) -> st
     }
 }
 
-/// Takes a file piece by piece.
+/// Verifies a file that is read piece by piece.
 pub(super) struct Verifier<'a> {
     lines: Lines,
     audit: Audit<'a>,
@@ -120,12 +119,12 @@ pub(super) struct Verifier<'a> {
 
 impl<'a> Verifier<'a> {
     pub(super) fn new(generator: &'a Generator, book: &'a Book) -> Self {
-        let rows = usize::try_from(book.rows()).expect("they were all sent from here");
+        let rows = usize::try_from(book.rows()).expect("the book is in memory");
         let audit = Audit {
             generator,
             book,
             cells: Cells::default(),
-            claim: memmem::Finder::new(generator.prefix()).into_owned(),
+            prefix: memmem::Finder::new(generator.prefix()).into_owned(),
             width: None,
             token_column: None,
             seen: vec![0; rows],
@@ -152,15 +151,15 @@ struct Audit<'a> {
     generator: &'a Generator,
     book: &'a Book,
     cells: Cells,
-    /// Finds what every row of the run begins with.
-    claim: memmem::Finder<'static>,
-    /// Of the first record.
+    /// Finds the prefix of this run's rows.
+    prefix: memmem::Finder<'static>,
+    /// Cells of the first record.
     width: Option<usize>,
     token_column: Option<usize>,
-    /// How often each row stands in the file; more than 255 are 255.
+    /// How often each row is in the file, at most 255.
     seen: Vec<u8>,
     expected: String,
-    /// Of the rows so far, that which was sent last, and when.
+    /// When the last sent of the rows so far was sent, and its number.
     newest_sent: Option<(u64, u64)>,
     newest_token: Option<u64>,
     others: u64,
@@ -176,7 +175,7 @@ impl Audit<'_> {
     }
 
     fn torn(&mut self, at: u64, text: &[u8], why: &str) {
-        self.find(Fault::TornLine, || format!("at byte {at}: {why}: {}", shown(text)));
+        self.find(Fault::TornLine, || format!("at byte {at}: {why}: {}", excerpt(text)));
     }
 
     fn record(&mut self, at: u64, text: &[u8]) {
@@ -184,7 +183,7 @@ impl Audit<'_> {
         if text.is_empty() {
             return;
         }
-        let is_ours = self.claim.find(text).is_some();
+        let is_ours = self.prefix.find(text).is_some();
         if memchr(0, text).is_some() {
             return self.torn(at, text, "NUL bytes");
         }
@@ -203,7 +202,7 @@ impl Audit<'_> {
         if is_ours { self.row(at, text) } else { self.others += 1 }
     }
 
-    /// A record with the mark of this run in it.
+    /// A record with the prefix of this run.
     fn row(&mut self, at: u64, text: &[u8]) {
         let claimed = self.cells.iter().find_map(|cell| Some((self.generator.number_of(cell)?, cell)));
         let row = claimed.and_then(|(row, cell)| {
@@ -213,7 +212,7 @@ impl Audit<'_> {
             (self.expected.as_bytes() == cell).then_some(row)
         });
         let Some(row) = row else {
-            return self.find(Fault::NeverSent, || format!("at byte {at}: {}", shown(text)));
+            return self.find(Fault::NeverSent, || format!("at byte {at}: {}", excerpt(text)));
         };
         self.follow_token(at, row);
         let seen = &mut self.seen[row as usize];
@@ -227,7 +226,7 @@ impl Audit<'_> {
         self.follow_order(at, row);
     }
 
-    /// One look back is enough: whoever was sent last is the likeliest to have been sent after this one was acknowledged.
+    /// Compares with the last sent row only: if any earlier row was sent after this one was acknowledged, that one was.
     fn follow_order(&mut self, at: u64, row: u64) {
         let acknowledged = self.book.acknowledged_ns(row);
         if let (Some((sent_ns, other)), Some(acknowledged_ns)) = (self.newest_sent, acknowledged)
@@ -235,10 +234,10 @@ impl Audit<'_> {
         {
             let earlier_ms = (sent_ns - acknowledged_ns) as f64 / 1e6;
             self.find(Fault::OutOfOrder, || {
-                format!("row {row}, at byte {at}: acknowledged {earlier_ms:.3} ms before row {other} was sent, which stands before it")
+                format!("row {row}, at byte {at}: acknowledged {earlier_ms:.3} ms before row {other} was sent, but after it in the file")
             });
         }
-        let sent_ns = self.book.sent_ns(row).expect("it was found in the book");
+        let sent_ns = self.book.sent_ns(row).expect("the row is in the book");
         if self.newest_sent.is_none_or(|(newest_ns, _)| newest_ns < sent_ns) {
             self.newest_sent = Some((sent_ns, row));
         }
@@ -249,7 +248,7 @@ impl Audit<'_> {
         let token = cell.and_then(|cell| std::str::from_utf8(cell).ok()?.parse().ok());
         match (token, self.newest_token) {
             (Some(token), Some(newest)) if token < newest => {
-                self.find(Fault::TokenBack, || format!("row {row}, at byte {at}: token {token} behind {newest}"));
+                self.find(Fault::TokenBack, || format!("row {row}, at byte {at}: token {token} after {newest}"));
             }
             (Some(token), _) => self.newest_token = Some(token),
             (None, _) => {}
@@ -267,16 +266,16 @@ impl Audit<'_> {
     fn finish(mut self) -> Verdict {
         let (mut acknowledged, mut present, mut unknown_present, mut unknown_absent) = (0, 0, 0, 0);
         for row in 0..self.book.rows() {
-            let is_there = self.seen[row as usize] > 0;
-            present += u64::from(is_there);
+            let is_present = self.seen[row as usize] > 0;
+            present += u64::from(is_present);
             match self.book.state(row).expect("every row has a state") {
                 State::Acknowledged => {
                     acknowledged += 1;
-                    if !is_there {
+                    if !is_present {
                         self.find(Fault::Lost, || format!("row {row}"));
                     }
                 }
-                State::Unknown if is_there => unknown_present += 1,
+                State::Unknown if is_present => unknown_present += 1,
                 State::Unknown => unknown_absent += 1,
                 State::NotWritten => {}
             }
@@ -296,13 +295,13 @@ impl Audit<'_> {
     }
 }
 
-/// So much of it as helps to find it.
-fn shown(text: &[u8]) -> String {
+/// The start of a text, for a report.
+fn excerpt(text: &[u8]) -> String {
     let (start, dots) = if text.len() > SAMPLE_BYTES_MAX { (&text[..SAMPLE_BYTES_MAX], "…") } else { (text, "") };
     format!("{}{dots}", String::from_utf8_lossy(start).escape_debug())
 }
 
-/// One record's cells, in memory that serves the next record.
+/// The cells of one record, in memory that is reused for the next record.
 struct Cells {
     reader: Reader,
     text: Vec<u8>,
@@ -318,7 +317,7 @@ impl Default for Cells {
 }
 
 impl Cells {
-    /// Reads a whole record; how many cells it has.
+    /// Parses a record, and returns the number of its cells.
     fn read(&mut self, record: &[u8]) -> usize {
         self.reader.reset();
         let (mut rest, mut bytes) = (record, 0);
@@ -328,7 +327,7 @@ impl Cells {
                 self.reader.read_record(rest, &mut self.text[bytes..], &mut self.ends[self.count..]);
             (rest, bytes, self.count) = (&rest[read..], bytes + written, self.count + ended);
             match result {
-                // What follows, nothing, ends it.
+                // The next call, without input, ends the record.
                 ReadRecordResult::InputEmpty => {}
                 ReadRecordResult::OutputFull => self.text.resize(2 * self.text.len(), 0),
                 ReadRecordResult::OutputEndsFull => self.ends.resize(2 * self.ends.len(), 0),

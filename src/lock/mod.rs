@@ -20,7 +20,7 @@ pub use crate::lock::redis::topology::TlsFiles;
 use crate::{
     config::RedisUrl,
     fencing::{FencingToken, LeaseId},
-    metrics::{Count, Level, Meter, Spread},
+    metrics::{Counter, Gauge, Histogram, Meter},
 };
 
 /// How soon, at first and at most, a waiter looks again whether the lock is free.
@@ -402,8 +402,8 @@ impl Lease {
     }
 
     fn granted(token: FencingToken, kind: Kind, meter: &Arc<Meter>) -> Self {
-        meter.count(Count::Acquired);
-        meter.set(Level::LockHeld, 1.0);
+        meter.count(Counter::Acquired);
+        meter.set(Gauge::LockHeld, 1.0);
         Self { token, id: uuid::Uuid::new_v4().as_u128(), kind, granted: Instant::now(), meter: Arc::clone(meter) }
     }
 
@@ -414,7 +414,7 @@ impl Lease {
             Kind::Redis(lease) => lease.abandon().await,
             Kind::Embedded(lease) => lease.abandon(),
         }
-        left.meter.count(Count::Abandoned);
+        left.meter.count(Counter::Abandoned);
         left.end();
     }
 }
@@ -433,15 +433,15 @@ impl Left {
     fn count(&self, released: Released) -> Released {
         match released {
             Released::Free => {}
-            Released::HandedOver(_) => self.meter.count(Count::HandedOver),
-            Released::Lost => self.meter.count(Count::Lost),
+            Released::HandedOver(_) => self.meter.count(Counter::HandedOver),
+            Released::Lost => self.meter.count(Counter::Lost),
         }
         self.end();
         released
     }
 
     fn end(&self) {
-        self.meter.set(Level::LockHeld, 0.0);
-        self.meter.see(Spread::LockHold, self.granted.elapsed().as_secs_f64());
+        self.meter.set(Gauge::LockHeld, 0.0);
+        self.meter.observe(Histogram::LockHold, self.granted.elapsed().as_secs_f64());
     }
 }

@@ -1,4 +1,4 @@
-//! Connections: accepted up to a bound, with bounds on how long and how large a request's head may be, and let go in the end.
+//! Connections: accepted up to a maximum, with limits on the time and size of a request's head, and closed gracefully.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -18,18 +18,18 @@ use tokio::{
 use crate::http::Service;
 use crate::server::tls::Tls;
 
-/// How long a request's head may take to arrive, and a connection stay without one.
+/// How long a request's head may take to arrive, and how long a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// A request's head, and what is read of a body at once.
+/// The largest head of a request, and the most of a body that is read at once.
 const HEAD_BYTES_MAX: usize = 64 << 10;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// After a failure to accept, such as too many open files.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
-/// Connections beyond the bound that are told so at once; more are closed without a word.
-const TOLD_MAX: usize = 64;
-const TELLING: Duration = Duration::from_secs(1);
+/// The pause after a failure to accept, such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The most connections above the maximum that are answered with 503 at the same time; others are closed without an answer.
+const REFUSALS_MAX: usize = 64;
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What connections are served with.
+/// Accepts and serves connections.
 pub(super) struct Connections {
     pub(super) service: Arc<Service>,
     pub(super) tls: Option<Arc<Tls>>,
@@ -37,9 +37,10 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    /// Accepts until `stop` is true, then answers what has begun, and returns when all connections are closed.
+    /// Accepts until `stop` is true, then answers the requests that have started, and returns when all connections are closed.
     pub(super) async fn serve(self, listener: TcpListener, stop: watch::Receiver<bool>) {
-        let (places, told) = (Arc::new(Semaphore::new(self.connections_max)), Arc::new(Semaphore::new(TOLD_MAX)));
+        let (slots, refusals) =
+            (Arc::new(Semaphore::new(self.connections_max)), Arc::new(Semaphore::new(REFUSALS_MAX)));
         let graceful = GracefulShutdown::new();
         let mut stop = std::pin::pin!(super::is_true(stop));
         loop {
@@ -48,18 +49,18 @@ impl Connections {
                 accepted = listener.accept() => match accepted {
                     Ok(accepted) => accepted,
                     Err(e) => {
-                        tracing::warn!(error = %e, "a connection was not accepted");
-                        tokio::time::sleep(ACCEPT_AGAIN).await;
+                        tracing::warn!(error = %e, "cannot accept a connection");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
                         continue;
                     }
                 },
             };
-            match Arc::clone(&places).try_acquire_owned() {
-                Ok(place) => self.begin(stream, peer, place, graceful.watcher()),
+            match Arc::clone(&slots).try_acquire_owned() {
+                Ok(slot) => self.begin(stream, peer, slot, graceful.watcher()),
                 Err(_) => {
                     tracing::debug!(%peer, "too many connections");
-                    if let (Ok(telling), None) = (Arc::clone(&told).try_acquire_owned(), &self.tls) {
-                        tokio::spawn(timeout(TELLING, tell_full(stream, telling)));
+                    if let (Ok(refusal), None) = (Arc::clone(&refusals).try_acquire_owned(), &self.tls) {
+                        tokio::spawn(timeout(REFUSAL_TIMEOUT, refuse(stream, refusal)));
                     }
                 }
             }
@@ -68,26 +69,26 @@ impl Connections {
         graceful.shutdown().await;
     }
 
-    fn begin(&self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit, watcher: Watcher) {
-        // Without it, Nagle's algorithm holds small answers back.
+    fn begin(&self, stream: TcpStream, peer: SocketAddr, slot: OwnedSemaphorePermit, watcher: Watcher) {
+        // Otherwise Nagle's algorithm delays small answers.
         if let Err(e) = stream.set_nodelay(true) {
             tracing::debug!(error = %e, "cannot set TCP_NODELAY");
         }
         let (service, acceptor) = (Arc::clone(&self.service), self.tls.as_ref().map(|tls| tls.acceptor()));
         tokio::spawn(async move {
-            let _place = place;
-            let Some(acceptor) = acceptor else { return one(stream, peer, &service, watcher).await };
+            let _slot = slot;
+            let Some(acceptor) = acceptor else { return serve_connection(stream, peer, &service, watcher).await };
             match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => one(stream, peer, &service, watcher).await,
-                Ok(Err(e)) => tracing::debug!(%peer, error = %e, "no TLS"),
-                Err(_) => tracing::debug!(%peer, "no TLS in time"),
+                Ok(Ok(stream)) => serve_connection(stream, peer, &service, watcher).await,
+                Ok(Err(e)) => tracing::debug!(%peer, error = %e, "the TLS handshake failed"),
+                Err(_) => tracing::debug!(%peer, "the TLS handshake took too long"),
             }
         });
     }
 }
 
-/// Serves one connection to its end.
-async fn one(
+/// Serves one connection until it is closed.
+async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
     peer: SocketAddr,
     service: &Service,
@@ -107,8 +108,8 @@ async fn one(
     }
 }
 
-/// Says why, without reading what is asked for, and closes once the client has.
-async fn tell_full(mut stream: TcpStream, _telling: OwnedSemaphorePermit) {
+/// Answers 503 without reading the request, and closes the connection once the client has closed it.
+async fn refuse(mut stream: TcpStream, _refusal: OwnedSemaphorePermit) {
     const BODY: &str = concat!(
         r#"{"type":"urn:rowlock:problem:queue_full","title":"The queue is full","status":503,"detail":"too many connections (ROWLOCK_MAX_CONNECTIONS)","code":"queue_full","retryable":true,"outcome":"not_written","request_id":""}"#,
         "\n",
@@ -120,7 +121,7 @@ async fn tell_full(mut stream: TcpStream, _telling: OwnedSemaphorePermit) {
     if stream.write_all(answer.as_bytes()).await.is_err() || stream.shutdown().await.is_err() {
         return;
     }
-    // What is unread when a connection closes takes the answer with it.
+    // Closing a socket with unread bytes resets the connection, and the client may lose the answer.
     let mut rest = [0; 1024];
     while stream.read(&mut rest).await.is_ok_and(|read| read > 0) {}
 }

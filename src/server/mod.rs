@@ -1,4 +1,4 @@
-//! The composition root: opens what there is to open, serves, and drains.
+//! The server: opens lock, file and sockets, serves, and drains on a signal.
 
 mod connections;
 mod tls;
@@ -6,50 +6,47 @@ mod traces;
 
 use std::{future::pending, net::SocketAddr, sync::Arc, time::Duration};
 
-use crate::server::connections::Connections;
-use crate::server::tls::Tls;
-pub use crate::server::tls::TlsError;
-use crate::server::traces::Traces;
-pub use crate::server::traces::TracesError;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::{oneshot::error::RecvError, watch},
+    sync::watch,
     task::JoinHandle,
     time::{Instant, timeout, timeout_at},
 };
 
+use crate::server::{connections::Connections, tls::Tls, traces::Traces};
+pub use crate::server::{tls::TlsError, traces::TracesError};
 use crate::{
-    commit::{self, Appender, Ended, Fatal, peer_events::Events, reading::Reading},
+    commit::{self, Appender, CommitterHandle, Fatal, peer_events::PeerEvents, reading::Reading},
     config::{Config, Switch},
     http::{Access, AccessError, AppParts, Draining, Service},
     metrics::Meter,
 };
 
-/// How long answers may take to leave once all rows are settled.
+/// How long the last answers may take to be sent after the committer has ended.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
-/// Why serving ended other than by a signal.
+/// Why the server did not start, or ended without a signal.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// Tokens can't be used.
+    /// The tokens cannot be used.
     #[error(transparent)]
     Access(#[from] AccessError),
-    /// Everybody who reaches the address could do everything.
+    /// Other hosts could use the service without a token.
     #[error(
-        "ROWLOCK_LISTEN (--listen): {0} is reached by others, and nobody would be asked for a token; accepted: a loopback address, or ROWLOCK_API_TOKENS with tokens, or ROWLOCK_AUTH=off if that is meant"
+        "ROWLOCK_LISTEN (--listen): other hosts reach {0} and would need no token; accepted: a loopback address, or tokens in ROWLOCK_API_TOKENS, or ROWLOCK_AUTH=off if this is intended"
     )]
     Open(SocketAddr),
-    /// Certificate or key can't be used.
+    /// Certificate or key cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// Traces can't be exported as asked.
+    /// Traces cannot be exported as configured.
     #[error(transparent)]
     Traces(#[from] TracesError),
-    /// File or lock can't be used.
+    /// File or lock cannot be used.
     #[error(transparent)]
     Commit(#[from] commit::OpenError),
-    /// The address can't be served on.
+    /// The address cannot be listened on.
     #[error("cannot listen on {address}: {source}")]
     Listen {
         /// `ROWLOCK_LISTEN`.
@@ -60,29 +57,26 @@ pub enum ServeError {
     /// Signals or sockets failed.
     #[error("cannot serve: {0}")]
     Io(#[from] std::io::Error),
-    /// What the file holds is in doubt.
-    #[error("{0}; ending, so that nobody believes this process's view of the file")]
+    /// The committer could not continue.
+    #[error(transparent)]
     Fatal(#[from] Fatal),
-    /// A bug.
-    #[error("the committer ended without a word")]
-    CommitterGone,
 }
 
-/// Serves until SIGTERM or SIGINT, then finishes what was taken and returns.
+/// Serves until SIGTERM or SIGINT, then drains and returns.
 ///
 /// # Errors
-/// If it can't begin, or can't go on.
+/// If the server cannot start, or cannot continue.
 pub async fn serve(mut config: Config) -> Result<(), ServeError> {
-    let leave = leave_on_signal()?;
-    // One name, wherever it is told.
+    let shutdown = shutdown_signal()?;
+    // A random name is made once, for all uses.
     config.replica = Some(config.replica_name());
     let access = Arc::new(open_access(&config)?);
     let tls = Tls::load(&config)?.map(Arc::new);
     reload_on_signal(Arc::clone(&access), tls.clone())?;
     let traces = Traces::from_env(&config.replica_name())?;
-    let (appender, ended) = commit::open(&config, Arc::new(Meter::exposed())).await?;
+    let (appender, committer) = commit::open(&config, Arc::new(Meter::exposed())).await?;
     let reading = Reading::open(&config, &appender)?;
-    let events = Events::start(&appender, &reading)?;
+    let events = PeerEvents::start(&appender, &reading)?;
     let address = config.listen;
     let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
     let scheme = if tls.is_some() { "https" } else { "http" };
@@ -102,14 +96,14 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     let service = Arc::new(Service::new(parts, &config));
     let connections = Connections { service, tls, connections_max: config.max_connections };
     let server = tokio::spawn(connections.serve(listener, stopped));
-    let result = Serving { config, appender, events, draining, stop, server, ended }.until_end(leave).await;
+    let result = Serving { config, appender, events, draining, stop, server, committer }.run(shutdown).await;
     if let Some(traces) = traces {
         traces.flush().await;
     }
     result
 }
 
-/// Tokens, or an address that nobody else reaches, or the word that this is meant.
+/// Loads the tokens. Without tokens, only a loopback address may be served, unless `ROWLOCK_AUTH` is `off`.
 fn open_access(config: &Config) -> Result<Access, ServeError> {
     let access = Access::load(config.api_tokens.clone())?;
     if access.is_open() && config.auth == Switch::On && !config.listen.ip().to_canonical().is_loopback() {
@@ -118,32 +112,32 @@ fn open_access(config: &Config) -> Result<Access, ServeError> {
     Ok(access)
 }
 
-/// What runs, and what it takes to end it.
+/// The running server, and what its shutdown needs.
 struct Serving {
     config: Config,
     appender: Appender,
-    events: Events,
+    events: PeerEvents,
     draining: Draining,
     stop: watch::Sender<bool>,
     server: JoinHandle<()>,
-    ended: Ended,
+    committer: CommitterHandle,
 }
 
 impl Serving {
-    /// Serves until it is told to leave, or can't go on; then drains.
-    async fn until_end(mut self, leave: watch::Receiver<bool>) -> Result<(), ServeError> {
+    /// Serves until a signal or until the committer ends, then drains.
+    async fn run(mut self, shutdown: watch::Receiver<bool>) -> Result<(), ServeError> {
         let (config, draining, events) = (&self.config, &self.draining, &self.events);
-        let told_to_leave = async {
-            is_true(leave).await;
-            tracing::info!(drain_delay = ?config.drain_delay, grace = ?config.grace, "leaving: not ready any more");
+        let drain_delay_over = async {
+            is_true(shutdown).await;
+            tracing::info!(drain_delay = ?config.drain_delay, grace = ?config.grace, "shutting down: no longer ready");
             draining.begin();
             events.drain();
             // guard: drain_delay
             tokio::time::sleep(config.drain_delay).await;
         };
         let end = tokio::select! {
-            () = told_to_leave => None,
-            end = &mut self.ended => Some(end),
+            () = drain_delay_over => None,
+            end = self.committer.ended() => Some(end),
         };
         self.draining.begin();
         self.stop.send_replace(true);
@@ -152,24 +146,24 @@ impl Serving {
             None => self.drain().await,
         };
         self.last_answers().await;
-        end.map_err(|_| ServeError::CommitterGone)??;
-        tracing::info!("left");
+        end?;
+        tracing::info!("shut down");
         Ok(())
     }
 
-    /// Finishes what was taken, within the grace time.
-    async fn drain(&mut self) -> Result<Result<(), Fatal>, RecvError> {
+    /// Finishes the accepted requests within the grace time.
+    async fn drain(&mut self) -> Result<(), Fatal> {
         let deadline = Instant::now() + self.config.grace;
         if timeout_at(deadline, &mut self.server).await.is_err() {
-            tracing::warn!("the grace time is over: refusing what still waits");
+            tracing::warn!("the grace time is over: refusing the requests that still wait");
             self.appender.refuse_waiting();
         }
         self.appender.close();
         let left = LAST_ANSWERS + deadline.saturating_duration_since(Instant::now());
-        timeout(left, &mut self.ended).await.unwrap_or(Ok(Ok(())))
+        timeout(left, self.committer.ended()).await.unwrap_or(Ok(()))
     }
 
-    /// Who does not take its answer in time goes without.
+    /// Gives clients a bounded time to read the last answers.
     async fn last_answers(&mut self) {
         if !self.server.is_finished() {
             let _ = timeout(LAST_ANSWERS, &mut self.server).await;
@@ -177,34 +171,34 @@ impl Serving {
     }
 }
 
-/// The first signal begins the drain, a second one leaves at once.
-fn leave_on_signal() -> std::io::Result<watch::Receiver<bool>> {
+/// The first signal starts the drain, a second one ends the process at once.
+fn shutdown_signal() -> std::io::Result<watch::Receiver<bool>> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let (leave, leaving) = watch::channel(false);
+    let (shutdown, requested) = watch::channel(false);
     tokio::spawn(async move {
         loop {
             tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-            if leave.send_replace(true) {
-                tracing::warn!("a second signal: leaving at once");
+            if shutdown.send_replace(true) {
+                tracing::warn!("a second signal: ending at once");
                 std::process::exit(1);
             }
         }
     });
-    Ok(leaving)
+    Ok(requested)
 }
 
-/// SIGHUP: what stands in files is read again. What can't be used changes nothing.
+/// Reads tokens and certificate again on SIGHUP. A file that cannot be used changes nothing.
 fn reload_on_signal(access: Arc<Access>, tls: Option<Arc<Tls>>) -> std::io::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
             match access.reload() {
-                Ok(()) => tracing::info!("tokens were read again"),
-                Err(e) => tracing::error!(error = %e, "the tokens that were read before go on"),
+                Ok(()) => tracing::info!("tokens reloaded"),
+                Err(e) => tracing::error!(error = %e, "cannot reload the tokens; the old ones stay in use"),
             }
             match tls.as_ref().map(|tls| tls.reload()) {
-                Some(Ok(())) => tracing::info!("the certificate was read again"),
-                Some(Err(e)) => tracing::error!(error = %e, "the certificate that was read before goes on"),
+                Some(Ok(())) => tracing::info!("certificate reloaded"),
+                Some(Err(e)) => tracing::error!(error = %e, "cannot reload the certificate; the old one stays in use"),
                 None => {}
             }
         }

@@ -1,4 +1,4 @@
-//! TLS on our own socket: certificate and key from files, read again on a signal.
+//! TLS on the server's own socket: certificate and key from files, read again on a signal.
 
 use std::{
     path::{Path, PathBuf},
@@ -14,28 +14,28 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::config::Config;
 
-/// Why TLS can't be served.
+/// Why HTTPS cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A certificate without its key, or the other way round.
+    /// A certificate without its key, or a key without its certificate.
     #[error("ROWLOCK_TLS_CERT (--tls-cert) and ROWLOCK_TLS_KEY (--tls-key) go together: set both or none")]
     HalfACertificate,
-    /// A file.
+    /// A file cannot be read.
     #[error("{variable}: cannot read {path}: {source}; accepted: a file in PEM")]
     File {
-        /// The setting.
+        /// The setting's variable.
         variable: &'static str,
         /// The file.
         path: String,
-        /// What is wrong with it.
+        /// The cause.
         source: rustls::pki_types::pem::Error,
     },
-    /// The two don't fit together, or are none that can be used.
-    #[error("ROWLOCK_TLS_CERT and ROWLOCK_TLS_KEY can't be used: {0}")]
+    /// Certificate and key do not match, or are not supported.
+    #[error("ROWLOCK_TLS_CERT and ROWLOCK_TLS_KEY cannot be used: {0}")]
     Unfit(#[from] rustls::Error),
 }
 
-/// Certificate and key, as they were last read.
+/// Certificate and key, as last read.
 pub(super) struct Tls {
     cert: PathBuf,
     key: PathBuf,
@@ -43,7 +43,7 @@ pub(super) struct Tls {
 }
 
 impl Tls {
-    /// None where it is not configured.
+    /// `None` if HTTPS is not configured.
     pub(super) fn load(config: &Config) -> Result<Option<Self>, TlsError> {
         match (&config.tls_cert, &config.tls_key) {
             (None, None) => Ok(None),
@@ -55,7 +55,7 @@ impl Tls {
         }
     }
 
-    /// For connections from now on; if that fails, what was read before goes on.
+    /// Reads the files again, for new connections. After an error the old ones stay in use.
     pub(super) fn reload(&self) -> Result<(), TlsError> {
         let config = read(&self.cert, &self.key)?;
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;

@@ -1,4 +1,4 @@
-//! Traces: where spans go, if they are to go anywhere (OTLP over HTTP, as the variables of OpenTelemetry say).
+//! Traces: exports spans by OTLP over HTTP, as configured by OpenTelemetry's own variables.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -22,30 +22,30 @@ use crate::{
     config::variable,
 };
 
-/// Each of these turns traces on: <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>.
+/// Each of these variables turns traces on: <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>.
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
 const PROTOCOLS: [&str; 2] = ["OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"];
 const PROTOCOL: &str = "http/protobuf";
-/// For one export.
+/// The timeout of one export.
 const EXPORT_MAX: Duration = Duration::from_secs(10);
-/// What a collector may answer.
+/// The largest answer of a collector.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
-/// How long leaving waits for what is not exported yet.
+/// How long a shutdown waits for the last export.
 const FLUSH_MAX: Duration = Duration::from_secs(2);
 
-/// Why traces can't be exported as asked.
+/// Why traces cannot be exported as configured.
 #[derive(Debug, thiserror::Error)]
 pub enum TracesError {
-    /// This needs another program.
+    /// A protocol that is not supported.
     #[error("{0}: accepted: {PROTOCOL}")]
     Protocol(&'static str),
-    /// The address is none; it may hold a secret.
+    /// The address is not valid. It is not shown, because it may hold a secret.
     #[error("{0}: accepted: http://HOST:PORT or https://HOST:PORT, of a collector that takes OTLP over HTTP")]
     Endpoint(&'static str),
-    /// A variable of OpenTelemetry can't be used.
+    /// A variable of OpenTelemetry cannot be used.
     #[error("traces (OTEL_EXPORTER_OTLP_…): {0}")]
     Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
-    /// TLS can't be set up.
+    /// TLS cannot be set up.
     #[error("traces: {0}")]
     Tls(String),
 }
@@ -54,7 +54,7 @@ pub enum TracesError {
 pub(super) struct Traces(SdkTracerProvider);
 
 impl Traces {
-    /// None, where no address is set. To be called on the runtime that the exports are to run on.
+    /// `None` if no address is set. To be called on the runtime that is to run the exports.
     pub(super) fn from_env(replica: &str) -> Result<Option<Self>, TracesError> {
         let set: Vec<_> = ENDPOINTS.into_iter().filter_map(|name| Some((name, variable(name)?))).collect();
         if set.is_empty() {
@@ -63,7 +63,9 @@ impl Traces {
         if let Some((name, _)) = set.iter().find(|(_, address)| Target::parse(address).is_err()) {
             return Err(TracesError::Endpoint(name));
         }
-        if let Some(name) = PROTOCOLS.into_iter().find(|name| variable(name).is_some_and(|asked| asked != PROTOCOL)) {
+        if let Some(name) =
+            PROTOCOLS.into_iter().find(|name| variable(name).is_some_and(|protocol| protocol != PROTOCOL))
+        {
             return Err(TracesError::Protocol(name));
         }
         let connector = Connector::new(&Trust::System).map_err(TracesError::Tls)?;
@@ -77,7 +79,7 @@ impl Traces {
         self.0.tracer("rowlock")
     }
 
-    /// Exports what there still is, for a bounded time.
+    /// Exports the remaining spans, within a bounded time.
     pub(super) async fn flush(self) {
         let shutdown = spawn_blocking(move || self.0.shutdown_with_timeout(FLUSH_MAX));
         if !matches!(timeout(FLUSH_MAX, shutdown).await, Ok(Ok(Ok(())))) {
@@ -86,7 +88,7 @@ impl Traces {
     }
 }
 
-/// Who it is that tells; `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` say otherwise and more.
+/// The resource attributes of this replica. `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` override and extend them.
 fn resource(replica: &str) -> Resource {
     let own = [
         KeyValue::new("service.instance.id", replica.to_owned()),
@@ -99,7 +101,7 @@ fn resource(replica: &str) -> Resource {
     if is_named { builder.build() } else { builder.with_service_name("rowlock").build() }
 }
 
-/// Sends what the exporter's own thread gives it, and tells of each change rather than of each try.
+/// Sends the requests of the exporter's thread, and logs when exports start to fail or succeed again.
 struct Client {
     connector: Connector,
     runtime: Handle,
@@ -115,13 +117,13 @@ impl std::fmt::Debug for Client {
 #[async_trait]
 impl HttpClient for Client {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        // The exporter's thread is not one of the runtime's, which a connection needs.
+        // A connection needs the runtime, and the exporter's thread is not part of it.
         let connector = self.connector.clone();
         let sent = self.runtime.spawn(async move { timeout(EXPORT_MAX, send(connector, request)).await });
         let answer = sent.await?.unwrap_or_else(|late| Err(late.into())).and_then(ResponseExt::error_for_status);
         match &answer {
             Err(e) if !self.failing.swap(true, Ordering::Relaxed) => {
-                tracing::warn!(error = %e, "traces cannot be exported, and are lost until they can");
+                tracing::warn!(error = %e, "traces cannot be exported, and are lost until the collector answers again");
             }
             Ok(_) if self.failing.swap(false, Ordering::Relaxed) => tracing::info!("traces are exported again"),
             _ => {}
@@ -130,7 +132,7 @@ impl HttpClient for Client {
     }
 }
 
-/// On a connection of its own: exports are seconds apart.
+/// Each export has a connection of its own, because exports are seconds apart.
 async fn send(connector: Connector, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
     let (mut parts, body) = request.into_parts();
     let (scheme, authority) = (parts.uri.scheme_str().unwrap_or_default(), parts.uri.authority());

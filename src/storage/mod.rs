@@ -35,7 +35,7 @@ pub use crate::storage::check::repair::{Replaced, replace_journal};
 pub use crate::storage::check::{CheckOptions, JournalReport, JournalState, Plan, Report, check};
 pub use crate::storage::error::{AppendError, OpenError, Refusal};
 pub use crate::storage::peer_file::Bulletin;
-pub use crate::storage::reader::{News, Page, ReadError, Reader, Row, Snapshot, Volume};
+pub use crate::storage::reader::{News, Page, ReadError, Reader, Row, Snapshot};
 pub use crate::storage::side_files::resolve;
 
 use crate::storage::{

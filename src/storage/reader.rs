@@ -7,10 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::Serialize;
-use utoipa::ToSchema;
-
 use crate::{
+    api::events::Volume,
     csv::row_splitter::{Piece, RowSplitter, bare},
     storage::{
         AppendError, OpenError, Options,
@@ -64,21 +62,6 @@ pub struct News {
     pub count: u64,
     /// The newest of them.
     pub rows: Vec<Row>,
-}
-
-/// What there is on the disk, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Volume {
-    /// The CSV, up to its last committed row.
-    pub csv_bytes: u64,
-    /// Room left on the volume for who is not root.
-    pub free_bytes: u64,
-    /// The volume's size.
-    pub volume_bytes: u64,
-    /// The journal's file.
-    pub journal_bytes: u64,
-    /// What of it waits for a checkpoint.
-    pub journal_used_bytes: u64,
 }
 
 /// Why nothing was read.

@@ -104,7 +104,7 @@ async fn rows_that_a_killed_replica_left_out_are_told_and_a_repair_brings_them_i
     assert_eq!((code, &journal["state"]), (Some(1), &json!("owes_rows")), "{report}");
     assert_eq!((&journal["rows_to_recover"], &journal["bytes_to_recover"]), (&json!(1), &json!(2)), "{report}");
     let output = bench.run(&["check", "--repair"], &SETTINGS);
-    assert!(stderr(&output).starts_with("rowlock: will bring 1 rows (2 bytes) from the journal into "), "{output:?}");
+    assert!(stderr(&output).starts_with("rowlock: will write 1 rows (2 bytes) from the journal to "), "{output:?}");
     assert_eq!((output.status.code(), bench.content()), (Some(0), whole));
     assert_eq!(check(&bench, &[]).0, Some(0));
 }
@@ -158,7 +158,7 @@ async fn a_damaged_journal_is_replaced_by_a_repair_that_keeps_the_fence_the_keys
 
     let output = bench.run(&["check", "--repair"], &SETTINGS);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert!(stderr(&output).starts_with("rowlock: will put what looks like rows in the damaged "), "{output:?}");
+    assert!(stderr(&output).starts_with("rowlock: will copy rows of the damaged "), "{output:?}");
     assert_eq!(fs::read(beside(&bench, ".journal.old")).expect("kept"), damaged);
     assert_eq!(fs::read_to_string(beside(&bench, ".torn")).expect("set aside"), "3,three\n");
     let replica = bench.replica(&SETTINGS);
@@ -212,7 +212,7 @@ async fn nothing_is_repaired_while_a_replica_holds_the_lock() {
             let args = ["check", "--repair", "--wait-timeout", "300ms"];
             let output = tokio::task::block_in_place(|| bench.run(&args, &SETTINGS));
             assert_eq!(output.status.code(), Some(75), "{output:?}");
-            assert!(stderr(&output).contains("A replica holds it"), "{output:?}");
+            assert!(stderr(&output).contains("shows its holder"), "{output:?}");
         };
         let (slept, ()) = tokio::join!(sleeps, repair);
         assert_eq!(slept.expect("an answer").status(), 201);

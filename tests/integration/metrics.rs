@@ -136,7 +136,7 @@ async fn rows_batches_repeats_and_refusals_are_counted_as_they_were_answered() {
         assert!((50e-9..1.0).contains(&scrape.get("sync_seconds_sum")), "seconds: {}", scrape.get("sync_seconds_sum"));
         assert_eq!((scrape.get("lock_acquired_total"), scrape.get("lock_hold_seconds_count")), (9.0, 9.0));
         assert_eq!((scrape.get("queue_rows"), scrape.get("queue_rows_limit")), (0.0, 65536.0));
-        assert_eq!((scrape.get("lock_in_reach"), scrape.get("ready"), scrape.get("file_readable")), (1.0, 1.0, 1.0));
+        assert_eq!((scrape.get("lock_backend_up"), scrape.get("ready"), scrape.get("file_readable")), (1.0, 1.0, 1.0));
         let written = [("method", "POST"), ("route", "/append"), ("status", "201"), ("outcome", "written")];
         assert_eq!(requests(&written), 6.0);
         assert_eq!(requests(&[("outcome", "replayed")]), 2.0);
@@ -166,7 +166,7 @@ async fn hand_overs_abandoned_locks_and_forced_releases_are_counted_by_who_did_t
             let scrape = Scrape::of(&two).await;
             assert_eq!(scrape.get("queue_rows"), 1.0);
             assert!(scrape.get("queue_bytes") > 0.0 && scrape.get("queue_oldest_age_seconds") > 0.0);
-            let shared = ["lock_taken", "lock_waiters", "lock_holder_token"].map(|name| scrape.get(name));
+            let shared = ["lock_has_holder", "lock_waiters", "lock_holder_token"].map(|name| scrape.get(name));
             assert_eq!(shared, [1.0, 1.0, 1.0]);
         };
         tokio::join!(waiting, seen)
@@ -216,7 +216,7 @@ async fn a_write_that_was_fenced_off_and_tried_again_is_counted_once() {
     stale.append_text("x").await;
     let (stale, replica) = (Scrape::of(&stale).await, Scrape::of(&replica).await);
     let counted = |scrape: &Scrape| {
-        ["fenced_writes_total", "batches_tried_again_total", "appended_rows_total"].map(|name| scrape.get(name))
+        ["fenced_writes_total", "batch_retries_total", "appended_rows_total"].map(|name| scrape.get(name))
     };
     assert_eq!((counted(&stale), counted(&replica)), ([1.0, 1.0, 1.0], [0.0; 3]));
 }
@@ -227,8 +227,8 @@ async fn recoveries_are_counted_by_what_they_repaired() {
     let replica = named(&bench, "one");
     replica.append_text("two").await;
     let scrape = Scrape::of(&replica).await;
-    assert_eq!((scrape.get("recovered_torn_lines_total"), scrape.get("set_aside_bytes_total")), (1.0, 7.0));
-    assert_eq!((scrape.get("recovered_ends_total"), scrape.get("recovered_batches_total")), (0.0, 0.0));
+    assert_eq!((scrape.get("quarantined_lines_total"), scrape.get("quarantined_bytes_total")), (1.0, 7.0));
+    assert_eq!((scrape.get("recovery_rebuilds_total"), scrape.get("recovery_completed_batches_total")), (0.0, 0.0));
     until_checkpointed(&bench).await;
     until("a checkpoint is counted", async || Scrape::of(&replica).await.get("checkpoints_total") >= 1.0).await;
 
@@ -239,9 +239,9 @@ async fn recoveries_are_counted_by_what_they_repaired() {
         fs::write(&bench.csv, left).expect("writable");
         let replica = named(&bench, "one");
         until("the rows are back", async || bench.content() == "token,data\n1,one\n2,two\n").await;
-        until_is(&replica, "recovered_ends_total", ends).await;
-        until_is(&replica, "recovered_batches_total", batches).await;
-        assert_eq!(Scrape::of(&replica).await.get("set_aside_bytes_total"), if ends > 0.0 { 11.0 } else { 0.0 });
+        until_is(&replica, "recovery_rebuilds_total", ends).await;
+        until_is(&replica, "recovery_completed_batches_total", batches).await;
+        assert_eq!(Scrape::of(&replica).await.get("quarantined_bytes_total"), if ends > 0.0 { 11.0 } else { 0.0 });
     }
 }
 
@@ -252,11 +252,11 @@ async fn a_failed_sync_is_counted_by_who_comes_next_since_the_process_that_saw_i
     // The mark that a failed sync leaves behind both headers.
     damage_journal(&bench, &[(8192, &[1])]);
     let replica = named(&bench, "one");
-    until_is(&replica, "recovered_failed_syncs_total", 1.0).await;
+    until_is(&replica, "recovery_failed_syncs_total", 1.0).await;
     replica.append_text("two").await;
     assert_eq!(bench.content(), "token,data\n1,one\n3,two\n", "the repair had a turn of its own");
     let scrape = Scrape::of(&replica).await;
-    assert_eq!((scrape.get("recovered_ends_total"), scrape.get("sync_failures_total")), (1.0, 0.0));
+    assert_eq!((scrape.get("recovery_rebuilds_total"), scrape.get("sync_failures_total")), (1.0, 0.0));
 }
 
 #[tokio::test]
@@ -266,12 +266,12 @@ async fn a_redis_that_goes_and_comes_back_is_seen_to_be_out_of_reach_and_reconne
     replica.append_text("before").await;
     let before = Scrape::of(&replica).await;
     assert!(before.get("redis_connections_opened_total") >= 1.0);
-    assert_eq!((before.get("redis_connections_discarded_total"), before.get("lock_in_reach")), (0.0, 1.0));
+    assert_eq!((before.get("redis_connections_discarded_total"), before.get("lock_backend_up")), (0.0, 1.0));
     bench.redis.as_mut().expect("a Redis").stop();
-    until_is(&replica, "lock_in_reach", 0.0).await;
+    until_is(&replica, "lock_backend_up", 0.0).await;
     assert!(Scrape::of(&replica).await.get("redis_connections_discarded_total") >= 1.0);
     bench.redis.as_mut().expect("a Redis").restart();
-    until_is(&replica, "lock_in_reach", 1.0).await;
+    until_is(&replica, "lock_backend_up", 1.0).await;
     replica.append_text("after").await;
     let after = Scrape::of(&replica).await;
     let opened = |scrape: &Scrape| scrape.get("redis_connections_opened_total");
@@ -296,7 +296,7 @@ async fn all_replicas_tell_the_same_of_what_they_share_and_each_its_own_of_the_r
     .await;
     let (one, two) = (Scrape::of(&one).await, Scrape::of(&two).await);
     assert_eq!((one.get("appended_rows_total"), two.get("appended_rows_total")), (3.0, 0.0));
-    assert_eq!((one.get("event_readers"), two.get("event_readers")), (0.0, 1.0));
+    assert_eq!((one.get("event_subscribers"), two.get("event_subscribers")), (0.0, 1.0));
     assert_eq!(two.get("file_bytes"), fs::metadata(&bench.csv).expect("a CSV").len() as f64);
     assert_eq!(two.get("journal_bytes"), f64::from(1 << 20));
     assert!(two.get("volume_free_bytes") < two.get("volume_size_bytes"));

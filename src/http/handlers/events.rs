@@ -28,9 +28,9 @@ use crate::http::{
     query::{Parameters, digits},
 };
 use crate::{
+    api::events::{LockChange, Stats},
     commit::{
-        LockChange,
-        peer_events::{Event, NEWS_ROWS_MAX, Stats},
+        peer_events::{Event, NEW_ROWS_MAX},
         reading::News,
     },
     csv::schema::InvalidField,
@@ -150,8 +150,8 @@ pub(crate) async fn events(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let mut parameters = Parameters::parse(query.as_deref(), &["last", "rows"])?;
-    let last = parameters.count("last", 0..=NEWS_ROWS_MAX)?.unwrap_or(0);
-    let rows_max = parameters.count("rows", 0..=NEWS_ROWS_MAX)?.unwrap_or(ROWS_DEFAULT);
+    let last = parameters.count("last", 0..=NEW_ROWS_MAX)?.unwrap_or(0);
+    let rows_max = parameters.count("rows", 0..=NEW_ROWS_MAX)?.unwrap_or(ROWS_DEFAULT);
     let resume = headers.get(LAST_EVENT_ID).map(offset).transpose()?;
     let slot = Arc::clone(&app.subscriber_slots).try_acquire_owned();
     let slot = slot.map_err(|_| ApiError::TooManySubscribers(SUBSCRIBERS_MAX))?;
@@ -265,7 +265,7 @@ impl Subscription {
         if !self.catching_up && self.ahead.is_none() {
             return None;
         }
-        let news = match self.app.reading.news(at, self.rows_max).await {
+        let news = match self.app.reading.new_rows(at, self.rows_max).await {
             Ok(news) => news,
             Err(e) => {
                 tracing::debug!(error = %e, "cannot read rows for a subscriber");

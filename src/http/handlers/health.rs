@@ -61,7 +61,7 @@ pub(crate) async fn readyz(
 pub(crate) fn is_ready(app: &App) -> bool {
     // After a failed sync the appender accepts no rows, and the process is about to end.
     // guard: ready_takes_rows
-    !app.draining.has_begun() && app.appender.takes_rows()
+    !app.draining.has_begun() && app.appender.accepts_rows()
 }
 
 fn checks(app: &App, ready: bool) -> String {

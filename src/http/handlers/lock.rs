@@ -2,13 +2,13 @@
 
 use axum::{extract::State, response::Response};
 
+use crate::api::lock_status::{ForcedRelease, LockStatus};
 use crate::http::{
     app::App,
     contract::refusals::{LockRefused, ReleaseRefused},
     error::ApiError,
     json::json_answer,
 };
-use crate::{api::lock_status::LockStatus, commit::Forced};
 
 /// The lock's holder and waiters
 #[utoipa::path(
@@ -32,7 +32,7 @@ pub(crate) async fn status(State(app): State<App>) -> Result<Response, ApiError>
     path = "/lock",
     tag = "lock",
     operation_id = "forceRelease",
-    responses((status = OK, description = "The newer token is recorded.", body = Forced), ReleaseRefused),
+    responses((status = OK, description = "The newer token is recorded.", body = ForcedRelease), ReleaseRefused),
 )]
 pub(crate) async fn release(State(app): State<App>) -> Result<Response, ApiError> {
     Ok(json_answer(&app.appender.force_release().await?))

@@ -15,9 +15,8 @@ use crate::http::{
     handlers::health::is_ready,
 };
 use crate::{
-    api::lock_status::LockState,
-    commit::reading::Volume,
-    metrics::{Level, Meter},
+    api::{events::Volume, lock_status::LockState},
+    metrics::{Gauge, Meter},
 };
 
 /// How long to wait for values that all replicas share: another request may be reading a large file, and Redis may be unreachable.
@@ -38,22 +37,22 @@ const SHARED_TIMEOUT: Duration = Duration::from_secs(1);
 )]
 pub(crate) async fn metrics(State(app): State<App>) -> Response {
     let meter = app.appender.meter();
-    app.appender.measure();
-    meter.set(Level::Ready, f64::from(is_ready(&app)));
-    meter.set(Level::EventReaders, (SUBSCRIBERS_MAX - app.subscriber_slots.available_permits()) as f64);
+    app.appender.update_gauges();
+    meter.set(Gauge::Ready, f64::from(is_ready(&app)));
+    meter.set(Gauge::EventSubscribers, (SUBSCRIBERS_MAX - app.subscriber_slots.available_permits()) as f64);
     let (volume, lock) = tokio::join!(
         timeout(SHARED_TIMEOUT, app.reading.volume()),
         timeout(SHARED_TIMEOUT, app.appender.lock_status())
     );
     if let Ok(Ok(lock)) = lock {
-        meter.set(Level::LockTaken, f64::from(lock.state != LockState::Free));
-        meter.set(Level::LockHolderToken, lock.token.unwrap_or_default() as f64);
-        meter.set(Level::LockWaiters, lock.waiters.len() as f64);
+        meter.set(Gauge::LockHasHolder, f64::from(lock.state != LockState::Free));
+        meter.set(Gauge::LockHolderToken, lock.token.unwrap_or_default() as f64);
+        meter.set(Gauge::LockWaiters, lock.waiters.len() as f64);
     }
     let volume = volume
         .ok()
         .and_then(|read| read.inspect_err(|e| tracing::debug!(error = %e, "cannot read the sizes of the files")).ok());
-    meter.set(Level::FileReadable, f64::from(volume.is_some()));
+    meter.set(Gauge::FileReadable, f64::from(volume.is_some()));
     if let Some(volume) = volume {
         set_volume(meter, volume);
     }
@@ -64,11 +63,11 @@ pub(crate) async fn metrics(State(app): State<App>) -> Response {
 fn set_volume(meter: &Meter, volume: Volume) {
     let Volume { csv_bytes, free_bytes, volume_bytes, journal_bytes, journal_used_bytes } = volume;
     for (level, bytes) in [
-        (Level::FileBytes, csv_bytes),
-        (Level::FreeBytes, free_bytes),
-        (Level::VolumeBytes, volume_bytes),
-        (Level::JournalBytes, journal_bytes),
-        (Level::JournalLiveBytes, journal_used_bytes),
+        (Gauge::FileBytes, csv_bytes),
+        (Gauge::FreeBytes, free_bytes),
+        (Gauge::VolumeBytes, volume_bytes),
+        (Gauge::JournalBytes, journal_bytes),
+        (Gauge::JournalLiveBytes, journal_used_bytes),
     ] {
         meter.set(level, bytes as f64);
     }

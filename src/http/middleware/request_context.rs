@@ -55,7 +55,7 @@ pub(crate) async fn with_request_context<F: Future<Output = Response>>(
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let labels = request_labels(&response, &context.method, route, problem.as_ref());
-    app.appender.meter().answered(&labels, began.elapsed());
+    app.appender.meter().count_request(&labels, began.elapsed());
     context.log(&response, problem.as_ref());
     if let Some(span) = span {
         span.end(&response, problem.as_ref(), context.id());

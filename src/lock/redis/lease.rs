@@ -27,7 +27,7 @@ use crate::{
         },
     },
 };
-use crate::{config::RedisUrl, fencing::FencingToken, metrics::Count, time::ms};
+use crate::{config::RedisUrl, fencing::FencingToken, metrics::Counter, time::ms};
 
 /// How soon a failed renewal or release is tried again.
 const TRY_AGAIN: Duration = Duration::from_millis(50);
@@ -254,7 +254,7 @@ impl Client {
             // Whatever the failure: READONLY of a demoted primary, LOADING, a broken line, a cluster's node that hangs (its
             // client would go on asking that node).
             drop(Object::take(connection));
-            self.options.meter.count(Count::ConnectionsDiscarded);
+            self.options.meter.count(Counter::ConnectionsDiscarded);
         }
         Ok(answer.map_err(|_| TryError::Answer("no answer in time"))??)
     }
@@ -295,17 +295,17 @@ async fn keep_alive(client: Arc<Client>, id: String, held_until: watch::Sender<O
             Ok(Ok(true)) => {
                 until = asked + client.options.ttl;
                 held_until.send_replace(Some(until));
-                client.options.meter.count(Count::Renewals);
+                client.options.meter.count(Counter::Renewals);
                 pause = third;
             }
             Ok(Ok(false)) | Err(_) => {
-                client.options.meter.count(Count::RenewalFailures);
+                client.options.meter.count(Counter::RenewalFailures);
                 break;
             }
             // guard: renewal_goes_on
             Ok(Err(e)) => {
                 tracing::debug!(error = %e, "could not renew the lock; trying again");
-                client.options.meter.count(Count::RenewalFailures);
+                client.options.meter.count(Counter::RenewalFailures);
                 pause = TRY_AGAIN;
             }
         }

@@ -15,7 +15,7 @@ use redis::{
 use tokio::sync::Mutex;
 
 use crate::lock::OpenError;
-use crate::metrics::{Count, Meter};
+use crate::metrics::{Counter, Meter};
 
 /// The longest that one call to Redis, or a new connection, may take. The client's own defaults are shorter and unspoken.
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -132,7 +132,7 @@ impl Manager for Connections {
     /// Boxed, or every call would carry room for the connecting that hardly one of them does.
     async fn create(&self) -> Result<Connection, RedisError> {
         let connection = Box::pin(self.server.connect()).await?;
-        self.meter.count(Count::ConnectionsOpened);
+        self.meter.count(Counter::ConnectionsOpened);
         Ok(connection)
     }
 

@@ -14,7 +14,7 @@ use crate::{
         schema::{InvalidField, ServiceCells, quote},
     },
     failpoints,
-    metrics::Count,
+    metrics::Counter,
     time::ms,
 };
 use crate::{
@@ -149,7 +149,7 @@ impl<D: Disk> Ledger<D> {
         tracing::warn!(csv = %self.path.display(), at = self.whole, bytes = open.bytes, "a torn last line");
         // A cut that is not durable yet must not be written upon, not even after a kill: the rebuild sees to that.
         self.rebuild(None)?;
-        self.meter.count(Count::TornLines);
+        self.meter.count(Counter::QuarantinedLines);
         Ok(b"")
     }
 
@@ -378,7 +378,7 @@ impl<D: Disk> Ledger<D> {
             return Ok(record.offset + lead);
         }
         tracing::warn!(csv = %self.path.display(), at = record.offset, landed = landed.start, "somebody appended without any lock");
-        self.meter.count(Count::UnlockedAppends);
+        self.meter.count(Counter::UnlockedAppends);
         let in_one_piece = landed.end - landed.start == record.payload.len() as u64;
         if !in_one_piece || lead > 0 || !self.is_whole(record.offset, landed.start)? {
             return self.rebuild(Some(landed.start));

@@ -8,7 +8,7 @@ use crate::storage::{
     journal::{Header, Layout, Rebuild},
     ledger::Ledger,
 };
-use crate::{failpoints, metrics::Count};
+use crate::{failpoints, metrics::Counter};
 
 /// As much of the CSV's end is compared at a start.
 const PRINT_BYTES: u64 = 4096;
@@ -108,7 +108,7 @@ impl<D: Disk> Ledger<D> {
             Ok((head, page)) if head.number == header.number && !self.layout.is_in_doubt(&pages) => {
                 (self.head, self.head_page) = (head, page);
                 self.write_header(header.clone())?;
-                self.meter.count(Count::Checkpoints);
+                self.meter.count(Counter::Checkpoints);
                 Ok(())
             }
             _ => Ok(()),

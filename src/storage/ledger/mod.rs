@@ -23,7 +23,7 @@ use crate::{
 use crate::{
     csv::schema::quote,
     fencing::{FencingToken, LeaseId},
-    metrics::{Count, Meter},
+    metrics::{Counter, Meter},
 };
 
 /// Whether this look may change the CSV: only who holds the lease may.
@@ -132,7 +132,7 @@ impl<D: Disk> Ledger<D> {
         }
         if in_doubt {
             self.write_all_anew(&pages)?;
-            self.meter.count(Count::FailedSyncs);
+            self.meter.count(Counter::RecoveredFailedSyncs);
         }
         self.catch_up(&pages)?;
         self.len = self.disk.len(Place::Csv).map_err(AppendError::before("stat"))?;
@@ -147,7 +147,7 @@ impl<D: Disk> Ledger<D> {
             (None, Repair::Forbidden) => return Ok(Seen::NeedsRepair),
             (None, Repair::Allowed) => {
                 self.rebuild(None)?;
-                self.meter.count(Count::Rebuilds);
+                self.meter.count(Counter::Rebuilds);
                 None
             }
         };
@@ -286,7 +286,7 @@ impl<D: Disk> Ledger<D> {
                 return Ok(Damage::Some);
             }
             self.len = landed.end;
-            self.meter.count(Count::BatchesCompleted);
+            self.meter.count(Counter::CompletedBatches);
         }
         self.whole = record.end();
         Ok(Damage::None)
@@ -331,7 +331,7 @@ impl<D: Disk> Ledger<D> {
     /// After a failed sync the page cache may hold what the disk does not: a mark tells whoever comes next.
     pub(crate) fn fail(&mut self, e: io::Error) -> AppendError {
         self.failed = true;
-        self.meter.count(Count::SyncFailures);
+        self.meter.count(Counter::SyncFailures);
         leave_mark(&self.disk, self.layout);
         AppendError::Sync(e)
     }

@@ -19,7 +19,7 @@ use crate::{
         ledger::Ledger,
     },
 };
-use crate::{failpoints, fencing::FencingToken, metrics::Count};
+use crate::{failpoints, fencing::FencingToken, metrics::Counter};
 
 /// How often a rebuild begins again because somebody appended in its very moment.
 const REBUILD_TRIES_MAX: u32 = 10;
@@ -114,7 +114,7 @@ impl<D: Disk> Ledger<D> {
         let text = if bytes.is_empty() || bytes.ends_with(b"\n") { bytes.to_vec() } else { [bytes, b"\n"].concat() };
         let landed = self.disk.append(Place::Torn, &text).map_err(fail)?;
         self.sync(Place::Torn)?;
-        self.meter.add(Count::SetAsideBytes, bytes.len() as u64);
+        self.meter.add(Counter::QuarantinedBytes, bytes.len() as u64);
         Ok(landed.start)
     }
 

@@ -1,0 +1,224 @@
+//! The handle that appends rows to one CSV.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout_at},
+};
+
+use crate::commit::{
+    committer::{Committer, Observers},
+    error::AppendError,
+    in_flight::InFlight,
+    lock_changes::LockChanges,
+    queue::{Bounds, PendingAppend, Queue, QueueLoad},
+};
+use crate::{
+    api::{
+        acknowledgement::Ack,
+        lock_status::{ForcedRelease, LockStatus},
+        outcome::Outcome,
+    },
+    config::{Config, Switch},
+    csv::{idempotency_key::Key, rows::Rows, schema::Schema},
+    lock::Lock,
+    metrics::{Gauge, Meter},
+    simulation::Simulation,
+    storage::Storage,
+};
+
+/// The handle to one CSV. Clones share its queue.
+#[derive(Clone)]
+pub struct Appender {
+    queue: Arc<Queue>,
+    lock: Arc<Lock>,
+    schema: Arc<Schema>,
+    in_flight: InFlight,
+    lock_changes: LockChanges,
+    meter: Arc<Meter>,
+    replica: Arc<str>,
+    path: Arc<Path>,
+    keys_recorded: Arc<AtomicU64>,
+    file_busy: Arc<AtomicBool>,
+    batch_bytes_max: u64,
+    wait_timeout: Duration,
+}
+
+impl Appender {
+    pub(super) fn new(config: &Config, replica: String, storage: &Storage, lock: Lock, meter: Arc<Meter>) -> Self {
+        Self {
+            queue: Arc::new(Queue::new(Bounds { rows: config.queue_rows, bytes: config.queue_bytes })),
+            lock: Arc::new(lock),
+            schema: storage.schema().guarding_formulas(config.formula_guard == Switch::On).into(),
+            in_flight: InFlight::default(),
+            lock_changes: LockChanges::default(),
+            meter,
+            replica: replica.into(),
+            path: storage.path().into(),
+            keys_recorded: storage.keys_recorded(),
+            file_busy: Arc::new(AtomicBool::new(false)),
+            batch_bytes_max: storage.batch_bytes_max(),
+            wait_timeout: config.wait_timeout,
+        }
+    }
+
+    /// The committer of this handle's queue. To be called on the runtime of the requests.
+    pub(super) fn committer(&self, storage: Storage) -> Committer {
+        let (meter, file_busy) = (Arc::clone(&self.meter), Arc::clone(&self.file_busy));
+        let observers = Observers::new(Arc::clone(&self.replica), self.lock_changes.clone(), meter, file_busy);
+        Committer::new(Arc::clone(&self.queue), Arc::clone(&self.lock), storage, observers)
+    }
+
+    /// The columns that rows must fit.
+    pub fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// This replica's name.
+    pub fn replica(&self) -> &str {
+        &self.replica
+    }
+
+    /// How long a silent holder keeps the lock.
+    pub fn lock_ttl(&self) -> Duration {
+        self.lock.ttl()
+    }
+
+    /// The metrics of this replica.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    pub(super) fn shared_meter(&self) -> &Arc<Meter> {
+        &self.meter
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn lock_changes(&self) -> &LockChanges {
+        &self.lock_changes
+    }
+
+    pub(super) fn queue_load(&self) -> QueueLoad {
+        self.queue.load()
+    }
+
+    /// How long the rows that wait will take at the speed of the last second; `None` if none were written in it.
+    pub fn time_to_drain(&self) -> Option<Duration> {
+        let rows = self.queue_load().rows;
+        let speed = self.meter().rows_per_s();
+        (speed > 0.0).then(|| Duration::from_secs_f64((rows as f64 / speed).min(3600.0)))
+    }
+
+    /// Updates the gauges of queue and lock. To be called before the metrics are rendered.
+    pub fn update_gauges(&self) {
+        let QueueLoad { rows, bytes, oldest_age } = self.queue_load();
+        let meter = self.meter();
+        meter.set(Gauge::QueueRows, rows as f64);
+        meter.set(Gauge::QueueBytes, bytes as f64);
+        meter.set(Gauge::QueueAge, oldest_age.unwrap_or_default().as_secs_f64());
+        meter.set(Gauge::LockBackendUp, f64::from(!self.lock.is_out_of_reach()));
+    }
+
+    /// The kind of the lock, and whether its backend answered the last call.
+    pub fn lock_state(&self) -> (&'static str, bool) {
+        (self.lock.kind(), !self.lock.is_out_of_reach())
+    }
+
+    /// Appends rows, all or none, and returns when they are durable. If the future is dropped before their turn, they are not
+    /// written; if it is dropped later, they are. With a key that is remembered, it returns the first acknowledgement.
+    ///
+    /// # Errors
+    /// `AppendError::outcome` says whether the rows may be in the file.
+    pub async fn append(&self, rows: Rows, simulation: Simulation, key: Option<Key>) -> Result<Ack, AppendError> {
+        let arrived = Instant::now();
+        if rows.cell_bytes() as u64 > self.batch_bytes_max {
+            return Err(AppendError::BatchTooLarge(self.batch_bytes_max));
+        }
+        // The lock has been unreachable for the whole wait that this request could have: refuse it now instead of queueing it.
+        // guard: fail_fast_when_unreachable
+        if self.lock.out_of_reach_for().is_some_and(|lost| lost >= self.wait_timeout) {
+            return Err(self.wait_error());
+        }
+        let _reserved = key.as_ref().map(|key| self.in_flight.reserve(key.hash)).transpose()?;
+        let keys_seen = self.keys_recorded.load(Ordering::Relaxed);
+        let deadline = arrived + self.wait_timeout;
+        let weight_bytes = size_of::<PendingAppend>() + rows.weight_bytes();
+        let (answer, mut answered) = oneshot::channel();
+        let admission = self.queue.admit(PendingAppend {
+            sequence: 0,
+            key,
+            keys_seen,
+            rows,
+            weight_bytes,
+            simulation,
+            arrived,
+            deadline,
+            answer,
+        })?;
+        let result = match timeout_at(deadline, &mut answered).await {
+            Ok(result) => result,
+            Err(_) if admission.withdraw() => return Err(self.wait_error()),
+            // The committer has taken the rows: only its answer says what happens to them.
+            Err(_) => answered.await,
+        };
+        admission.settle();
+        result.unwrap_or(Err(AppendError::Internal(Outcome::Unknown)))
+    }
+
+    /// The holder of the lock and its waiters.
+    ///
+    /// # Errors
+    /// `LockUnavailable`, if the lock's backend does not answer.
+    pub async fn lock_status(&self) -> Result<LockStatus, AppendError> {
+        self.lock.status().await.ok_or(AppendError::LockUnavailable(self.wait_timeout))
+    }
+
+    /// Takes the lock from its holder: records a newer token, so that the old holder can no longer write, then releases the lock.
+    ///
+    /// # Errors
+    /// If the lock's backend or the file cannot be used; then the holder keeps the lock.
+    pub async fn force_release(&self) -> Result<ForcedRelease, AppendError> {
+        self.queue.request_forced_release().await.unwrap_or(Err(AppendError::Draining))
+    }
+
+    /// Why an append did not get its turn in time.
+    fn wait_error(&self) -> AppendError {
+        if self.file_busy.load(Ordering::Relaxed) {
+            return AppendError::FileBusy;
+        }
+        match (self.lock.is_out_of_reach(), self.lock.is_embedded()) {
+            (false, _) => AppendError::WaitTimeout(self.wait_timeout),
+            (true, false) => AppendError::LockUnavailable(self.wait_timeout),
+            // The lock's file failed, and the log says how.
+            (true, true) => AppendError::Internal(Outcome::NotWritten),
+        }
+    }
+
+    /// Whether appends are admitted.
+    pub fn accepts_rows(&self) -> bool {
+        !self.queue.is_closed()
+    }
+
+    /// Admits no more appends. The committer writes those that wait, and ends.
+    pub fn close(&self) {
+        self.queue.close();
+    }
+
+    /// Refuses the appends that still wait or sleep, at the end of the grace time.
+    pub fn refuse_waiting(&self) {
+        self.queue.close();
+        self.queue.end_grace();
+        self.queue.refuse_all(&AppendError::Draining);
+    }
+}

@@ -1,0 +1,63 @@
+//! Forced releases: the lock is taken from its holder for an admin.
+
+use tokio::time::Instant;
+
+use crate::commit::{
+    committer::{Committer, FILE_LOCK_WAIT, Fatal},
+    error::AppendError,
+};
+use crate::{
+    api::{events::Change, lock_status::ForcedRelease},
+    metrics::Counter,
+    storage::{self, Turn},
+};
+
+impl Committer {
+    /// Takes the lock from its holder, perhaps this replica, and answers all requests for that.
+    pub(super) async fn force_release(&mut self) -> Result<(), Fatal> {
+        let requests = self.queue.take_forced_releases();
+        let result = self.fence_and_release().await;
+        match &result {
+            Ok(ForcedRelease { holder, token, .. }) => {
+                tracing::warn!(?holder, token, "the lock was released by force");
+                self.observers.meter().count(Counter::Forced);
+                self.observers.lock_changed(Change::Forced, *token, |event| event.other.clone_from(holder));
+            }
+            Err(e) => tracing::error!(error = %e, "the lock was not released"),
+        }
+        let sync_failed = result == Err(AppendError::SyncFailed);
+        for request in requests {
+            let _ = request.send(result.clone());
+        }
+        if sync_failed { Err(Fatal::SyncFailed) } else { Ok(()) }
+    }
+
+    /// Records a newer token first, so that the old holder can no longer write; then releases the lock.
+    async fn fence_and_release(&mut self) -> Result<ForcedRelease, AppendError> {
+        let unavailable = || AppendError::LockUnavailable(FILE_LOCK_WAIT);
+        let holder = self.lock.status().await.ok_or_else(unavailable)?.holder;
+        let mut token = self.lock.next_token().await.ok_or_else(unavailable)?;
+        let (now, lease) = (Instant::now(), uuid::Uuid::new_v4().as_u128());
+        loop {
+            let turn = Turn {
+                token,
+                lease,
+                granted: now.into_std(),
+                timestamp: "",
+                deadline: (now + FILE_LOCK_WAIT).into_std(),
+                still_held: &|| true,
+            };
+            // guard: fence_before_force
+            match self.storage.fence(None, &turn) {
+                Ok(_) => break,
+                Err(storage::AppendError::Fenced { mark }) => {
+                    token = mark + 1;
+                    self.lock.raise(token).await;
+                }
+                Err(e) => return Err(AppendError::from(&e)),
+            }
+        }
+        let released = self.lock.force().await.ok_or_else(unavailable)?;
+        Ok(ForcedRelease { released, holder, token })
+    }
+}

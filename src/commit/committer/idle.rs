@@ -1,0 +1,49 @@
+//! What the committer does without rows: it follows the other replicas' writes, repairs, and makes checkpoints.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::commit::committer::{Committer, FILE_LOCK_WAIT, Fatal, sync_failed};
+use crate::storage::{self, Idle};
+
+/// The interval between idle refreshes.
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
+/// The interval while the lock is unreachable: how soon its return is noticed without rows.
+const UNREACHABLE_INTERVAL: Duration = Duration::from_millis(250);
+/// The interval while a checkpoint is synced in the background.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(20);
+
+impl Committer {
+    /// Reads what other replicas wrote, and repairs the file if it needs that. Returns how soon to do so again.
+    pub(super) async fn idle_refresh(&mut self) -> Result<Duration, Fatal> {
+        self.lock.probe().await;
+        let mut outcome = self.storage.look_idly();
+        if let Ok(Idle::NeedsRepair) = outcome {
+            let deadline = Instant::now() + IDLE_INTERVAL;
+            if let Some(lease) = self.lock.acquire(|| self.queue.is_empty() && Instant::now() < deadline).await {
+                outcome = self.storage.recover((Instant::now() + FILE_LOCK_WAIT).into_std()).map(|()| Idle::Clean);
+                lease.release().await;
+            }
+        }
+        match outcome {
+            Ok(idle) => {
+                self.last_idle_error = None;
+                Ok(match idle {
+                    Idle::Checkpointing => CHECKPOINT_INTERVAL,
+                    _ if self.lock.is_out_of_reach() => UNREACHABLE_INTERVAL,
+                    _ => IDLE_INTERVAL,
+                })
+            }
+            Err(e @ storage::AppendError::Sync(_)) => Err(sync_failed(&e)),
+            Err(e) => {
+                let error = e.to_string();
+                if self.last_idle_error.as_ref() != Some(&error) {
+                    tracing::warn!(error = %e, "cannot read the files");
+                }
+                self.last_idle_error = Some(error);
+                Ok(IDLE_INTERVAL)
+            }
+        }
+    }
+}

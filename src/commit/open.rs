@@ -1,0 +1,152 @@
+//! Opens lock and file as the settings say, and starts the committer.
+
+use std::{
+    path::Path,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use tokio::sync::oneshot;
+
+use crate::commit::{
+    appender::Appender,
+    committer::{Committer, Fatal},
+};
+use crate::{
+    api::lock_status::LockStatus,
+    config::{Config, UnlockedVolume},
+    lock::{self, Lock},
+    metrics::{Gauge, Meter},
+    storage::{self, Storage},
+};
+
+/// Why lock or storage could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The CSV.
+    #[error(transparent)]
+    Storage(#[from] storage::OpenError),
+    /// The lock.
+    #[error(transparent)]
+    Lock(#[from] lock::OpenError),
+    /// The committer's thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Why the lock's status could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum LockStatusError {
+    /// The lock could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Its backend does not answer.
+    #[error("the lock cannot be reached")]
+    Unreachable,
+}
+
+/// The running committer.
+#[derive(Debug)]
+pub struct CommitterHandle(oneshot::Receiver<Result<(), Fatal>>);
+
+impl CommitterHandle {
+    /// Waits until the committer has ended. It must not be called again after it has returned.
+    ///
+    /// # Errors
+    /// Why the committer could not continue; `Ok` after a drain.
+    pub async fn ended(&mut self) -> Result<(), Fatal> {
+        (&mut self.0).await.unwrap_or(Err(Fatal::Panicked))
+    }
+}
+
+/// Opens lock and file, and starts the committer on a thread of its own, because storage blocks. `meter` counts what it does.
+///
+/// # Errors
+/// If the file or the lock cannot be used. An unreachable Redis is no error: rows wait for it.
+pub async fn open(config: &Config, meter: Arc<Meter>) -> Result<(Appender, CommitterHandle), OpenError> {
+    let replica = config.replica_name();
+    let lock_options = lock_options(config, &replica, &meter);
+    // A wrong Redis address is refused before a file is made.
+    let redis = open_redis(config, lock_options.clone())?;
+    let storage = Storage::open(storage_options(config, &replica, &meter))?;
+    let lock = match redis {
+        Some(lock) => lock,
+        None => open_embedded(lock_options, storage.path())?,
+    };
+    tracing::info!(replica, csv = %storage.path().display(), lock = lock.kind(), "opened");
+
+    meter.set_build_info(&replica);
+    meter.set(Gauge::QueueRowsLimit, config.queue_rows as f64);
+    meter.set(Gauge::QueueBytesLimit, config.queue_bytes as f64);
+    tokio::spawn(run_upkeep(Arc::downgrade(&meter)));
+    let appender = Appender::new(config, replica, &storage, lock, meter);
+    let committer = start(appender.committer(storage))?;
+    Ok((appender, committer))
+}
+
+fn start(committer: Committer) -> std::io::Result<CommitterHandle> {
+    let (ended, end) = oneshot::channel();
+    // With a runtime of its own, its calls to Redis wake no other thread.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("committer".to_owned()).spawn(move || {
+        // The receiver is gone if the server ended first.
+        let _ = ended.send(runtime.block_on(committer.run()));
+    })?;
+    Ok(CommitterHandle(end))
+}
+
+/// Runs the meter's upkeep every second, until the meter is dropped.
+async fn run_upkeep(meter: Weak<Meter>) {
+    let mut second = tokio::time::interval(Duration::from_secs(1));
+    while let Some(meter) = meter.upgrade() {
+        meter.upkeep();
+        drop(meter);
+        second.tick().await;
+    }
+}
+
+pub(super) fn storage_options(config: &Config, replica: &str, meter: &Arc<Meter>) -> storage::Options {
+    storage::Options {
+        path: config.csv.clone(),
+        header: config.csv_header.clone(),
+        replica: replica.to_owned(),
+        journal_bytes: config.journal_bytes as u64,
+        keys: config.idempotency_keys,
+        accept_unlocked: config.unlocked_volume == UnlockedVolume::Accept,
+        meter: Arc::clone(meter),
+    }
+}
+
+fn lock_options(config: &Config, replica: &str, meter: &Arc<Meter>) -> lock::Options {
+    let tls =
+        lock::TlsFiles { ca: config.redis_ca.clone(), cert: config.redis_cert.clone(), key: config.redis_key.clone() };
+    lock::Options { replica: replica.to_owned(), ttl: config.lock_ttl, tls, meter: Arc::clone(meter) }
+}
+
+/// Opens the lock without the file.
+pub(super) fn open_lock(config: &Config, replica: &str) -> Result<Lock, OpenError> {
+    let options = lock_options(config, replica, &Arc::default());
+    match open_redis(config, options.clone())? {
+        Some(lock) => Ok(lock),
+        None => Ok(open_embedded(options, &storage::resolve(&config.csv)?)?),
+    }
+}
+
+fn open_redis(config: &Config, options: lock::Options) -> Result<Option<Lock>, lock::OpenError> {
+    config.redis.as_ref().map(|url| Lock::redis(url, &config.lock_key(), options)).transpose()
+}
+
+fn open_embedded(options: lock::Options, csv: &Path) -> Result<Lock, lock::OpenError> {
+    let mut path = csv.as_os_str().to_owned();
+    path.push(".lock");
+    Lock::embedded(Path::new(&path), options)
+}
+
+/// Reads the lock's status without opening the CSV.
+///
+/// # Errors
+/// If the lock cannot be opened, or its backend does not answer.
+pub async fn lock_status(config: &Config) -> Result<LockStatus, LockStatusError> {
+    let lock = open_lock(config, &config.replica_name())?;
+    lock.status().await.ok_or(LockStatusError::Unreachable)
+}
