@@ -160,7 +160,7 @@ async fn run_scenes(args: &Args, environment: &Environment<'_>, table: &mut Tabl
         let begun = Instant::now();
         let report = run::run(environment, scene, seed, &run::schedule(&faults, count, seed)).await;
         println!(
-            "{:>4} of {all}  {:<10} seed {seed}: {} faults, {} rows acknowledged, longest outage {:.1} s, {} violations; {:.1} s",
+            "{:>4} of {all}  {:<12} seed {seed}: {} faults, {} rows acknowledged, longest outage {:.1} s, {} violations; {:.1} s",
             number + 1,
             scene.name,
             report.fired.values().sum::<u64>(),
