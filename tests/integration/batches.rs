@@ -242,14 +242,11 @@ async fn batch_larger_than_the_queue_is_written_whole() {
     assert!(rows.len() == 100_000 && rows.iter().enumerate().all(|(n, row)| row["people"] == n.to_string()));
 }
 
-#[tokio::test]
-async fn wrong_batch_is_refused_with_its_line_and_not_written() {
-    let bench = Bench::new(On::Embedded);
-    let replica = bench.replica(&[SETTINGS[0], ("ROWLOCK_BATCH_LIMIT", "64KiB")]);
+fn wrong_csv() -> Vec<BadBatch<'static>> {
     let long = "x".repeat(70_000);
     let many = "city\n".to_owned() + &"x\n".repeat(40_000);
     let absent = "text/csv; header=absent";
-    let cases: Vec<BadBatch> = vec![
+    vec![
         (CSV, b"".to_vec(), 422, "invalid_field", "body", "no rows"),
         (CSV, b"city,people\n".to_vec(), 422, "invalid_field", "body", "no rows"),
         (CSV, b"town\nOslo\n".to_vec(), 422, "invalid_field", "data.town", "line 1: no such column"),
@@ -265,7 +262,7 @@ async fn wrong_batch_is_refused_with_its_line_and_not_written() {
         (CSV, b"city\na\n\"b\"c\n".to_vec(), 400, "broken_body", "", "line 3: text after a closing quote"),
         (CSV, b"city\n\"a\" \n".to_vec(), 400, "broken_body", "", "line 2: text after"),
         (CSV, b"city\na\n\xff\n".to_vec(), 400, "broken_body", "", "line 3: not UTF-8"),
-        (CSV, long.clone().into_bytes(), 413, "batch_too_large", "", "larger than 65536 bytes"),
+        (CSV, long.into_bytes(), 413, "batch_too_large", "", "larger than 65536 bytes"),
         (CSV, many.into_bytes(), 413, "batch_too_large", "", "larger than 65536 bytes"),
         (absent, b"a,b,c\n".to_vec(), 422, "invalid_field", "data", "line 1:"),
         (absent, b"a,b\nc\n".to_vec(), 422, "invalid_field", "body", "line 2: 1 cells"),
@@ -276,6 +273,12 @@ async fn wrong_batch_is_refused_with_its_line_and_not_written() {
         ("text/plain", b"a\n".to_vec(), 415, "unsupported_media_type", "", "text/csv"),
         ("application/x-www-form-urlencoded", b"data=a".to_vec(), 415, "unsupported_media_type", "", "text/csv"),
         ("nonsense", b"a".to_vec(), 415, "unsupported_media_type", "", "text/csv"),
+    ]
+}
+
+fn wrong_json() -> Vec<BadBatch<'static>> {
+    let long = "x".repeat(70_000);
+    vec![
         (LINES, b"".to_vec(), 422, "invalid_field", "body", "no rows"),
         (LINES, b"\n \n".to_vec(), 422, "invalid_field", "body", "no rows"),
         (LINES, b"\"a\"\nb\n".to_vec(), 400, "broken_body", "", "line 2: not JSON"),
@@ -304,7 +307,14 @@ async fn wrong_batch_is_refused_with_its_line_and_not_written() {
         (JSON, b"[\"a\", 7]".to_vec(), 422, "invalid_field", "data", "row 2: accepted: a string"),
         (JSON, b"[\"a\", {\"x\": 1}]".to_vec(), 422, "invalid_field", "data.x", "row 2: no such column"),
         (JSON, format!("[\"{long}\"]").into_bytes(), 413, "batch_too_large", "", "larger than 65536 bytes"),
-    ];
+    ]
+}
+
+#[tokio::test]
+async fn wrong_batch_is_refused_with_its_line_and_not_written() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[SETTINGS[0], ("ROWLOCK_BATCH_LIMIT", "64KiB")]);
+    let cases = [wrong_csv(), wrong_json()].concat();
     assert!(cases.len() >= 40);
     for (content_type, body, status, code, field, detail) in cases {
         let shown = String::from_utf8_lossy(&body[..body.len().min(60)]).into_owned();
