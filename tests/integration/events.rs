@@ -375,5 +375,5 @@ async fn nothing_is_written_while_nobody_watches_and_what_cannot_be_written_keep
     let mut watching = Watching::settled(&replica, 1).await;
     replica.append_text("watched").await;
     assert_eq!(watching.changes(2).await, ["acquired one 2 -", "released one 2 -"]);
-    assert!(replica.log().contains("events of other replicas can't be seen"), "{}", replica.log());
+    assert!(replica.log().contains("events cannot be exchanged with other replicas"), "{}", replica.log());
 }
