@@ -18,21 +18,19 @@ pub enum AppendError {
     #[error("this Idempotency-Key was used with other data")]
     KeyReused,
     /// This replica is processing a request with the same key.
-    #[error("a request with this Idempotency-Key is under way")]
+    #[error("a request with this Idempotency-Key is still being processed")]
     KeyInFlight,
     /// While it waited, so many newer keys were recorded that its own may be forgotten.
-    #[error("so many newer keys were recorded while this one waited that its own may be forgotten")]
+    #[error("while the request waited, so many newer keys were recorded that its own key may be forgotten")]
     KeyMayBeForgotten,
     /// The rows don't fit half of the journal.
-    #[error(
-        "the rows come to more than {0} bytes, the most that one request may write (half of ROWLOCK_JOURNAL_BYTES)"
-    )]
+    #[error("the rows take more than {0} bytes, the most that one request may write (half of ROWLOCK_JOURNAL_BYTES)")]
     BatchTooLarge(u64),
     /// The queue is full.
-    #[error("too much waits already")]
+    #[error("the queue is full")]
     QueueFull,
     /// The turn did not come in time.
-    #[error("the turn did not come within {0:?}")]
+    #[error("the lock was not granted within {0:?}")]
     WaitTimeout(Duration),
     /// Redis did not answer in time.
     #[error("Redis could not be reached within {0:?}")]
@@ -41,13 +39,13 @@ pub enum AppendError {
     #[error("the lock was lost before the row was written")]
     LockLost,
     /// Another process, perhaps a stopped one, keeps the file locked.
-    #[error("another process keeps the file")]
+    #[error("another process keeps the file locked")]
     FileBusy,
     /// This replica is shutting down.
     #[error("this replica is shutting down")]
     Draining,
     /// The volume is full. A partial write was undone.
-    #[error("no room on the volume")]
+    #[error("the volume is full")]
     DiskFull,
     /// A write or sync failed half way.
     #[error("the rows could not be made durable")]

@@ -1,4 +1,4 @@
-//! `rowlock append`, exit codes and `--help`.
+//! `rowlock append` and exit codes.
 
 use std::{io::Write, process::Stdio};
 
@@ -11,8 +11,8 @@ fn append_shares_lock_and_file_with_replicas() {
     let bench = Bench::new(On::Redis);
     let output = bench.run(&["append", "--data", "-5, \"quoted\""], &[]);
     assert!(output.status.success(), "{output:?}");
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(said.starts_with("appended 1 row at offset 29 ("), "{said}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.starts_with("appended 1 row at offset 29 ("), "{text}");
     let output = bench.run(
         &["append", "--json", "--data", "two", "--sleep", "0.2", "--skip-release"],
         &[("ROWLOCK_LOCK_TTL", "300ms")],
@@ -46,7 +46,7 @@ fn lines_of_standard_input_are_one_batch() {
 }
 
 #[test]
-fn exit_codes_tell_what_to_do_next() {
+fn exit_codes_tell_failures_apart() {
     let bench = Bench::new(On::Redis);
     let code = |args: &[&str], settings: &[(&str, &str)]| bench.run(args, settings).status.code();
     assert_eq!(code(&["append", "--data", "-"], &[]), Some(1), "nothing to append");

@@ -1,4 +1,4 @@
-//! Flags, variables and `.env`: which wins, what is refused, and that secrets stay secret.
+//! Flags, variables and `.env`: precedence, wrong values, secrets.
 
 use std::{fs, process::Output};
 
@@ -9,7 +9,7 @@ fn stderr(output: &Output) -> String {
 }
 
 #[test]
-fn a_dotenv_file_is_read_first_and_real_variables_and_flags_win() {
+fn flags_and_variables_override_the_dotenv_file() {
     let bench = Bench::new(On::Embedded);
     fs::write(bench.folder().join(".env"), "ROWLOCK_REPLICA=from-file\nROWLOCK_CSV_HEADER='replica,data'\n")
         .expect("writable");
@@ -27,7 +27,7 @@ fn a_dotenv_file_is_read_first_and_real_variables_and_flags_win() {
 }
 
 #[test]
-fn a_dotenv_file_of_a_parent_folder_is_not_read() {
+fn dotenv_file_of_a_parent_directory_is_not_read() {
     let bench = Bench::new(On::Embedded);
     fs::write(bench.folder().join(".env"), "ROWLOCK_LOCK_TTL=nonsense\n").expect("writable");
     let inner = bench.folder().join("inner");
@@ -38,7 +38,7 @@ fn a_dotenv_file_of_a_parent_folder_is_not_read() {
 }
 
 #[test]
-fn a_dotenv_line_that_cannot_be_read_is_named_without_its_value() {
+fn invalid_dotenv_line_is_named_without_its_value() {
     let bench = Bench::new(On::Embedded);
     fs::write(bench.folder().join(".env"), "REDIS_CONN_STR=redis://:hush @x y\n").expect("writable");
     let output = bench.run(&["append", "--data", "x"], &[]);
@@ -47,7 +47,7 @@ fn a_dotenv_line_that_cannot_be_read_is_named_without_its_value() {
 }
 
 #[test]
-fn a_wrong_value_is_refused_with_its_variable_the_value_and_what_is_accepted() {
+fn wrong_value_is_refused_with_what_is_accepted() {
     let bench = Bench::new(On::Embedded);
     for (variable, value, accepted) in [
         ("ROWLOCK_LISTEN", "localhost", "127.0.0.1:8080"),
@@ -69,31 +69,31 @@ fn a_wrong_value_is_refused_with_its_variable_the_value_and_what_is_accepted() {
         ("ROWLOCK_LOG_FORMAT", "xml", "text, json"),
     ] {
         let output = bench.run(&["serve"], &[(variable, value)]);
-        let said = stderr(&output);
-        assert_eq!(output.status.code(), Some(2), "{variable}={value}: {said}");
-        assert_eq!(said.lines().count(), 1, "{said}");
-        assert!(said.contains(variable) && said.contains(&format!("{value:?}")) && said.contains(accepted), "{said}");
-        // An empty value is as good as none: nothing of this variable is complained of.
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{variable}={value}: {text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.contains(variable) && text.contains(&format!("{value:?}")) && text.contains(accepted), "{text}");
+        // An empty value counts as unset.
         let output = bench.run(&["append", "--data", "x"], &[(variable, "")]);
         assert!(output.status.success(), "{variable}: {}", stderr(&output));
     }
 }
 
 #[test]
-fn the_redis_address_is_never_shown() {
+fn redis_address_is_never_shown() {
     let bench = Bench::new(On::Embedded);
     for url in ["hush", "http://:hush@x", "rediss-sentinel://:hush@x", "redis://:hush@x:port"] {
         let output = bench.run(&["serve"], &[("REDIS_CONN_STR", url)]);
         assert_eq!(output.status.code(), Some(2));
-        let said = stderr(&output);
-        assert!(said.contains("REDIS_CONN_STR") && said.contains("redis://") && !said.contains("hush"), "{said}");
+        let text = stderr(&output);
+        assert!(text.contains("REDIS_CONN_STR") && text.contains("redis://") && !text.contains("hush"), "{text}");
         let help = bench.run(&["--help"], &[("REDIS_CONN_STR", url)]);
         assert!(!String::from_utf8_lossy(&help.stdout).contains("hush"));
     }
 }
 
 #[tokio::test]
-async fn the_redis_password_never_reaches_the_log() {
+async fn redis_password_is_never_logged() {
     let mut bench = Bench::new(On::Embedded);
     bench.redis = Some(Redis::with_password("hush-hush"));
     let everything = [("RUST_LOG", "trace"), ("ROWLOCK_LOG_FORMAT", "json"), ("ROWLOCK_WAIT_TIMEOUT", "500ms")];
@@ -108,12 +108,12 @@ async fn the_redis_password_never_reaches_the_log() {
 }
 
 #[tokio::test]
-async fn each_request_is_one_line_of_the_log() {
+async fn each_request_is_one_log_line() {
     let bench = Bench::new(On::Redis);
     let replica = bench.replica(&[]);
     let request = replica.post(&serde_json::json!({"data": "x"})).header("x-request-id", "id-1");
     request.send().await.expect("an answer");
-    crate::support::until("the line is there", async || replica.log().contains("id-1")).await;
+    crate::support::until("the line is logged", async || replica.log().contains("id-1")).await;
     let log = replica.log();
     let lines: Vec<_> = log.lines().filter(|line| line.contains("id-1")).collect();
     assert_eq!(lines.len(), 1, "{log}");

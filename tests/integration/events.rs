@@ -375,5 +375,5 @@ async fn events_file_needs_a_subscriber_and_may_be_unwritable() {
     let mut subscriber = Subscriber::settled(&replica, 1).await;
     replica.append_text("with subscriber").await;
     assert_eq!(subscriber.changes(2).await, ["acquired one 2 -", "released one 2 -"]);
-    assert!(replica.log().contains("events of other replicas can't be seen"), "{}", replica.log());
+    assert!(replica.log().contains("events cannot be exchanged with other replicas"), "{}", replica.log());
 }

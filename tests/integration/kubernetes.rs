@@ -1,18 +1,18 @@
-//! The manifests for Kubernetes: as its schemas want them, all of them applied, and with time to leave.
+//! The manifests for Kubernetes: valid by its schemas, all applied, with enough time for a shutdown.
 
 use std::{fs, path::Path};
 
 use crate::support::python_tool;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/kubernetes");
-/// The newest one that the tool has schemas for, and the oldest one that most still run.
+/// The newest version that the tool has schemas for, and an old one that is still common.
 const VERSIONS: [&str; 2] = ["1.37", "1.30"];
 
 fn read(name: &str) -> String {
     fs::read_to_string(Path::new(FOLDER).join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
-/// All manifests; the kustomization is no object of a cluster.
+/// All manifests, without the kustomization.
 fn manifests() -> Vec<String> {
     let entries = fs::read_dir(FOLDER).expect("readable");
     let mut names: Vec<_> =
@@ -22,36 +22,36 @@ fn manifests() -> Vec<String> {
     names
 }
 
-/// What is wrong with it; none: nothing.
-fn complaint(folder: &Path, version: &str, names: &[String]) -> Option<String> {
+/// The errors that the validator finds, if any.
+fn validation_errors(folder: &Path, version: &str, names: &[String]) -> Option<String> {
     let output = python_tool("kubernetes-validate")
         .args(["--strict", "--kubernetes-version", version])
         .args(names)
         .current_dir(folder)
         .output()
         .expect("it runs");
-    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-    (!output.status.success()).then_some(said)
+    let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    (!output.status.success()).then_some(text)
 }
 
 #[test]
-fn the_manifests_are_what_kubernetes_accepts() {
+fn manifests_are_valid_for_kubernetes() {
     let names = manifests();
     for version in VERSIONS {
-        assert_eq!(complaint(Path::new(FOLDER), version, &names), None);
+        assert_eq!(validation_errors(Path::new(FOLDER), version, &names), None);
     }
-    // It would see it otherwise: a field that there is not, and one of another type.
+    // The validator must find an unknown field, and a value of the wrong type.
     let folder = tempfile::tempdir().expect("a folder");
     for (right, wrong) in [("readOnlyRootFilesystem", "readOnlyRootFileSystem"), ("replicas: 3", "replicas: three")] {
         let text = read("deployment.yaml");
         assert!(text.contains(right));
         fs::write(folder.path().join("deployment.yaml"), text.replace(right, wrong)).expect("writable");
-        assert!(complaint(folder.path(), VERSIONS[0], &["deployment.yaml".to_owned()]).is_some(), "{wrong}");
+        assert!(validation_errors(folder.path(), VERSIONS[0], &["deployment.yaml".to_owned()]).is_some(), "{wrong}");
     }
 }
 
 #[test]
-fn the_kustomization_applies_every_manifest() {
+fn kustomization_applies_every_manifest() {
     let text = read("kustomization.yaml");
     let resources = text.split("resources:\n").nth(1).expect("resources");
     let mut named: Vec<_> = resources.lines().map_while(|line| line.strip_prefix("  - ")).map(str::to_owned).collect();
@@ -60,19 +60,19 @@ fn the_kustomization_applies_every_manifest() {
 }
 
 #[test]
-fn a_pod_and_a_container_are_given_more_time_to_leave_than_they_take() {
+fn stop_timeouts_exceed_drain_and_grace_time() {
     let seconds = |text: &str, before: &str| -> u32 {
         let rest = text.split(before).nth(1).unwrap_or_else(|| panic!("no {before}"));
         rest.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok()).expect("seconds")
     };
-    let takes = |text: &str| seconds(text, "ROWLOCK_DRAIN_DELAY: ") + seconds(text, "ROWLOCK_GRACE: ");
+    let shutdown_s = |text: &str| seconds(text, "ROWLOCK_DRAIN_DELAY: ") + seconds(text, "ROWLOCK_GRACE: ");
     let pod = read("deployment.yaml");
-    let leaves = seconds(&pod, "command: [sleep, \"") + takes(&read("config.yaml"));
-    assert!(seconds(&pod, "terminationGracePeriodSeconds: ") >= leaves + 5);
+    let stops_s = seconds(&pod, "command: [sleep, \"") + shutdown_s(&read("config.yaml"));
+    assert!(seconds(&pod, "terminationGracePeriodSeconds: ") >= stops_s + 5);
     let compose = read("../../docker-compose.yml");
     let rowlock = compose.split("\n  app:\n").nth(1).expect("the service");
-    assert!(seconds(rowlock, "stop_grace_period: ") >= takes(rowlock) + 5);
-    // And the load balancer waits longer for an answer than a row may wait and sleep.
+    assert!(seconds(rowlock, "stop_grace_period: ") >= shutdown_s(rowlock) + 5);
+    // The load balancer waits longer for an answer than a row may wait and sleep.
     let balancer = read("../haproxy/haproxy.cfg");
     let answer = seconds(rowlock, "ROWLOCK_WAIT_TIMEOUT:-") + seconds(rowlock, "ROWLOCK_MAX_SLEEP:-");
     assert!(seconds(&balancer, "timeout server ") > answer);

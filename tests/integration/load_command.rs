@@ -1,4 +1,4 @@
-//! `rowlock load` and `rowlock health`: what is measured, and that a file that is not as it must be is found out.
+//! `rowlock load` and `rowlock health`: what is measured, and that verification finds each kind of fault.
 
 use std::{
     fs,
@@ -19,31 +19,31 @@ use tokio::task::block_in_place;
 
 use crate::support::{Bench, LOCK_KEY, On, QUEUE_KEY, Replica, free_port, until};
 
-/// `load --json` and its arguments.
+/// The arguments of `load --json`.
 fn arguments<'a>(replicas: &[&'a str], args: &[&'a str]) -> Vec<&'a str> {
     let urls = replicas.iter().flat_map(|url| ["--url", url]);
     ["load", "--json", "--seed", "7"].into_iter().chain(urls).chain(args.iter().copied()).collect()
 }
 
-/// The exit code, and what it reports.
-fn reported(output: &Output) -> (Option<i32>, Value) {
+/// The exit code and the JSON report.
+fn parse_output(output: &Output) -> (Option<i32>, Value) {
     let report = serde_json::from_slice(&output.stdout);
     (output.status.code(), report.unwrap_or_else(|_| panic!("no report: {output:?}")))
 }
 
-/// Runs it to its end.
+/// Runs a load test to its end.
 fn load(bench: &Bench, replicas: &[&str], args: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, Value) {
-    reported(&block_in_place(|| bench.run(&arguments(replicas, args), settings)))
+    parse_output(&block_in_place(|| bench.run(&arguments(replicas, args), settings)))
 }
 
-/// Lets it run. What is run like this ends by itself, even if its test does not come so far.
-fn begin(bench: &Bench, replicas: &[&str], args: &[&str]) -> Child {
+/// Starts a load test that ends by itself, even if its test fails.
+fn start(bench: &Bench, replicas: &[&str], args: &[&str]) -> Child {
     let mut command = bench.command(&[]);
     command.args(arguments(replicas, args)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs")
 }
 
-fn end(load: Child) -> (Option<i32>, Value) {
-    reported(&block_in_place(|| load.wait_with_output()).expect("ends"))
+fn finish(load: Child) -> (Option<i32>, Value) {
+    parse_output(&block_in_place(|| load.wait_with_output()).expect("ends"))
 }
 
 fn named(bench: &Bench, names: &[&str], settings: &[(&str, &str)]) -> Vec<Replica> {
@@ -54,7 +54,7 @@ fn urls(replicas: &[Replica]) -> Vec<&str> {
     replicas.iter().map(|replica| &*replica.url).collect()
 }
 
-/// The file is what it must be: all that were acknowledged, and nothing wrong.
+/// Asserts that the verification found all acknowledged rows, and no fault.
 fn assert_passed((code, report): &(Option<i32>, Value), acknowledged: u64) {
     let verification = &report["verification"];
     assert_eq!((*code, &verification["pass"]), (Some(0), &json!(true)), "{report}");
@@ -63,7 +63,7 @@ fn assert_passed((code, report): &(Option<i32>, Value), acknowledged: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn three_replicas_are_loaded_measured_and_their_file_is_verified_from_disk_and_over_http() {
+async fn three_replicas_are_measured_and_verified_by_file_and_http() {
     let bench = Bench::new(On::Redis);
     let replicas = named(&bench, &["one", "two", "three"], &[]);
     let urls = urls(&replicas);
@@ -88,30 +88,30 @@ async fn three_replicas_are_loaded_measured_and_their_file_is_verified_from_disk
         0.0 < latency("p50_ms") && latency("p50_ms") <= latency("p99_ms") && latency("p99_ms") <= latency("max_ms")
     );
     let tokens: std::collections::BTreeSet<_> = bench.tokens().into_iter().collect();
-    assert_eq!(report["syncs"], tokens.len(), "a token, a hold, a sync");
+    assert_eq!(report["syncs"], tokens.len(), "one token for each hold");
     assert!(report["generator"]["cpu_s"].as_f64() > Some(0.0));
 
     let again = load(&bench, &urls, &["--requests", "60", "--concurrency", "3", "--verify-http"], &[]);
     assert_passed(&again, 60);
-    assert_eq!(again.1["verification"]["others"], 600, "rows of another run, though with the same seed");
+    assert_eq!(again.1["verification"]["others"], 600, "rows of an earlier run with the same seed");
     assert_ne!(again.1["run"], report["run"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn at_a_rate_a_pause_of_the_service_is_counted_for_all_that_were_due_in_it() {
+async fn open_loop_counts_a_pause_for_all_due_requests() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[]);
     let args = ["--rate", "200", "--requests", "300", "--concurrency", "2", "--verify", "rows.csv", "--plot", "p.svg"];
-    let load = begin(&bench, &[&replica.url], &args);
-    until("the load is under way", async || bench.content().lines().count() > 20).await;
+    let load = start(&bench, &[&replica.url], &args);
+    until("the load has started", async || bench.content().lines().count() > 20).await;
     replica.signal("STOP");
     tokio::time::sleep(Duration::from_millis(700)).await;
     replica.signal("CONT");
-    let ran = end(load);
+    let ran = finish(load);
     assert_passed(&ran, 300);
     let report = &ran.1;
     assert_eq!((&report["mode"], &report["requests"]["offered"]), (&json!("open"), &json!(300)));
-    // Two requests met the pause; all that were due in it waited.
+    // Only two requests were sent before the pause; all that were due in it waited.
     let p90 = |from: &str| report[from]["p90_ms"].as_f64().expect("a latency");
     assert!(p90("latency") > 2.0 * p90("latency_from_send"), "{report}");
     assert!(report["latency"]["max_ms"].as_f64() > Some(500.0), "{report}");
@@ -121,12 +121,12 @@ async fn at_a_rate_a_pause_of_the_service_is_counted_for_all_that_were_due_in_it
     assert_eq!(
         String::from_utf8_lossy(&lines.stdout).trim(),
         "6",
-        "four over time, two of the distribution: {lines:?}"
+        "four lines over time, two of the distribution: {lines:?}"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn batches_sleeps_and_locks_left_to_expire_are_verified_as_well() {
+async fn batches_sleeps_and_abandoned_locks_are_verified() {
     let bench = Bench::new(On::Redis);
     let replicas = named(&bench, &["one", "two"], &[("ROWLOCK_LOCK_TTL", "150ms")]);
     let urls = urls(&replicas);
@@ -137,30 +137,30 @@ async fn batches_sleeps_and_locks_left_to_expire_are_verified_as_well() {
         ["--requests", "40", "--sleep", "0.02", "--sleep-every", "10", "--skip-release-every", "20", "--verify-http"];
     let mixed = load(&bench, &urls, &mixed, &[]);
     assert_passed(&mixed, 40);
-    // Each of them had a hold of its own.
+    // Each request that sleeps or abandons the lock has a hold of its own.
     assert!(mixed.1["syncs"].as_u64() >= Some(6), "{}", mixed.1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_keys_a_kill_and_a_restart_lose_and_double_nothing_and_an_interrupt_ends_with_the_report() {
+async fn kill_with_keys_loses_nothing_and_interrupt_ends_with_report() {
     let bench = Bench::new(On::Redis);
     let address = format!("127.0.0.1:{}", free_port());
     let settings = [("ROWLOCK_LISTEN", &*address), ("ROWLOCK_REPLICA", "mortal")];
     let mut mortal = bench.replica(&settings);
     let other = named(&bench, &["other"], &[]).remove(0);
     let args = ["--duration", "30s", "--keys", "--concurrency", "8", "--verify", "rows.csv"];
-    let load = begin(&bench, &[&mortal.url, &other.url], &args);
+    let load = start(&bench, &[&mortal.url, &other.url], &args);
     let rows_of = |name: &str| bench.content().matches(&format!(",{name},")).count();
-    until("both take part", async || rows_of("mortal") > 50 && rows_of("other") > 50).await;
+    until("both write rows", async || rows_of("mortal") > 50 && rows_of("other") > 50).await;
     mortal.signal("KILL");
     mortal.end();
     let before = rows_of("other");
-    until("the other one goes on", async || rows_of("other") > before + 50).await;
+    until("the other replica continues", async || rows_of("other") > before + 50).await;
     let before = rows_of("mortal");
     let _mortal = bench.replica(&settings);
-    until("the load comes back", async || rows_of("mortal") > before + 50).await;
+    until("the restarted replica writes rows", async || rows_of("mortal") > before + 50).await;
     assert!(Command::new("kill").args(["-INT", &load.id().to_string()]).status().expect("kill runs").success());
-    let ran = end(load);
+    let ran = finish(load);
     let report = &ran.1;
     assert_passed(&ran, report["requests"]["acknowledged"].as_u64().expect("a number"));
     assert_eq!(report["interrupted"], true);
@@ -169,25 +169,25 @@ async fn with_keys_a_kill_and_a_restart_lose_and_double_nothing_and_an_interrupt
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_interrupt_waits_for_nothing() {
+async fn second_interrupt_ends_the_run_at_once() {
     let bench = Bench::new(On::Redis);
     let replica = bench.replica(&[]);
     bench.redis().cli(&["set", LOCK_KEY, "foreign"]);
-    let mut load = begin(&bench, &[&replica.url], &["--requests", "5", "--verify", "rows.csv"]);
+    let mut load = start(&bench, &[&replica.url], &["--requests", "5", "--verify", "rows.csv"]);
     until("rows wait", async || bench.redis().cli(&["llen", QUEUE_KEY]) == "1").await;
     until("it has ended", async || {
         let interrupted = Command::new("kill").args(["-INT", &load.id().to_string()]).status();
         assert!(interrupted.expect("kill runs").success());
-        load.try_wait().expect("a child of ours").is_some()
+        load.try_wait().expect("a child process").is_some()
     })
     .await;
-    let (code, report) = end(load);
+    let (code, report) = finish(load);
     assert_eq!((code, &report["interrupted"], &report["verification"]), (Some(1), &json!(true), &Value::Null));
     assert_eq!((&report["requests"]["sent"], &report["requests"]["unknown"]), (&json!(5), &json!(5)), "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_that_says_when_to_come_back_is_waited_for() {
+async fn refusal_is_retried_after_its_retry_after() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[("ROWLOCK_RATE_LIMIT", "20:20")]);
     let limited = load(&bench, &[&replica.url], &["--requests", "30", "--verify", "rows.csv"], &[]);
@@ -198,7 +198,7 @@ async fn a_refusal_that_says_when_to_come_back_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_is_shown_to_replicas_alone_and_a_run_that_all_refuse_gives_up() {
+async fn token_is_never_printed_and_a_refused_run_gives_up() {
     let bench = Bench::new(On::Embedded);
     let replica =
         bench.replica(&[("ROWLOCK_API_TOKENS", "append:secret-a,read:secret-r,append:secret-b,read:secret-b")]);
@@ -210,7 +210,7 @@ async fn a_token_is_shown_to_replicas_alone_and_a_run_that_all_refuse_gives_up()
     let (code, report) = load(&bench, &urls, &["--requests", "20", "--verify-http"], &token("secret-a"));
     assert_eq!((code, &report["requests"]["acknowledged"]), (Some(1), &json!(20)));
     assert!(
-        report["verification"]["error"].as_str().is_some_and(|why| why.contains("--token that may read")),
+        report["verification"]["error"].as_str().is_some_and(|why| why.contains("--token with the role `read`")),
         "{report}"
     );
     assert!(!report.to_string().contains("secret"));
@@ -223,10 +223,10 @@ async fn a_token_is_shown_to_replicas_alone_and_a_run_that_all_refuse_gives_up()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_load_that_reaches_nobody_gives_up_and_one_that_cannot_read_the_file_fails() {
+async fn unreachable_replica_or_unreadable_file_fails_the_run() {
     let bench = Bench::new(On::Embedded);
-    let nobody = format!("http://127.0.0.1:{}", free_port());
-    let (code, report) = load(&bench, &[&nobody], &["--requests", "5"], &[]);
+    let unreachable = format!("http://127.0.0.1:{}", free_port());
+    let (code, report) = load(&bench, &[&unreachable], &["--requests", "5"], &[]);
     assert_eq!((code, &report["gave_up"]), (Some(1), &json!("no --url can be reached")));
     assert_eq!(report["requests"]["not_written"], 5);
     let replica = bench.replica(&[]);
@@ -235,9 +235,9 @@ async fn a_load_that_reaches_nobody_gives_up_and_one_that_cannot_read_the_file_f
     assert!(report["verification"]["error"].as_str().is_some_and(|why| why.contains("No such file")), "{report}");
 }
 
-/// What a service does wrong with its tenth row of thirty.
+/// The fault of a service, at its tenth row of thirty.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Lie {
+enum Bug {
     None,
     Loses,
     WritesTwice,
@@ -255,15 +255,15 @@ enum Lie {
     IsNotSure,
 }
 
-/// A service of one file that is wrong once.
-struct Liar {
-    lie: Lie,
+/// A service of one file with one fault.
+struct BuggyService {
+    bug: Bug,
     file: Vec<u8>,
     rows: u64,
     held_back: Option<String>,
 }
 
-impl Liar {
+impl BuggyService {
     fn write(&mut self, token: u64, data: &str) {
         self.file.extend_from_slice(format!("{token},\"{}\"\n", data.replace('"', "\"\"")).as_bytes());
     }
@@ -271,47 +271,47 @@ impl Liar {
     fn append(&mut self, data: &str) -> Response {
         self.rows += 1;
         let (token, run) = (self.rows, data[..18].to_owned());
-        match (self.lie, self.rows) {
-            (Lie::Loses, 10) | (Lie::IsNotSure, 20) => {}
-            (Lie::HoldsARowBack, 10) => self.held_back = Some(data.to_owned()),
-            (Lie::LowersAToken, 10) => self.write(3, data),
-            (Lie::AltersARow, 10) => self.write(token, &format!("{}!", &data[..data.len() - 1])),
+        match (self.bug, self.rows) {
+            (Bug::Loses, 10) | (Bug::IsNotSure, 20) => {}
+            (Bug::HoldsARowBack, 10) => self.held_back = Some(data.to_owned()),
+            (Bug::LowersAToken, 10) => self.write(3, data),
+            (Bug::AltersARow, 10) => self.write(token, &format!("{}!", &data[..data.len() - 1])),
             _ => self.write(token, data),
         }
-        match (self.lie, self.rows) {
-            (Lie::WritesTwice, 10) => self.write(token, data),
-            (Lie::InventsARow, 10) => self.write(token, &format!("{run}1000-and-more")),
-            (Lie::TearsALine, 10) => self.file.extend_from_slice(b"10\n"),
-            (Lie::LeavesALineOpen, 10) | (Lie::LeavesTheLastLineOpen, 30) => drop(self.file.pop()),
-            (Lie::BreaksAQuote, 10) => self.file.extend_from_slice(b"10,\"x\"y\n"),
-            (Lie::OpensAQuote, 10) => self.file.extend_from_slice(b"10,\"x\n"),
-            (Lie::WritesNul, 10) => self.file.extend_from_slice(b"10,\0\0\n"),
-            (Lie::HoldsARowBack, 20) => {
+        match (self.bug, self.rows) {
+            (Bug::WritesTwice, 10) => self.write(token, data),
+            (Bug::InventsARow, 10) => self.write(token, &format!("{run}1000-and-more")),
+            (Bug::TearsALine, 10) => self.file.extend_from_slice(b"10\n"),
+            (Bug::LeavesALineOpen, 10) | (Bug::LeavesTheLastLineOpen, 30) => drop(self.file.pop()),
+            (Bug::BreaksAQuote, 10) => self.file.extend_from_slice(b"10,\"x\"y\n"),
+            (Bug::OpensAQuote, 10) => self.file.extend_from_slice(b"10,\"x\n"),
+            (Bug::WritesNul, 10) => self.file.extend_from_slice(b"10,\0\0\n"),
+            (Bug::HoldsARowBack, 20) => {
                 let held_back = self.held_back.take().expect("it was held back");
                 self.write(token, &held_back);
             }
             _ => {}
         }
         let refused = |status: StatusCode, outcome: &str| {
-            let problem = json!({"code": "liar", "outcome": outcome, "retryable": false, "status": status.as_u16()});
+            let problem = json!({"code": "buggy", "outcome": outcome, "retryable": false, "status": status.as_u16()});
             (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(problem)).into_response()
         };
-        match (self.lie, self.rows) {
-            (Lie::RefusesWhatItWrites, 10) => refused(StatusCode::SERVICE_UNAVAILABLE, "not_written"),
-            (Lie::IsNotSure, 10 | 20) => refused(StatusCode::INTERNAL_SERVER_ERROR, "unknown"),
-            _ => (StatusCode::CREATED, Json(json!({"replica": "liar", "token": token}))).into_response(),
+        match (self.bug, self.rows) {
+            (Bug::RefusesWhatItWrites, 10) => refused(StatusCode::SERVICE_UNAVAILABLE, "not_written"),
+            (Bug::IsNotSure, 10 | 20) => refused(StatusCode::INTERNAL_SERVER_ERROR, "unknown"),
+            _ => (StatusCode::CREATED, Json(json!({"replica": "buggy", "token": token}))).into_response(),
         }
     }
 }
 
-/// Serves in this process, and writes the file at `path` anew with each row.
-async fn lying(lie: Lie, path: &Path) -> String {
-    let liar = Liar { lie, file: b"token,data\n".to_vec(), rows: 0, held_back: None };
-    let (liar, path) = (Arc::new(Mutex::new(liar)), path.to_owned());
+/// Starts such a service in this process. It rewrites the file at `path` with each row.
+async fn serve_with(bug: Bug, path: &Path) -> String {
+    let service = BuggyService { bug, file: b"token,data\n".to_vec(), rows: 0, held_back: None };
+    let (service, path) = (Arc::new(Mutex::new(service)), path.to_owned());
     let append = async move |_: HeaderMap, Json(body): Json<Value>| {
-        let mut liar = liar.lock().expect("not poisoned");
-        let response = liar.append(body["data"].as_str().expect("text"));
-        fs::write(&path, &liar.file).expect("writable");
+        let mut service = service.lock().expect("not poisoned");
+        let response = service.append(body["data"].as_str().expect("text"));
+        fs::write(&path, &service.file).expect("writable");
         response
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -321,50 +321,50 @@ async fn lying(lie: Lie, path: &Path) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_way_in_which_a_service_may_be_wrong_is_found_out() {
+async fn verification_finds_each_kind_of_fault() {
     let bench = Bench::new(On::Embedded);
-    for (lie, faults, present) in [
-        (Lie::None, &[][..], 30),
-        (Lie::Loses, &[("lost", 1)], 29),
-        (Lie::WritesTwice, &[("duplicated", 1)], 30),
-        (Lie::InventsARow, &[("never_sent", 1)], 30),
-        (Lie::AltersARow, &[("lost", 1), ("never_sent", 1)], 29),
-        (Lie::TearsALine, &[("torn_line", 1)], 30),
-        // What stands in one line with another is lost with it.
-        (Lie::LeavesALineOpen, &[("lost", 2), ("torn_line", 1)], 28),
-        (Lie::LeavesTheLastLineOpen, &[("torn_line", 1)], 30),
-        (Lie::BreaksAQuote, &[("torn_line", 1)], 30),
-        (Lie::OpensAQuote, &[("torn_line", 1)], 30),
-        (Lie::WritesNul, &[("torn_line", 1)], 30),
-        (Lie::HoldsARowBack, &[("out_of_order", 1)], 30),
-        (Lie::LowersAToken, &[("token_back", 1)], 30),
-        (Lie::RefusesWhatItWrites, &[("not_written_present", 1)], 30),
-        (Lie::IsNotSure, &[], 29),
+    for (bug, faults, present) in [
+        (Bug::None, &[][..], 30),
+        (Bug::Loses, &[("lost", 1)], 29),
+        (Bug::WritesTwice, &[("duplicated", 1)], 30),
+        (Bug::InventsARow, &[("never_sent", 1)], 30),
+        (Bug::AltersARow, &[("lost", 1), ("never_sent", 1)], 29),
+        (Bug::TearsALine, &[("torn_line", 1)], 30),
+        // The row in the same line as the torn one is lost with it.
+        (Bug::LeavesALineOpen, &[("lost", 2), ("torn_line", 1)], 28),
+        (Bug::LeavesTheLastLineOpen, &[("torn_line", 1)], 30),
+        (Bug::BreaksAQuote, &[("torn_line", 1)], 30),
+        (Bug::OpensAQuote, &[("torn_line", 1)], 30),
+        (Bug::WritesNul, &[("torn_line", 1)], 30),
+        (Bug::HoldsARowBack, &[("out_of_order", 1)], 30),
+        (Bug::LowersAToken, &[("token_back", 1)], 30),
+        (Bug::RefusesWhatItWrites, &[("not_written_present", 1)], 30),
+        (Bug::IsNotSure, &[], 29),
     ] {
-        let url = lying(lie, &bench.csv).await;
+        let url = serve_with(bug, &bench.csv).await;
         let args = ["--requests", "30", "--concurrency", "1", "--row-bytes", "60", "--verify", "rows.csv"];
         let (code, report) = load(&bench, &[&url], &args, &[]);
         let verification = &report["verification"];
-        let found = verification["findings"].as_array().unwrap_or_else(|| panic!("{lie:?}: {report}"));
+        let found = verification["findings"].as_array().unwrap_or_else(|| panic!("{bug:?}: {report}"));
         let found: Vec<_> = found
             .iter()
             .map(|finding| {
-                assert!(finding["samples"].as_array().is_some_and(|samples| !samples.is_empty()), "{lie:?}: {report}");
+                assert!(finding["samples"].as_array().is_some_and(|samples| !samples.is_empty()), "{bug:?}: {report}");
                 (finding["fault"].as_str().expect("a name"), finding["count"].as_u64().expect("a number"))
             })
             .collect();
-        assert_eq!((found.as_slice(), &verification["present"]), (faults, &json!(present)), "{lie:?}: {report}");
+        assert_eq!((found.as_slice(), &verification["present"]), (faults, &json!(present)), "{bug:?}: {report}");
         assert_eq!((code, &verification["pass"]), (Some(i32::from(!faults.is_empty())), &json!(faults.is_empty())));
-        let unknown = if lie == Lie::IsNotSure { (1, 1) } else { (0, 0) };
-        let told = (&verification["unknown_present"], &verification["unknown_absent"]);
-        assert_eq!(told, (&json!(unknown.0), &json!(unknown.1)), "{lie:?}");
+        let unknown = if bug == Bug::IsNotSure { (1, 1) } else { (0, 0) };
+        let found = (&verification["unknown_present"], &verification["unknown_absent"]);
+        assert_eq!(found, (&json!(unknown.0), &json!(unknown.1)), "{bug:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_terminal_of_100_columns_holds_the_report() {
+async fn report_fits_a_terminal_of_100_columns() {
     let bench = Bench::new(On::Embedded);
-    let url = lying(Lie::Loses, &bench.csv).await;
+    let url = serve_with(Bug::Loses, &bench.csv).await;
     let args = ["load", "--url", &url, "--requests", "30", "--concurrency", "1", "--verify", "rows.csv"];
     let output = block_in_place(|| bench.run(&args, &[]));
     let text = String::from_utf8(output.stdout).expect("UTF-8");
@@ -378,11 +378,11 @@ async fn a_terminal_of_100_columns_holds_the_report() {
         assert!(text.contains(part), "{part:?} in {text}");
     }
     assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
-    assert!(output.stderr.is_empty(), "no progress but on a terminal");
+    assert!(output.stderr.is_empty(), "progress without a terminal");
 }
 
 #[test]
-fn what_does_not_go_together_is_refused_in_a_line_that_names_it_and_the_help_shows_how() {
+fn contradicting_options_are_refused_in_one_line() {
     let bench = Bench::new(On::Embedded);
     for (args, name) in [
         (&[][..], "--requests or --duration"),
@@ -405,18 +405,18 @@ fn what_does_not_go_together_is_refused_in_a_line_that_names_it_and_the_help_sho
         (&["--requests", "1", "--plot", "nowhere/p.svg"], "--plot"),
     ] {
         let output = bench.run(&[&["load", "--url", "http://a"], args].concat(), &[]);
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!((output.status.code(), told.lines().count()), (Some(2), 1), "{args:?}: {told}");
-        assert!(told.contains(name), "{args:?}: {told}");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), text.lines().count()), (Some(2), 1), "{args:?}: {text}");
+        assert!(text.contains(name), "{args:?}: {text}");
     }
     let help = String::from_utf8(bench.run(&["load", "--help"], &[]).stdout).expect("UTF-8");
     for part in ["--verify-http", "coordinated omission", "Examples:", "rowlock load --url"] {
         assert!(help.contains(part), "{part:?} in {help}");
     }
-    assert!(!help.contains("--redis"), "the settings of a replica are not its own: {help}");
+    assert!(!help.contains("--redis"), "the help shows settings of a replica: {help}");
 }
 
-/// A key, and a certificate for this host that signs itself.
+/// A self-signed certificate for this host, and its key.
 fn certificate(folder: &Path) -> [String; 2] {
     let config = "[req]\ndistinguished_name=name\nx509_extensions=ext\nprompt=no\n[name]\nCN=localhost\n[ext]\nsubjectAltName=DNS:localhost\nbasicConstraints=critical,CA:FALSE\n";
     fs::write(folder.join("openssl.cnf"), config).expect("writable");
@@ -430,7 +430,7 @@ fn certificate(folder: &Path) -> [String; 2] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn load_and_health_speak_https_and_trust_what_they_are_told_to() {
+async fn load_and_health_use_https_and_check_certificates() {
     let bench = Bench::new(On::Embedded);
     let [cert, key] = certificate(bench.folder());
     let address = format!("127.0.0.1:{}", free_port());
@@ -440,12 +440,12 @@ async fn load_and_health_speak_https_and_trust_what_they_are_told_to() {
     assert_passed(&load(&bench, &[&url], &["--requests", "20", "--verify-http", "--ca", &cert], &[]), 20);
     let code = |args: &[&str], settings: &[(&str, &str)]| bench.run(args, settings).status.code();
     assert_eq!(code(&["health", &url, "--ca", &cert], &[]), Some(0));
-    assert_eq!(code(&["health", &url], &[]), Some(1), "nobody has signed it");
-    assert_eq!(code(&["health"], &settings), Some(0), "its own");
+    assert_eq!(code(&["health", &url], &[]), Some(1), "the certificate is not trusted");
+    assert_eq!(code(&["health"], &settings), Some(0), "its own address");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_says_whether_a_replica_takes_rows() {
+async fn health_reports_whether_a_replica_is_ready() {
     let bench = Bench::new(On::Embedded);
     let port = free_port();
     let settings =
@@ -453,16 +453,16 @@ async fn health_says_whether_a_replica_takes_rows() {
     let replica = bench.replica(&settings);
     let health = |args: &[&str], settings: &[(&str, &str)]| {
         let output = bench.run(&[&["health", "--json"], args].concat(), settings);
-        let told: Value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
-        (output.status.code(), told["ready"].clone(), told["status"].clone())
+        let health: Value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+        (output.status.code(), health["ready"].clone(), health["status"].clone())
     };
     let url = format!("http://localhost:{port}");
     assert_eq!(health(&[], &settings), (Some(0), json!(true), json!(200)));
     assert_eq!(health(&[&url], &[]), (Some(0), json!(true), json!(200)));
     replica.signal("TERM");
-    until("it is leaving", async || health(&[&url], &[]) == (Some(1), json!(false), json!(503))).await;
-    let nobody = format!("http://127.0.0.1:{}", free_port());
-    assert_eq!(health(&[&nobody], &[]), (Some(1), json!(false), Value::Null));
+    until("it is draining", async || health(&[&url], &[]) == (Some(1), json!(false), json!(503))).await;
+    let unreachable = format!("http://127.0.0.1:{}", free_port());
+    assert_eq!(health(&[&unreachable], &[]), (Some(1), json!(false), Value::Null));
     let text = |args: &[&str]| String::from_utf8(bench.run(args, &[]).stdout).expect("UTF-8");
     assert_eq!(text(&["health", &url]), format!("{url}: not ready, answered 503\n"));
     assert_eq!(health(&["x"], &[]), (Some(2), Value::Null, Value::Null));

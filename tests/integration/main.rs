@@ -16,6 +16,7 @@ mod events;
 mod formula_guard;
 mod http_semantics;
 mod idempotency;
+mod interface;
 mod journal;
 mod kubernetes;
 mod limits;

@@ -1,4 +1,4 @@
-//! Metrics: what a replica counts is what has happened, and Prometheus can read it.
+//! Metrics: a replica counts what happened, and Prometheus can read it.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use crate::{
     support::{Bench, LOCK_KEY, On, QUEUE_KEY, Replica, answer, until, until_checkpointed, until_free, until_held},
 };
 
-/// What one scrape told: each series as it is written, and its value.
+/// The result of one scrape: each series as written, and its value.
 struct Scrape {
     text: String,
     values: BTreeMap<String, f64>,
@@ -35,12 +35,12 @@ impl Scrape {
         Self { values: values.collect(), text }
     }
 
-    /// Of one series, without `rowlock_`.
+    /// The value of a series, named without `rowlock_`.
     fn get(&self, series: &str) -> f64 {
         *self.values.get(&format!("rowlock_{series}")).unwrap_or_else(|| panic!("no {series} in {}", self.text))
     }
 
-    /// Of all series of a metric that have these labels.
+    /// The sum of all series of a metric that have these labels.
     fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let labels: Vec<_> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
         let wanted = |series: &str| {
@@ -49,7 +49,7 @@ impl Scrape {
         self.values.iter().filter(|(series, _)| wanted(series)).map(|(_, value)| value).sum()
     }
 
-    /// Metrics whose help says so.
+    /// The metrics whose help text says that they are shared.
     fn shared(&self) -> Vec<&str> {
         let helps = self.text.lines().filter_map(|line| line.strip_prefix("# HELP "));
         helps.filter(|help| help.contains("Shared")).filter_map(|help| help.split(' ').next()).collect()
@@ -60,16 +60,16 @@ fn named(bench: &Bench, name: &str) -> Replica {
     bench.replica(&[("ROWLOCK_REPLICA", name), ("ROWLOCK_CSV_HEADER", "token,data"), ("ROWLOCK_LOCK_TTL", "60s")])
 }
 
-/// Runs Prometheus's own judge, which must accept; answers what it said.
+/// Runs promtool, which must succeed, and returns its output.
 fn promtool(args: &[&str], input: &str) -> String {
     let mut command = Command::new("promtool");
     let command = command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("promtool is installed: make test does it");
+    let mut child = command.spawn().expect("promtool is installed by make test");
     child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("written");
     let output = child.wait_with_output().expect("ends");
-    let said = String::from_utf8([output.stdout, output.stderr].concat()).expect("UTF-8");
-    assert!(output.status.success(), "promtool {args:?}: {said}");
-    said
+    let text = String::from_utf8([output.stdout, output.stderr].concat()).expect("UTF-8");
+    assert!(output.status.success(), "promtool {args:?}: {text}");
+    text
 }
 
 /// Waits until a series has a value.
@@ -78,14 +78,14 @@ async fn until_is(replica: &Replica, series: &str, value: f64) {
 }
 
 #[tokio::test]
-async fn every_metric_is_there_from_the_start_and_promtool_finds_nothing() {
+async fn every_metric_exists_from_the_start_and_passes_promtool() {
     for on in [On::Redis, On::Embedded] {
         let bench = Bench::new(on);
         let replica = named(&bench, "one");
         let scrape = Scrape::of(&replica).await;
         for name in rowlock::metrics::names() {
-            let told = |end: &str| scrape.values.keys().any(|series| series.starts_with(&format!("{name}{end}")));
-            assert!(told("{") || told("_bucket{") || scrape.values.contains_key(name), "{name} is not told");
+            let exists = |end: &str| scrape.values.keys().any(|series| series.starts_with(&format!("{name}{end}")));
+            assert!(exists("{") || exists("_bucket{") || scrape.values.contains_key(name), "{name} is missing");
             let help = format!("# HELP {name} ");
             let help = scrape.text.lines().find(|line| line.starts_with(&help)).expect("help");
             assert!(help.contains("This replica's own.") != help.contains("Shared"), "{help}");
@@ -99,7 +99,7 @@ async fn every_metric_is_there_from_the_start_and_promtool_finds_nothing() {
 }
 
 #[tokio::test]
-async fn rows_batches_repeats_and_refusals_are_counted_as_they_were_answered() {
+async fn rows_batches_replays_and_refusals_are_counted() {
     for on in [On::Redis, On::Embedded] {
         let bench = Bench::new(on);
         let replica = named(&bench, "one");
@@ -153,7 +153,7 @@ async fn rows_batches_repeats_and_refusals_are_counted_as_they_were_answered() {
 }
 
 #[tokio::test]
-async fn hand_overs_abandoned_locks_and_forced_releases_are_counted_by_who_did_them() {
+async fn lock_changes_are_counted_by_the_replica_that_made_them() {
     let bench = Bench::new(On::Redis);
     let (one, two) = (named(&bench, "one"), named(&bench, "two"));
     let waiting = async {
@@ -161,15 +161,15 @@ async fn hand_overs_abandoned_locks_and_forced_releases_are_counted_by_who_did_t
         until_is(&one, "lock_held", 1.0).await;
         assert_eq!(Scrape::of(&two).await.get("lock_held"), 0.0);
         let waiting = two.append_text("waits");
-        let seen = async {
-            until("it waits", async || bench.redis().cli(&["llen", QUEUE_KEY]) == "1").await;
+        let observed = async {
+            until("it is queued", async || bench.redis().cli(&["llen", QUEUE_KEY]) == "1").await;
             let scrape = Scrape::of(&two).await;
             assert_eq!(scrape.get("queue_rows"), 1.0);
             assert!(scrape.get("queue_bytes") > 0.0 && scrape.get("queue_oldest_age_seconds") > 0.0);
             let shared = ["lock_has_holder", "lock_waiters", "lock_holder_token"].map(|name| scrape.get(name));
             assert_eq!(shared, [1.0, 1.0, 1.0]);
         };
-        tokio::join!(waiting, seen)
+        tokio::join!(waiting, observed)
     };
     let ((status, _), _) = tokio::join!(one.append(json!({"data": "slow", "sleep": 3})), waiting);
     assert_eq!(status, 201);
@@ -188,7 +188,7 @@ async fn hand_overs_abandoned_locks_and_forced_releases_are_counted_by_who_did_t
 }
 
 #[tokio::test]
-async fn renewals_and_a_lease_that_was_lost_are_counted() {
+async fn renewals_and_lost_leases_are_counted() {
     let bench = Bench::new(On::Redis);
     let settings = [("ROWLOCK_CSV_HEADER", "token,data"), ("ROWLOCK_LOCK_TTL", "300ms")];
     let replica = bench.replica(&settings);
@@ -206,12 +206,12 @@ async fn renewals_and_a_lease_that_was_lost_are_counted() {
 }
 
 #[tokio::test]
-async fn a_write_that_was_fenced_off_and_tried_again_is_counted_once() {
+async fn fenced_batch_is_counted_once_and_its_retry_once() {
     let bench = Bench::new(On::Redis);
     let replica = named(&bench, "one");
     bench.redis().cli(&["set", "{rowlock:rows.csv}:token", "41"]);
     assert_eq!(answer(replica.request(Method::DELETE, "/lock")).await.0, 200);
-    // Another lock on the same file: its first token is 1, and that is older.
+    // This replica uses another lock on the same file. Its first token is 1, which is older than the recorded one.
     let stale = bench.replica(&[("ROWLOCK_LOCK_KEY", "another"), ("ROWLOCK_CSV_HEADER", "token,data")]);
     stale.append_text("x").await;
     let (stale, replica) = (Scrape::of(&stale).await, Scrape::of(&replica).await);
@@ -222,7 +222,7 @@ async fn a_write_that_was_fenced_off_and_tried_again_is_counted_once() {
 }
 
 #[tokio::test]
-async fn recoveries_are_counted_by_what_they_repaired() {
+async fn recoveries_are_counted_by_kind() {
     let bench = Bench::with_file(On::Embedded, b"token,data\n1,one\n2,\"torn");
     let replica = named(&bench, "one");
     replica.append_text("two").await;
@@ -232,35 +232,36 @@ async fn recoveries_are_counted_by_what_they_repaired() {
     until_checkpointed(&bench).await;
     until("a checkpoint is counted", async || Scrape::of(&replica).await.get("checkpoints_total") >= 1.0).await;
 
-    for (left, ends, batches) in [("token,data\n1,one\n2,t", 0.0, 1.0), ("token,data\n1,\0\0\0\0\0\0\0\0\n", 1.0, 0.0)]
+    for (csv, rebuilds, batches) in
+        [("token,data\n1,one\n2,t", 0.0, 1.0), ("token,data\n1,\0\0\0\0\0\0\0\0\n", 1.0, 0.0)]
     {
         let bench = Bench::new(On::Embedded);
         killed_after(&bench, &["one", "two"]).await;
-        fs::write(&bench.csv, left).expect("writable");
+        fs::write(&bench.csv, csv).expect("writable");
         let replica = named(&bench, "one");
         until("the rows are back", async || bench.content() == "token,data\n1,one\n2,two\n").await;
-        until_is(&replica, "recovery_rebuilds_total", ends).await;
+        until_is(&replica, "recovery_rebuilds_total", rebuilds).await;
         until_is(&replica, "recovery_completed_batches_total", batches).await;
-        assert_eq!(Scrape::of(&replica).await.get("quarantined_bytes_total"), if ends > 0.0 { 11.0 } else { 0.0 });
+        assert_eq!(Scrape::of(&replica).await.get("quarantined_bytes_total"), if rebuilds > 0.0 { 11.0 } else { 0.0 });
     }
 }
 
 #[tokio::test]
-async fn a_failed_sync_is_counted_by_who_comes_next_since_the_process_that_saw_it_ends() {
+async fn failed_sync_is_counted_by_the_replica_that_recovers() {
     let bench = Bench::new(On::Embedded);
     killed_after(&bench, &["one"]).await;
-    // The mark that a failed sync leaves behind both headers.
+    // The flag that a failed sync sets, after both headers.
     damage_journal(&bench, &[(8192, &[1])]);
     let replica = named(&bench, "one");
     until_is(&replica, "recovery_failed_syncs_total", 1.0).await;
     replica.append_text("two").await;
-    assert_eq!(bench.content(), "token,data\n1,one\n3,two\n", "the repair had a turn of its own");
+    assert_eq!(bench.content(), "token,data\n1,one\n3,two\n", "the repair took token 2");
     let scrape = Scrape::of(&replica).await;
     assert_eq!((scrape.get("recovery_rebuilds_total"), scrape.get("sync_failures_total")), (1.0, 0.0));
 }
 
 #[tokio::test]
-async fn a_redis_that_goes_and_comes_back_is_seen_to_be_out_of_reach_and_reconnected_to() {
+async fn redis_outage_sets_backend_down_until_reconnected() {
     let mut bench = Bench::new(On::Redis);
     let replica = named(&bench, "one");
     replica.append_text("before").await;
@@ -280,15 +281,15 @@ async fn a_redis_that_goes_and_comes_back_is_seen_to_be_out_of_reach_and_reconne
 }
 
 #[tokio::test]
-async fn all_replicas_tell_the_same_of_what_they_share_and_each_its_own_of_the_rest() {
+async fn shared_metrics_agree_and_other_metrics_are_per_replica() {
     let bench = Bench::new(On::Redis);
     let (one, two) = (named(&bench, "one"), named(&bench, "two"));
     for _ in 0..3 {
         one.append_text("row").await;
     }
-    let _watching = two.request(Method::GET, "/events").send().await.expect("an answer");
-    // The volume is everybody's: its room changes while we look.
-    until("both tell the same", async || {
+    let _subscriber = two.request(Method::GET, "/events").send().await.expect("an answer");
+    // Other programs use the volume, too: its free space changes between two scrapes.
+    until("both report the same", async || {
         let (one, two) = (Scrape::of(&one).await, Scrape::of(&two).await);
         assert_eq!(one.shared().len(), 8);
         one.shared().iter().all(|name| one.values[*name] == two.values[*name])
@@ -303,10 +304,10 @@ async fn all_replicas_tell_the_same_of_what_they_share_and_each_its_own_of_the_r
 }
 
 #[tokio::test]
-async fn whatever_clients_ask_for_there_are_few_series() {
+async fn unknown_paths_and_methods_add_no_series() {
     let bench = Bench::new(On::Embedded);
     let replica = named(&bench, "one");
-    let ask = async |n: u32| {
+    let request_all = async |n: u32| {
         for (method, path) in [
             ("GET", format!("/rows{n}")),
             (&format!("M{n}"), "/append".to_owned()),
@@ -318,10 +319,10 @@ async fn whatever_clients_ask_for_there_are_few_series() {
             replica.request(method, &path).send().await.expect("an answer");
         }
     };
-    ask(1).await;
+    request_all(1).await;
     let before = Scrape::of(&replica).await;
     for n in 2..50 {
-        ask(n).await;
+        request_all(n).await;
     }
     let after = Scrape::of(&replica).await;
     assert!(before.values.keys().eq(after.values.keys()), "more series than before");
@@ -331,7 +332,7 @@ async fn whatever_clients_ask_for_there_are_few_series() {
 }
 
 #[tokio::test]
-async fn a_file_that_cannot_be_looked_at_is_said_and_the_scrape_goes_on() {
+async fn unreadable_file_is_reported_and_the_scrape_succeeds() {
     let bench = Bench::new(On::Embedded);
     let replica = named(&bench, "one");
     replica.append_text("row").await;
@@ -344,7 +345,7 @@ async fn a_file_that_cannot_be_looked_at_is_said_and_the_scrape_goes_on() {
 }
 
 #[test]
-fn prometheus_accepts_what_deploy_has_for_it_and_sees_each_alert_fire_and_stay_silent() {
+fn deployed_alerts_pass_promtool_and_each_has_two_tests() {
     let folder = tempfile::tempdir().expect("a folder");
     let read = |name: &str| {
         let text = fs::read_to_string(format!("{}/deploy/prometheus/{name}", env!("CARGO_MANIFEST_DIR")));
@@ -370,8 +371,11 @@ fn prometheus_accepts_what_deploy_has_for_it_and_sees_each_alert_fire_and_stay_s
         let tested = format!("ALERTS{{alertname=\"{name}\",alertstate=\"firing\"}}\n");
         let tests: Vec<_> =
             tests.split(&tested).skip(1).map(|rest| rest.lines().nth(1).expect("what is expected")).collect();
-        let seen = |expected: &str| tests.iter().any(|line| line.trim() == expected);
-        assert!(seen("exp_samples:") && seen("exp_samples: []"), "{name} is not seen firing and silent");
+        let has_test = |expected: &str| tests.iter().any(|line| line.trim() == expected);
+        assert!(
+            has_test("exp_samples:") && has_test("exp_samples: []"),
+            "{name} lacks a test that fires or one that does not"
+        );
     }
     let words = rules.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     for metric in words.filter(|word| word.starts_with("rowlock_")) {

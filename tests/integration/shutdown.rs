@@ -1,4 +1,4 @@
-//! Leaving: what a replica still does after SIGTERM, and that nobody notices behind a load balancer.
+//! Shutdown: what a replica does after SIGTERM, alone and behind a load balancer.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::support::{Bench, On, QUEUE_KEY, Replica, answer, free_port, until, until_held};
 
 #[tokio::test]
-async fn a_replica_that_leaves_is_not_ready_at_once_and_serves_until_others_have_noticed() {
+async fn draining_replica_is_not_ready_and_serves_for_the_delay() {
     let bench = Bench::new(On::Redis);
     let mut replica = bench.replica(&[("ROWLOCK_DRAIN_DELAY", "3s")]);
     let began = Instant::now();
@@ -25,14 +25,14 @@ async fn a_replica_that_leaves_is_not_ready_at_once_and_serves_until_others_have
     let response = replica.post(&json!({"data": "late"})).send().await.expect("an answer");
     assert_eq!((response.status().as_u16(), response.headers()["connection"].as_bytes()), (201, &b"close"[..]));
     assert_eq!(answer(replica.request(Method::GET, "/livez")).await.0, 200);
-    assert!(began.elapsed() < Duration::from_secs(3), "all this was within the delay");
+    assert!(began.elapsed() < Duration::from_secs(3), "this took longer than the drain delay");
     assert_eq!(replica.end().code(), Some(0), "{}", replica.log());
     assert!(began.elapsed() >= Duration::from_secs(3));
     assert_eq!(bench.rows().len(), 1);
 }
 
 #[tokio::test]
-async fn a_second_signal_leaves_at_once() {
+async fn second_signal_ends_the_process_at_once() {
     let bench = Bench::new(On::Embedded);
     let mut replica = bench.replica(&[("ROWLOCK_DRAIN_DELAY", "1h")]);
     replica.signal("TERM");
@@ -42,7 +42,7 @@ async fn a_second_signal_leaves_at_once() {
 }
 
 #[tokio::test]
-async fn a_row_that_sleeps_when_time_is_up_is_refused_and_the_lock_is_given_on() {
+async fn sleeping_row_is_refused_when_the_grace_time_is_over() {
     let bench = Bench::new(On::Redis);
     let mut replica = bench.replica(&[("ROWLOCK_GRACE", "200ms")]);
     let sleeping = tokio::spawn(answer(replica.post(&json!({"data": "sleeps", "sleep": 30}))));
@@ -55,7 +55,7 @@ async fn a_row_that_sleeps_when_time_is_up_is_refused_and_the_lock_is_given_on()
     assert!(bench.rows().is_empty());
 }
 
-/// HAProxy in front of some ports.
+/// HAProxy in front of replicas on these ports.
 struct Balancer {
     process: Child,
     port: u16,
@@ -64,7 +64,7 @@ struct Balancer {
 
 impl Drop for Balancer {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -83,10 +83,10 @@ impl Balancer {
         let path = bench.folder().join("haproxy.cfg");
         fs::write(&path, config).expect("writable");
         let process = Command::new("haproxy").arg("-f").arg(path).stderr(Stdio::null()).spawn();
-        Self { process: process.expect("haproxy is installed: make test does it"), port, statistics }
+        Self { process: process.expect("haproxy is installed by make test"), port, statistics }
     }
 
-    /// How many replicas it finds ready.
+    /// How many replicas it reports as ready.
     async fn ready(&self) -> usize {
         let table = reqwest::get(format!("http://127.0.0.1:{}/;csv", self.statistics)).await;
         let Ok(table) = table else { return 0 };
@@ -96,7 +96,7 @@ impl Balancer {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rolling_restart_behind_a_load_balancer_loses_no_request() {
+async fn rolling_restart_behind_a_load_balancer_loses_no_request() {
     let bench = Bench::new(On::Redis);
     let ports = [(); 3].map(|()| free_port());
     let start = |port: u16| {
