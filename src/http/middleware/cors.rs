@@ -14,7 +14,7 @@ const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(3600);
 pub(crate) fn layer(origins: &Origins) -> CorsLayer {
     let origins = match origins {
         Origins::Any => AllowOrigin::any(),
-        Origins::These(these) => AllowOrigin::list(these.iter().map(|origin| header_value(origin))),
+        Origins::These(these) => AllowOrigin::list(these.iter().map(header_value)),
     };
     let name = HeaderName::from_static;
     CorsLayer::new()
