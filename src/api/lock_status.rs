@@ -1,4 +1,4 @@
-//! What there is to see of the lock.
+//! The lock's state, and the result of a forced release, as `/lock` and `rowlock lock` show them.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -57,4 +57,18 @@ pub struct Waiter {
     pub replica: String,
     /// Milliseconds since it came.
     pub waited_ms: u64,
+}
+
+/// What a forced release came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Forced, example = json!({"released": true, "holder": "one", "token": 8}))]
+pub struct ForcedRelease {
+    /// Whether somebody had the lock, and has it no more.
+    pub released: bool,
+    /// The replica that had it.
+    #[schema(required)]
+    pub holder: Option<String>,
+    /// The token that is recorded now: whoever holds an older one writes nothing any more.
+    #[schema(value_type = u64, minimum = 1)]
+    pub token: FencingToken,
 }

@@ -22,7 +22,7 @@ use std::{
 };
 
 pub use crate::api::events::{Change, LockChange};
-pub use crate::api::lock_status::{LockState, LockStatus};
+pub use crate::api::lock_status::{ForcedRelease as Forced, LockState, LockStatus};
 pub use crate::commit::committer::Fatal;
 use crate::commit::committer::{Committer, Watch};
 pub use crate::commit::error::{AppendError, Outcome};
@@ -39,7 +39,6 @@ use crate::{
     api::acknowledgement::Ack,
     config::{Config, Switch, UnlockedVolume},
     csv::{idempotency_key::Key, rows::Rows, schema::Schema},
-    fencing::FencingToken,
     lock::{self, Lock},
     metrics::{Level, Meter},
     simulation::Simulation,
@@ -75,20 +74,6 @@ pub struct Appender {
     file_busy: Arc<AtomicBool>,
     batch_bytes_max: u64,
     wait_timeout: Duration,
-}
-
-/// What a forced release came to.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
-#[schema(example = json!({"released": true, "holder": "one", "token": 8}))]
-pub struct Forced {
-    /// Whether somebody had the lock, and has it no more.
-    pub released: bool,
-    /// The replica that had it.
-    #[schema(required)]
-    pub holder: Option<String>,
-    /// The token that is recorded now: whoever holds an older one writes nothing any more.
-    #[schema(value_type = u64, minimum = 1)]
-    pub token: FencingToken,
 }
 
 /// How the committer ended: `Ok` after a drain, else what it could not go on from.
@@ -238,12 +223,12 @@ impl Appender {
         self.meter.set(Level::QueueRows, rows as f64);
         self.meter.set(Level::QueueBytes, bytes as f64);
         self.meter.set(Level::QueueAge, oldest.unwrap_or_default().as_secs_f64());
-        self.meter.set(Level::LockInReach, f64::from(!self.lock.is_out_of_reach()));
+        self.meter.set(Level::LockInReach, f64::from(!self.lock.is_unreachable()));
     }
 
     /// Which lock serves, and whether it is in reach as far as the last append knows.
     pub fn lock_state(&self) -> (&'static str, bool) {
-        (self.lock.kind(), !self.lock.is_out_of_reach())
+        (self.lock.kind(), !self.lock.is_unreachable())
     }
 
     /// Appends rows, all or none, and returns when they are durable. Dropped before their turn, they are not written;
@@ -258,7 +243,7 @@ impl Appender {
         }
         // Who comes after all that time need not wait as long once more: there is no pile-up, and it is told at once.
         // guard: said_at_once
-        if self.lock.out_of_reach_for().is_some_and(|lost| lost >= self.wait_timeout) {
+        if self.lock.unreachable_for().is_some_and(|lost| lost >= self.wait_timeout) {
             return Err(self.why_it_waited());
         }
         let _entered = key.as_ref().map(|key| self.in_flight.enter(key.hash)).transpose()?;
@@ -307,7 +292,7 @@ impl Appender {
         if self.file_busy.load(Ordering::Relaxed) {
             return AppendError::FileBusy;
         }
-        match (self.lock.is_out_of_reach(), self.lock.is_embedded()) {
+        match (self.lock.is_unreachable(), self.lock.is_embedded()) {
             (false, _) => AppendError::WaitTimeout(self.wait_timeout),
             (true, false) => AppendError::LockUnavailable(self.wait_timeout),
             // The lock's file failed, and the log says how.

@@ -1,4 +1,4 @@
-//! Every kind of Redis: ACL users, unix sockets, TLS, sentinels, a cluster; each a real one, made by the test.
+//! Every kind of Redis: ACL users, unix sockets, TLS, sentinels, a cluster. Each test starts real servers.
 
 use std::{fs, path::Path, process::Command};
 
@@ -6,13 +6,13 @@ use tempfile::TempDir;
 
 use crate::support::{Bench, LOCK_KEY, On, Redis, Replica, free_port, until};
 
-/// A replica on a Redis that is not the bench's own.
+/// A replica on another Redis than the bench's.
 fn replica(bench: &Bench, url: &str, more: &[(&str, &str)]) -> Replica {
     bench.replica(&[&[("REDIS_CONN_STR", url), ("ROWLOCK_CSV_HEADER", "token,data")], more].concat())
 }
 
-/// Two replicas that wake each other: turns go back and forth.
-async fn takes_turns(bench: &Bench, url: &str, more: &[(&str, &str)]) {
+/// Appends through two replicas, which hand the lock over to each other.
+async fn check_hand_overs(bench: &Bench, url: &str, more: &[(&str, &str)]) {
     let replicas = [(); 2].map(|()| replica(bench, url, more));
     let posts = (0..40).map(|n| replicas[n % 2].append_text("x"));
     futures_util::future::join_all(posts).await;
@@ -20,35 +20,35 @@ async fn takes_turns(bench: &Bench, url: &str, more: &[(&str, &str)]) {
     assert_eq!((tokens.len(), tokens.is_sorted()), (40, true));
 }
 
-fn allow_what_readme_says(redis: &Redis) {
+fn grant_the_acl_of_the_readme(redis: &Redis) {
     let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("readable");
-    let line = readme.lines().find_map(|line| line.strip_prefix("ACL SETUSER ")).expect("README names the least ACL");
+    let line = readme.lines().find_map(|line| line.strip_prefix("ACL SETUSER ")).expect("the README has the ACL");
     let acl: Vec<&str> = ["acl", "setuser"].into_iter().chain(line.split(' ')).collect();
     assert_eq!(redis.cli(&acl), "OK");
 }
 
 #[tokio::test]
-async fn a_user_with_no_more_than_readmes_acl_is_enough_also_on_a_unix_socket() {
+async fn readme_acl_is_sufficient_also_on_a_unix_socket() {
     let folder = TempDir::new().expect("a folder");
     let socket = folder.path().join("redis.sock").display().to_string();
     let redis = Redis::start(&["--unixsocket", &socket]);
-    allow_what_readme_says(&redis);
+    grant_the_acl_of_the_readme(&redis);
     let bench = Bench::new(On::Embedded);
-    takes_turns(&bench, &format!("redis://rowlock:secret@127.0.0.1:{}", redis.port()), &[]).await;
+    check_hand_overs(&bench, &format!("redis://rowlock:secret@127.0.0.1:{}", redis.port()), &[]).await;
     let bench = Bench::new(On::Embedded);
-    takes_turns(&bench, &format!("redis+unix://{socket}?user=rowlock&pass=secret"), &[]).await;
+    check_hand_overs(&bench, &format!("redis+unix://{socket}?user=rowlock&pass=secret"), &[]).await;
     let denied = redis.cli(&["acl", "log"]);
     assert!(!denied.contains("reason"), "something was denied: {denied}");
     assert!(redis.cli(&["info", "commandstats"]).contains("cmdstat_publish"), "turns were handed over");
 }
 
 #[tokio::test]
-async fn a_user_that_may_neither_publish_nor_subscribe_finds_its_turns_by_looking() {
+async fn user_without_pubsub_acquires_by_polls() {
     let redis = Redis::start(&[]);
-    allow_what_readme_says(&redis);
+    grant_the_acl_of_the_readme(&redis);
     assert_eq!(redis.cli(&["acl", "setuser", "rowlock", "resetchannels", "-publish", "-subscribe"]), "OK");
     let bench = Bench::new(On::Embedded);
-    takes_turns(&bench, &format!("redis://rowlock:secret@127.0.0.1:{}", redis.port()), &[]).await;
+    check_hand_overs(&bench, &format!("redis://rowlock:secret@127.0.0.1:{}", redis.port()), &[]).await;
 }
 
 fn openssl(folder: &Path, args: &str) {
@@ -56,7 +56,7 @@ fn openssl(folder: &Path, args: &str) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A certificate authority, and certificates for the server and for us, signed by it.
+/// Makes a certificate authority, and signs certificates for the server and the client.
 fn certificates(folder: &Path) {
     openssl(folder, "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=test-ca");
     fs::write(folder.join("san"), "subjectAltName=IP:127.0.0.1").expect("written");
@@ -72,7 +72,7 @@ fn certificates(folder: &Path) {
 }
 
 #[tokio::test]
-async fn tls_with_a_ca_of_ones_own_and_a_client_certificate() {
+async fn tls_works_with_own_ca_and_client_certificate() {
     let folder = TempDir::new().expect("a folder");
     certificates(folder.path());
     let file = |name: &str| folder.path().join(name).display().to_string();
@@ -84,7 +84,7 @@ async fn tls_with_a_ca_of_ones_own_and_a_client_certificate() {
     let (cert, key) = (file("client.pem"), file("client.key"));
     let all = [("ROWLOCK_REDIS_CA", &*ca), ("ROWLOCK_REDIS_CERT", &*cert), ("ROWLOCK_REDIS_KEY", &*key)];
     let bench = Bench::new(On::Embedded);
-    takes_turns(&bench, &url, &all).await;
+    check_hand_overs(&bench, &url, &all).await;
 
     let sentinel_port = free_port().to_string();
     let monitored_by_tls = ["--sentinel", "--tls-port", &sentinel_port, "--tls-replication", "yes"];
@@ -95,14 +95,14 @@ async fn tls_with_a_ca_of_ones_own_and_a_client_certificate() {
     })
     .await;
     let bench = Bench::new(On::Embedded);
-    takes_turns(&bench, &format!("rediss-sentinel://127.0.0.1:{sentinel_port}/0#rows"), &all).await;
+    check_hand_overs(&bench, &format!("rediss-sentinel://127.0.0.1:{sentinel_port}/0#rows"), &all).await;
 
     let append = |settings: &[(&str, &str)]| {
         let wait = [("REDIS_CONN_STR", &*url), ("ROWLOCK_WAIT_TIMEOUT", "500ms")];
         bench.run(&["append", "--data", "x"], &[&wait[..], settings].concat())
     };
-    assert_eq!(append(&all[..1]).status.code(), Some(75), "the server asks for a certificate");
-    assert_eq!(append(&all[1..]).status.code(), Some(75), "the system's roots don't know the test's CA");
+    assert_eq!(append(&all[..1]).status.code(), Some(75), "the server requires a client certificate");
+    assert_eq!(append(&all[1..]).status.code(), Some(75), "the system does not trust the test's CA");
     for (settings, says) in [
         (&[all[0], all[1]][..], "go together"),
         (&[("ROWLOCK_REDIS_CA", "/nowhere.pem")], "ROWLOCK_REDIS_CA (--redis-ca): cannot read /nowhere.pem"),
@@ -114,7 +114,7 @@ async fn tls_with_a_ca_of_ones_own_and_a_client_certificate() {
 }
 
 #[tokio::test]
-async fn sentinels_are_followed_to_a_promoted_replica_that_never_got_the_lock() {
+async fn sentinel_failover_to_a_replica_without_the_lock_is_safe() {
     let primary = Redis::start(&[]);
     let follower = Redis::start(&["--replicaof", "127.0.0.1", &primary.port().to_string()]);
     until("the replica follows", async || follower.cli(&["info", "replication"]).contains("master_link_status:up"))
@@ -141,7 +141,7 @@ async fn sentinels_are_followed_to_a_promoted_replica_that_never_got_the_lock() 
     for replica in &replicas {
         replica.append_text("before").await;
     }
-    // What the primary grants from now on never reaches the replica: tokens will go back, and the fence must hold.
+    // The replica never gets the grants that follow: after its promotion tokens go back, and fencing must catch that.
     follower.cli(&["replicaof", "no", "one"]);
     follower.cli(&["flushall"]);
     replicas[0].append_text("unreplicated").await;
@@ -162,7 +162,7 @@ async fn sentinels_are_followed_to_a_promoted_replica_that_never_got_the_lock() 
     assert_eq!((tokens.len(), tokens.is_sorted()), (7, true), "{tokens:?}");
 }
 
-/// Six nodes, three of them replicas of the others.
+/// Six nodes: three primaries, each with a replica.
 async fn cluster() -> Vec<Redis> {
     let nodes: Vec<Redis> = (0..6)
         .map(|_| {
@@ -172,7 +172,7 @@ async fn cluster() -> Vec<Redis> {
                 "yes",
                 "--cluster-node-timeout",
                 "1000",
-                // However old a replica's data: what it lacks is the fence's to catch.
+                // Promotes a replica whatever the age of its data: fencing catches what it lacks.
                 "--cluster-replica-validity-factor",
                 "0",
                 "--cluster-port",
@@ -197,7 +197,7 @@ async fn cluster() -> Vec<Redis> {
     nodes
 }
 
-/// Port and id of the node that serves the lock's slot, as `asked` knows.
+/// Port and id of the node that serves the lock's slot, according to the node `asked`.
 fn owner(asked: &Redis) -> (u16, String) {
     let slot: u16 = asked.cli(&["cluster", "keyslot", LOCK_KEY]).parse().expect("a slot");
     let nodes = asked.cli(&["cluster", "nodes"]);
@@ -209,18 +209,18 @@ fn owner(asked: &Redis) -> (u16, String) {
                 matches!((from.parse::<u16>(), to.parse::<u16>()), (Ok(from), Ok(to)) if (from..=to).contains(&slot))
             })
         });
-    let words: Vec<&str> = line.unwrap_or_else(|| panic!("nobody serves slot {slot}: {nodes}")).split(' ').collect();
+    let words: Vec<&str> = line.unwrap_or_else(|| panic!("no node serves slot {slot}: {nodes}")).split(' ').collect();
     let port = words[1].split(['@', ':']).nth(1).and_then(|port| port.parse().ok()).expect("a port");
     (port, words[0].to_owned())
 }
 
 #[tokio::test]
-async fn a_cluster_is_followed_through_a_failover_and_a_resharding_of_the_locks_slot() {
+async fn cluster_failover_and_resharding_lose_no_row() {
     let nodes = cluster().await;
     let hosts: Vec<String> = nodes.iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
     let url = format!("redis-cluster://{}", hosts.join(","));
     let bench = Bench::new(On::Embedded);
-    takes_turns(&bench, &url, &[]).await;
+    check_hand_overs(&bench, &url, &[]).await;
     let replicas = [(); 2].map(|()| replica(&bench, &url, &[("ROWLOCK_LOCK_TTL", "1s")]));
     let first = owner(&nodes[0]);
     let stopped = nodes.iter().position(|node| node.port() == first.0).expect("one of ours");

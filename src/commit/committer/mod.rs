@@ -18,7 +18,7 @@ use crate::commit::{
 use crate::{
     api::acknowledgement::Ack,
     failpoints,
-    lock::{Again, Lease, Lock, Place, Released, Wanted},
+    lock::{Lease, Lock, QueueTicket, Reacquire, Reacquired, Released},
     metrics::{Count, Meter},
     simulation::Simulation,
     storage::{self, Entry, Idle, Placed, Refusal, Storage, Turn},
@@ -104,7 +104,7 @@ enum Kept {
     Nothing,
     Hold(Hold),
     /// A place among those who wait for it.
-    Place(Place),
+    Place(QueueTicket),
 }
 
 /// What becomes of the lock after a turn.
@@ -196,13 +196,13 @@ impl Committer {
 
     /// Where others wait, several clients that were just answered here have sent more by the time that it is our turn again: one call
     /// saved, and one wake-up. A turn that nobody needs is passed on at once, and no more are asked for until rows come.
-    fn wanted_again(&self, hold: &Hold) -> Wanted {
+    fn wanted_again(&self, hold: &Hold) -> Reacquire {
         // guard: place_ahead
         let soon = hold.shared && self.awaits_rows();
         match (self.wants_lock(), soon) {
-            (true, _) => Wanted::Now,
-            (false, true) => Wanted::Soon,
-            (false, false) => Wanted::Not,
+            (true, _) => Reacquire::Yes,
+            (false, true) => Reacquire::IfContended,
+            (false, false) => Reacquire::No,
         }
     }
 
@@ -225,7 +225,7 @@ impl Committer {
         self.maintain()?;
         // The answers are out: what becomes of the lock is nobody's to wait for.
         let may_go_on = matches!(leave, Leave::Release) && (hold.shared || self.goes_on(&hold));
-        if may_go_on && hold.lease.may_stay().await {
+        if may_go_on && hold.lease.may_keep().await {
             if hold.shared {
                 // Nobody else waits. Where cores are scarce, threads that have rows go first: their rows share the next sync.
                 std::thread::yield_now();
@@ -244,15 +244,15 @@ impl Committer {
 
     /// Answers what is left of the lock, or has come of it at once.
     async fn end(&self, hold: Hold, leave: Leave) -> Kept {
-        let (mut again, token, wanted) = (None, hold.lease.token(), self.wanted_again(&hold));
+        let (mut again, token, wanted) = (Reacquired::No, hold.lease.token(), self.wanted_again(&hold));
         let lease = hold.lease;
         let (change, other) = match leave {
             Leave::Release => {
                 let released;
-                (released, again) = lease.pass_on(wanted).await;
+                (released, again) = lease.release_and_requeue(wanted).await;
                 left(released)
             }
-            Leave::Raise(mark) => left(lease.release_and_raise(mark).await),
+            Leave::Raise(mark) => left(lease.release_and_raise_token(mark).await),
             Leave::Abandon => {
                 lease.abandon().await;
                 (Change::Abandoned, None)
@@ -267,9 +267,9 @@ impl Committer {
             });
         }
         match again {
-            Some(Again::Granted(lease)) => Kept::Hold(Hold::new(lease)),
-            Some(Again::Waits(place)) => Kept::Place(place),
-            None => Kept::Nothing,
+            Reacquired::Granted(lease) => Kept::Hold(Hold::new(lease)),
+            Reacquired::Queued(ticket) => Kept::Place(ticket),
+            Reacquired::No => Kept::Nothing,
         }
     }
 
@@ -355,12 +355,12 @@ impl Committer {
                 Ok(_) => break,
                 Err(storage::AppendError::Fenced { mark }) => {
                     token = mark + 1;
-                    self.lock.raise(token).await;
+                    self.lock.raise_token(token).await;
                 }
                 Err(e) => return Err(AppendError::from(&e)),
             }
         }
-        let released = self.lock.force().await.ok_or_else(away)?;
+        let released = self.lock.force_release().await.ok_or_else(away)?;
         Ok(Forced { released, holder, token })
     }
 
@@ -524,7 +524,7 @@ impl Committer {
                 self.idle_trouble = None;
                 Ok(match idle {
                     Idle::Checkpointing => CHECKPOINTING,
-                    _ if self.lock.is_out_of_reach() => OUT_OF_REACH,
+                    _ if self.lock.is_unreachable() => OUT_OF_REACH,
                     _ => QUIET,
                 })
             }
