@@ -98,6 +98,13 @@ impl Lock {
         self.health.unreachable_for()
     }
 
+    /// Gives the connection that the calls of the committer share back to its pool. For idle times: taking it out again costs a PING.
+    pub fn return_connection(&self) {
+        if let Backend::Redis(redis) = &self.backend {
+            redis.return_connection();
+        }
+    }
+
     /// Checks whether the backend is reachable, for times in which no row needs the lock.
     pub async fn probe(&self) {
         match &self.backend {

@@ -25,6 +25,7 @@ mod metrics;
 mod module_boundaries;
 mod reading;
 mod readme;
+mod redis_connections;
 mod redis_topologies;
 mod shutdown;
 #[path = "../support/mod.rs"]

@@ -31,13 +31,14 @@ const MAY_USE: [(&str, &[&str]); 18] = [
 ];
 
 /// Libraries that belong to some modules alone.
-const LIBRARIES: [(&str, &[&str]); 11] = [
+const LIBRARIES: [(&str, &[&str]); 12] = [
     ("axum", &["http", "server"]),
     ("tower_http", &["http"]),
     ("utoipa", &["http", "api", "commit", "storage", "metrics"]),
     ("utoipa_axum", &["http"]),
     ("utoipa_swagger_ui", &["http"]),
     ("deadpool", &["lock"]),
+    ("deadpool_redis", &["lock"]),
     ("redis", &["lock"]),
     ("csv_core", &["csv", "http", "load"]),
     ("clap", &["cli", "config"]),

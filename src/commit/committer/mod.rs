@@ -510,6 +510,7 @@ impl Committer {
 
     /// Learns what others did while nobody asks for anything here; answers when to do so again.
     async fn look_idly(&mut self) -> Result<Duration, Fatal> {
+        self.lock.return_connection();
         self.lock.probe().await;
         let mut looked = self.storage.look_idly();
         if let Ok(Idle::NeedsRepair) = looked {

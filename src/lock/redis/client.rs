@@ -8,9 +8,8 @@ use std::{
     time::Duration,
 };
 
-use deadpool::managed::{Object, Pool};
 use redis::{FromRedisValue, Script, ToRedisArgs, Value};
-use tokio::{runtime::Handle, task::JoinHandle, time::timeout};
+use tokio::{runtime::Handle, task::JoinHandle};
 
 use crate::{
     fencing::FencingToken,
@@ -18,12 +17,12 @@ use crate::{
         error::{AttemptError, OpenError},
         health::BackendHealth,
         redis::{
-            pool::{self, ConnectionManager},
-            topology::{CALL_TIMEOUT, Topology},
+            pool::{CheckIn, ConnectionPool},
+            topology::Topology,
         },
         types::{AcquireAttempt, Options, Reacquire},
     },
-    metrics::{Count, Meter},
+    metrics::Meter,
 };
 
 /// The argument of release.lua for `Reacquire::IfContended`.
@@ -42,9 +41,9 @@ pub(super) enum ReleaseAnswer {
 
 pub(super) struct Client {
     /// For the committer, which calls from its own runtime: no other thread takes part in its calls.
-    committer_pool: Pool<ConnectionManager>,
-    /// For renewals and status calls, which must not wait for the committer's thread: it blocks in storage.
-    background_pool: Pool<ConnectionManager>,
+    committer_pool: ConnectionPool,
+    /// For renewals, probes and status calls, which must not wait for the committer's thread: it blocks in storage.
+    background_pool: ConnectionPool,
     background: Handle,
     /// In the order in which the scripts know them: the lock, the token counter, the queue, and when each waiter came and last polled.
     keys: [String; 4],
@@ -83,15 +82,15 @@ impl Scripts {
 
 impl Client {
     pub(super) fn new(
-        topology: &Arc<Topology>,
+        topology: &Topology,
         key: &str,
         options: Options,
         health: Arc<BackendHealth>,
     ) -> Result<Self, OpenError> {
         let instance = uuid::Uuid::new_v4().simple();
         Ok(Self {
-            committer_pool: pool::build(topology, &options.meter)?,
-            background_pool: pool::build(topology, &options.meter)?,
+            committer_pool: ConnectionPool::new(topology, CheckIn::WhenIdle, &options.meter)?,
+            background_pool: ConnectionPool::new(topology, CheckIn::AfterEachCall, &options.meter)?,
             background: Handle::current(),
             keys: [key.to_owned(), derived_key(key, "token"), derived_key(key, "queue"), derived_key(key, "seen")],
             id_prefix: format!("{}/{instance}/{}/", options.replica, options.ttl.as_millis()),
@@ -120,9 +119,15 @@ impl Client {
         format!("{}:{}", self.keys[2], self.id_prefix)
     }
 
-    /// Runs a task on the runtime of background calls.
-    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+    /// Runs a task on the runtime of background calls. A connection is served by the runtime that opened it, so calls on the
+    /// background pool start there.
+    pub(super) fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
         self.background.spawn(task)
+    }
+
+    /// Gives the committer's connection back to its pool.
+    pub(super) fn return_connection(&self) {
+        self.committer_pool.return_connection();
     }
 
     /// Polls. The lock is granted with its token, and whether other replicas wait.
@@ -180,39 +185,20 @@ impl Client {
         self.call(&self.background_pool, &self.scripts.status, "", None::<u64>).await
     }
 
+    /// Calls a script. Every script takes all keys, the lease's id and the time to live.
     async fn call<T: FromRedisValue>(
         &self,
-        pool: &Pool<ConnectionManager>,
+        pool: &ConnectionPool,
         script: &Script,
         id: &str,
         more: impl ToRedisArgs,
     ) -> Result<T, AttemptError> {
-        self.health.record(self.call_once(pool, script, id, more).await)
-    }
-
-    /// Every script takes all keys, the lease's id and the time to live.
-    async fn call_once<T: FromRedisValue>(
-        &self,
-        pool: &Pool<ConnectionManager>,
-        script: &Script,
-        id: &str,
-        more: impl ToRedisArgs,
-    ) -> Result<T, AttemptError> {
-        let mut connection = pool.get().await?;
         let mut call = script.prepare_invoke();
         for key in &self.keys {
             call.key(key);
         }
-        let answer = call.arg(id).arg(self.options.ttl.as_millis()).arg(more).invoke_async(&mut *connection);
-        // A cluster's client would try again and again within one call.
-        let answer = timeout(CALL_TIMEOUT, answer).await;
-        // guard: drop_failed_connections
-        if !matches!(answer, Ok(Ok(_))) {
-            // After READONLY of a demoted primary, LOADING, a broken connection, or a cluster node that hangs.
-            drop(Object::take(connection));
-            self.options.meter.count(Count::ConnectionsDiscarded);
-        }
-        Ok(answer.map_err(|_| AttemptError::TimedOut)??)
+        call.arg(id).arg(self.options.ttl.as_millis()).arg(more);
+        self.health.record(pool.run(&call).await)
     }
 }
 

@@ -104,15 +104,22 @@ impl RedisLock {
         }
     }
 
+    /// Gives the committer's connection back to its pool.
+    pub(super) fn return_connection(&self) {
+        self.client.return_connection();
+    }
+
     /// Renews a lease that does not exist: the call succeeds if Redis answers.
     pub(super) async fn probe(&self) {
-        if let Err(e) = self.client.renew_from_committer("").await {
-            tracing::debug!(error = %e, "Redis is unreachable");
-        }
+        let client = Arc::clone(&self.client);
+        // The client's health has the result.
+        let _ = self.client.spawn(async move { client.renew("").await.map(drop) }).await;
     }
 
     pub(super) async fn status(&self) -> Result<LockStatus, AttemptError> {
-        status::parse(self.client.status().await?)
+        let client = Arc::clone(&self.client);
+        let answer = self.client.spawn(async move { client.status().await }).await;
+        status::parse(answer.unwrap_or(Err(AttemptError::Unexpected("the process is ending")))?)
     }
 
     pub(super) async fn next_token(&self) -> Result<FencingToken, AttemptError> {

@@ -1,6 +1,6 @@
 //! Redis's address: a single server, sentinels that know the primary, or a cluster; each with or without TLS.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use percent_encoding::percent_decode_str;
 use redis::{
@@ -23,8 +23,7 @@ const NODE_TIMEOUT: Duration = Duration::from_millis(700);
 /// Clients for the servers of one address.
 pub(super) enum Topology {
     Single(Box<Client>),
-    /// The sentinels are queried for each connection, because the primary may have changed.
-    Sentinel(Box<Mutex<SentinelClient>>),
+    Sentinel(Arc<Mutex<SentinelClient>>),
     Cluster {
         cluster: Box<ClusterClient>,
         /// For subscriptions, to any node: a cluster forwards messages to all nodes.
@@ -182,7 +181,7 @@ impl<'a> ServerList<'a> {
                 .set_client_to_sentinel_tls_mode(TlsMode::Secure)
                 .set_client_to_sentinel_certificates(certificates);
         }
-        Ok(Topology::Sentinel(Box::new(Mutex::new(builder.build().map_err(invalid)?))))
+        Ok(Topology::Sentinel(Arc::new(Mutex::new(builder.build().map_err(invalid)?))))
     }
 
     fn cluster(self, certificates: Option<TlsCertificates>) -> Result<Topology, OpenError> {
