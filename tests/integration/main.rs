@@ -19,6 +19,7 @@ mod limits;
 mod live_page;
 mod load_command;
 mod lock_api;
+mod lock_queue;
 mod locking;
 mod lua_scripts;
 mod metrics;
