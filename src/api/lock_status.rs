@@ -1,4 +1,4 @@
-//! What there is to see of the lock.
+//! The lock's state, and the result of a forced release, as `/lock` and `rowlock lock` show them.
 
 use serde::Serialize;
 use utoipa::ToSchema;

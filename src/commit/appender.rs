@@ -127,12 +127,12 @@ impl Appender {
         meter.set(Gauge::QueueRows, rows as f64);
         meter.set(Gauge::QueueBytes, bytes as f64);
         meter.set(Gauge::QueueAge, oldest_age.unwrap_or_default().as_secs_f64());
-        meter.set(Gauge::LockBackendUp, f64::from(!self.lock.is_out_of_reach()));
+        meter.set(Gauge::LockBackendUp, f64::from(!self.lock.is_unreachable()));
     }
 
     /// The kind of the lock, and whether its backend answered the last call.
     pub fn lock_state(&self) -> (&'static str, bool) {
-        (self.lock.kind(), !self.lock.is_out_of_reach())
+        (self.lock.kind(), !self.lock.is_unreachable())
     }
 
     /// Appends rows, all or none, and returns when they are durable. If the future is dropped before their turn, they are not
@@ -147,7 +147,7 @@ impl Appender {
         }
         // The lock has been unreachable for the whole wait that this request could have: refuse it now instead of queueing it.
         // guard: fail_fast_when_unreachable
-        if self.lock.out_of_reach_for().is_some_and(|lost| lost >= self.wait_timeout) {
+        if self.lock.unreachable_for().is_some_and(|lost| lost >= self.wait_timeout) {
             return Err(self.wait_error());
         }
         let _reserved = key.as_ref().map(|key| self.in_flight.reserve(key.hash)).transpose()?;
@@ -197,7 +197,7 @@ impl Appender {
         if self.file_busy.load(Ordering::Relaxed) {
             return AppendError::FileBusy;
         }
-        match (self.lock.is_out_of_reach(), self.lock.is_embedded()) {
+        match (self.lock.is_unreachable(), self.lock.is_embedded()) {
             (false, _) => AppendError::WaitTimeout(self.wait_timeout),
             (true, false) => AppendError::LockUnavailable(self.wait_timeout),
             // The lock's file failed, and the log says how.

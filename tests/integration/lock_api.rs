@@ -1,4 +1,4 @@
-//! Seeing who has the lock, and taking it away.
+//! The lock's status, and forced releases.
 
 use std::time::{Duration, Instant};
 
@@ -24,13 +24,13 @@ fn named(bench: &Bench, name: &str) -> Replica {
 }
 
 #[tokio::test]
-async fn any_replica_and_the_command_line_show_the_holder_and_the_waiters_in_order() {
+async fn status_shows_the_holder_and_waiters_in_order() {
     let bench = Bench::new(On::Redis);
     let replicas = ["one", "two", "three"].map(|name| named(&bench, name));
     let free = json!({"lock": "redis", "state": "free", "holder": null, "token": null, "ttl_ms": null, "waiters": []});
     assert_eq!(status(&replicas[0]).await, free);
     let holding = replicas[0].append(json!({"data": "slow", "sleep": 1}));
-    let looking = async {
+    let observing = async {
         until_held(&bench).await;
         let second = replicas[1].append_text("second");
         let third = async {
@@ -47,7 +47,7 @@ async fn any_replica_and_the_command_line_show_the_holder_and_the_waiters_in_ord
         };
         tokio::join!(second, third, seen).2
     };
-    let (_, (seen, json_output, text_output)) = tokio::join!(holding, looking);
+    let (_, (seen, json_output, text_output)) = tokio::join!(holding, observing);
     assert_eq!((&seen["state"], &seen["holder"], &seen["token"]), (&json!("held"), &json!("one"), &json!(1)), "{seen}");
     assert!((1..=60_000).contains(&seen["ttl_ms"].as_u64().expect("a number")), "{seen}");
     let waiters = seen["waiters"].as_array().expect("a list");
@@ -62,7 +62,7 @@ async fn any_replica_and_the_command_line_show_the_holder_and_the_waiters_in_ord
 }
 
 #[tokio::test]
-async fn a_foreign_clients_lock_is_shown_without_its_secret_value() {
+async fn foreign_lock_is_shown_without_its_value() {
     let bench = Bench::new(On::Redis);
     let replica = named(&bench, "one");
     bench.redis().cli(&["set", LOCK_KEY, "secret-value", "px", "60000"]);
@@ -74,7 +74,7 @@ async fn a_foreign_clients_lock_is_shown_without_its_secret_value() {
 }
 
 #[tokio::test]
-async fn the_embedded_lock_shows_its_holder_and_an_abandoned_one_can_be_freed() {
+async fn abandoned_embedded_lock_is_shown_and_can_be_released() {
     let bench = Bench::new(On::Embedded);
     let (one, two) = (named(&bench, "one"), named(&bench, "two"));
     assert_eq!(status(&one).await["state"], "free");
@@ -90,7 +90,7 @@ async fn the_embedded_lock_shows_its_holder_and_an_abandoned_one_can_be_freed() 
 }
 
 #[tokio::test]
-async fn a_forced_release_fences_the_old_holder_out_and_hands_over() {
+async fn forced_release_fences_the_holder_out_and_hands_over() {
     let bench = Bench::new(On::Redis);
     let (one, two) = (named(&bench, "one"), named(&bench, "two"));
     let sleeping = one.append(json!({"data": "fenced out", "sleep": 30}));
@@ -99,15 +99,18 @@ async fn a_forced_release_fences_the_old_holder_out_and_hands_over() {
         one.signal("STOP");
         let waiting = two.append_text("next");
         let forced = async {
-            until("it waits", async || bench.redis().cli(&["llen", crate::support::QUEUE_KEY]) == "1").await;
+            until("the row waits for the lock", async || {
+                bench.redis().cli(&["llen", crate::support::QUEUE_KEY]) == "1"
+            })
+            .await;
             let forced = force(&two).await;
             assert_eq!((&forced["released"], &forced["holder"]), (&json!(true), &json!("one")), "{forced}");
             forced["token"].as_u64().expect("a number")
         };
         let began = Instant::now();
-        let (ack, mark) = tokio::join!(waiting, forced);
-        assert!(ack["token"].as_u64().expect("a number") > mark, "{ack} {mark}");
-        assert!(began.elapsed() < Duration::from_secs(20), "the lock was waited for");
+        let (ack, forced_token) = tokio::join!(waiting, forced);
+        assert!(ack["token"].as_u64().expect("a number") > forced_token, "{ack} {forced_token}");
+        assert!(began.elapsed() < Duration::from_secs(20), "the forced release took effect at once");
         one.signal("CONT");
     };
     let ((code, problem), ()) = tokio::join!(sleeping, forcing);
@@ -116,18 +119,18 @@ async fn a_forced_release_fences_the_old_holder_out_and_hands_over() {
 }
 
 #[tokio::test]
-async fn a_forced_release_is_recorded_so_that_older_tokens_write_nothing() {
+async fn a_forced_release_is_recorded_and_fences_older_tokens() {
     let bench = Bench::new(On::Redis);
     let replica = named(&bench, "one");
     bench.redis().cli(&["set", "{rowlock:rows.csv}:token", "41"]);
     assert_eq!(force(&replica).await, json!({"released": false, "holder": null, "token": 42}));
-    // Another lock on the same file: its first token is 1, and that is older.
+    // A replica with another lock on the same file: its first token is 1, which is lower.
     let stale = bench.replica(&[("ROWLOCK_LOCK_KEY", "another"), ("ROWLOCK_CSV_HEADER", "token,data")]);
     assert_eq!(stale.append_text("x").await["token"], json!(43));
 }
 
 #[tokio::test]
-async fn a_replica_that_sleeps_under_the_lock_can_be_asked_to_give_it_up_itself() {
+async fn sleeping_holder_can_force_its_own_release() {
     for on in [On::Redis, On::Embedded] {
         let bench = Bench::new(on);
         let replica = named(&bench, "one");
@@ -144,7 +147,7 @@ async fn a_replica_that_sleeps_under_the_lock_can_be_asked_to_give_it_up_itself(
 }
 
 #[tokio::test]
-async fn nothing_of_the_lock_stays_in_redis_for_ever() {
+async fn all_keys_in_redis_expire() {
     let bench = Bench::new(On::Redis);
     let replicas = [(); 3].map(|()| bench.replica(&[]));
     let posts = (0..30).map(|n| replicas[n % 3].append_text("x"));
@@ -153,7 +156,7 @@ async fn nothing_of_the_lock_stays_in_redis_for_ever() {
     let keys = bench.redis().cli(&["keys", "*"]);
     for key in keys.lines() {
         let left = bench.redis().cli(&["pttl", key]).parse::<i64>().expect("a number");
-        assert!(left > 0, "{key} stays for ever");
+        assert!(left > 0, "{key} never expires");
     }
-    assert_eq!(keys, "{rowlock:rows.csv}:token", "only the counter outlives its use, for a day");
+    assert_eq!(keys, "{rowlock:rows.csv}:token", "only the counter is kept, for a day");
 }

@@ -1,4 +1,4 @@
-//! One writer at a time: sleeping, abandoned, lost and unreachable locks, on both backends.
+//! Mutual exclusion: sleeping, abandoned, lost and unreachable locks, on both backends.
 
 use std::{
     sync::{
@@ -8,13 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rowlock::lock::{self, Again, Lock, Released, Wanted};
 use serde_json::json;
 use tokio::join;
 
-use crate::support::{Bench, LOCK_KEY, On, QUEUE_KEY, Redis, Replica, answer, until, until_free, until_held};
+use crate::{
+    redis_connections::calls_of,
+    support::{Bench, LOCK_KEY, On, QUEUE_KEY, Replica, answer, until, until_free, until_held},
+};
 
-async fn a_sleeping_row_is_waited_for(on: On) {
+async fn check_that_a_sleeping_row_holds_the_lock(on: On) {
     let bench = Bench::new(on);
     let (first, second) = (bench.replica(&[]), bench.replica(&[]));
     let sleeping = async { (first.append(json!({"data": "slow", "sleep": 2})).await, Instant::now()) };
@@ -31,23 +33,23 @@ async fn a_sleeping_row_is_waited_for(on: On) {
 }
 
 #[tokio::test]
-async fn a_row_that_sleeps_holds_the_lock_on_redis() {
-    a_sleeping_row_is_waited_for(On::Redis).await;
+async fn sleeping_row_holds_the_redis_lock() {
+    check_that_a_sleeping_row_holds_the_lock(On::Redis).await;
 }
 
 #[tokio::test]
-async fn a_row_that_sleeps_holds_the_embedded_lock() {
-    a_sleeping_row_is_waited_for(On::Embedded).await;
+async fn sleeping_row_holds_the_embedded_lock() {
+    check_that_a_sleeping_row_holds_the_lock(On::Embedded).await;
 }
 
-async fn an_abandoned_lock_binds_all(on: On) {
+async fn check_that_an_abandoned_lock_stays_held(on: On) {
     let bench = Bench::new(on);
     let ttl = [("ROWLOCK_LOCK_TTL", "1500ms")];
     let (first, second) = (bench.replica(&ttl), bench.replica(&ttl));
     let (status, ack) = first.append(json!({"data": "crash", "skip_release": true})).await;
     let answered = Instant::now();
     assert_eq!((status, &ack["released"]), (201, &json!(false)), "{ack}");
-    // The very replica that left it must wait, too.
+    // The replica that abandoned it waits, too.
     let (own, other) = join!(first.append_text("own"), second.append_text("other"));
     assert!(answered.elapsed() >= Duration::from_millis(1450), "the lock was free after {:?}", answered.elapsed());
     for ack in [own, other] {
@@ -59,16 +61,16 @@ async fn an_abandoned_lock_binds_all(on: On) {
 
 #[tokio::test]
 async fn skip_release_leaves_the_lock_to_expire_on_redis() {
-    an_abandoned_lock_binds_all(On::Redis).await;
+    check_that_an_abandoned_lock_stays_held(On::Redis).await;
 }
 
 #[tokio::test]
 async fn skip_release_leaves_the_embedded_lock_to_expire() {
-    an_abandoned_lock_binds_all(On::Embedded).await;
+    check_that_an_abandoned_lock_stays_held(On::Embedded).await;
 }
 
 #[tokio::test]
-async fn a_sleep_longer_than_the_time_to_live_keeps_the_lock() {
+async fn sleep_longer_than_the_time_to_live_keeps_the_lock() {
     let bench = Bench::new(On::Redis);
     let ttl = [("ROWLOCK_LOCK_TTL", "300ms")];
     let (first, second) = (bench.replica(&ttl), bench.replica(&ttl));
@@ -90,7 +92,7 @@ async fn a_lease_lost_during_sleep_writes_nothing() {
     replica.append_text("before").await;
     let before = bench.content();
     until_free(&bench).await;
-    // Again and again: lost before the sleep began, it would be tried again under a new lease.
+    // Repeated, because a batch whose lease is lost before the sleep begins is tried again under a new lease.
     let losing = async {
         loop {
             until_held(&bench).await;
@@ -100,9 +102,9 @@ async fn a_lease_lost_during_sleep_writes_nothing() {
     let began = Instant::now();
     let (status, problem) = tokio::select! {
         answer = replica.append(json!({"data": "lost", "sleep": 20})) => answer,
-        () = losing => unreachable!("it never ends"),
+        () = losing => unreachable!("the loop never ends"),
     };
-    assert!(began.elapsed() < Duration::from_secs(15), "the sleeper is told at once, not after its sleep");
+    assert!(began.elapsed() < Duration::from_secs(15), "answered at once, not after the sleep");
     assert_eq!((status, &problem["code"], &problem["outcome"]), (503, &json!("lock_lost"), &json!("not_written")));
     assert_eq!(problem["retryable"], true);
     assert_eq!(bench.content(), before);
@@ -110,7 +112,7 @@ async fn a_lease_lost_during_sleep_writes_nothing() {
 }
 
 #[tokio::test]
-async fn a_killed_holders_lock_passes_on() {
+async fn killed_holders_lock_goes_to_the_next_waiter() {
     for on in [On::Redis, On::Embedded] {
         let bench = Bench::new(on);
         let ttl = [("ROWLOCK_LOCK_TTL", "1s")];
@@ -123,13 +125,13 @@ async fn a_killed_holders_lock_passes_on() {
         assert!(sleeping.await.expect("no panic").is_err(), "a killed replica cannot answer");
         let killed = Instant::now();
         second.append_text("next").await;
-        assert!(killed.elapsed() < Duration::from_secs(10), "passed on after {:?}", killed.elapsed());
+        assert!(killed.elapsed() < Duration::from_secs(10), "handed over after {:?}", killed.elapsed());
         assert_eq!(bench.rows().len(), 1);
     }
 }
 
 #[tokio::test]
-async fn a_foreign_clients_lock_excludes_us_and_is_not_released_by_us() {
+async fn foreign_lock_excludes_replicas_and_is_not_released() {
     let bench = Bench::new(On::Redis);
     let replica = bench.replica(&[("ROWLOCK_WAIT_TIMEOUT", "300ms")]);
     assert_eq!(bench.redis().cli(&["set", LOCK_KEY, "foreign", "NX", "PX", "60000"]), "OK");
@@ -142,7 +144,7 @@ async fn a_foreign_clients_lock_excludes_us_and_is_not_released_by_us() {
 }
 
 #[tokio::test]
-async fn a_holder_releases_its_own_lease_only() {
+async fn holder_releases_only_its_own_lease() {
     let bench = Bench::new(On::Redis);
     let replica = bench.replica(&[("ROWLOCK_LOCK_TTL", "20s")]);
     let stealing = async {
@@ -155,7 +157,7 @@ async fn a_holder_releases_its_own_lease_only() {
 }
 
 #[tokio::test]
-async fn rows_that_wait_share_one_hold_of_the_lock() {
+async fn waiting_rows_share_one_lease() {
     let bench = Bench::new(On::Redis);
     let replica = bench.replica(&[]);
     let waiting = async {
@@ -173,7 +175,7 @@ async fn rows_that_wait_share_one_hold_of_the_lock() {
 }
 
 #[tokio::test]
-async fn a_redis_that_is_away_is_said_and_waited_for() {
+async fn redis_outage_is_reported_and_survived() {
     let mut bench = Bench::new(On::Redis);
     bench.redis.as_mut().expect("a Redis").stop();
     let replica = bench.replica(&[("ROWLOCK_WAIT_TIMEOUT", "500ms"), ("ROWLOCK_LOCK_TTL", "500ms")]);
@@ -203,14 +205,14 @@ async fn a_redis_that_is_away_is_said_and_waited_for() {
 }
 
 #[tokio::test]
-async fn a_full_queue_refuses_at_the_door() {
+async fn full_queue_refuses_new_rows() {
     let bench = Bench::new(On::Redis);
     let replica = bench.replica(&[("ROWLOCK_QUEUE_ROWS", "2"), ("ROWLOCK_WAIT_TIMEOUT", "20s")]);
     bench.redis().cli(&["set", LOCK_KEY, "foreign"]);
-    let (told, mut answers) = tokio::sync::mpsc::unbounded_channel();
+    let (sender, mut answers) = tokio::sync::mpsc::unbounded_channel();
     for _ in 0..10 {
-        let (request, told) = (replica.post(&json!({"data": "x"})), told.clone());
-        tokio::spawn(async move { told.send(answer(request).await) });
+        let (request, sender) = (replica.post(&json!({"data": "x"})), sender.clone());
+        tokio::spawn(async move { sender.send(answer(request).await) });
     }
     for _ in 0..8 {
         let (status, problem) = answers.recv().await.expect("an answer");
@@ -224,7 +226,7 @@ async fn a_full_queue_refuses_at_the_door() {
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_while_waiting_is_not_written_and_one_that_was_taken_is() {
+async fn only_a_queued_request_is_dropped_when_cancelled() {
     let bench = Bench::new(On::Redis);
     let replica = bench.replica(&[]);
     let taken = tokio::spawn(replica.post(&json!({"data": "taken", "sleep": 1})).send());
@@ -233,13 +235,13 @@ async fn a_client_that_hangs_up_while_waiting_is_not_written_and_one_that_was_ta
     tokio::time::sleep(Duration::from_millis(200)).await;
     taken.abort();
     waiting.abort();
-    // In order of arrival: once this one is written, the other two are settled.
+    // Rows are written in order of arrival: after this one, both others are decided.
     replica.append_text("last").await;
     assert_eq!(bench.rows().iter().map(|row| row["data"].as_str()).collect::<Vec<_>>(), ["taken", "last"]);
 }
 
 #[tokio::test]
-async fn a_replica_that_is_told_to_leave_finishes_what_it_took_and_frees_the_lock() {
+async fn shutdown_finishes_accepted_rows_and_frees_the_lock() {
     for signal in ["TERM", "INT"] {
         let bench = Bench::new(On::Redis);
         let mut replica = bench.replica(&[]);
@@ -254,12 +256,12 @@ async fn a_replica_that_is_told_to_leave_finishes_what_it_took_and_frees_the_loc
 }
 
 #[tokio::test]
-async fn the_grace_time_ends_and_what_still_waits_is_refused() {
+async fn queued_rows_are_refused_when_the_grace_time_ends() {
     let bench = Bench::new(On::Redis);
     let mut replica = bench.replica(&[("ROWLOCK_GRACE", "300ms")]);
     bench.redis().cli(&["set", LOCK_KEY, "foreign"]);
     let waiting = tokio::spawn(answer(replica.post(&json!({"data": "waits"}))));
-    until("it waits", async || bench.redis().cli(&["llen", QUEUE_KEY]) == "1").await;
+    until("the row waits for the lock", async || bench.redis().cli(&["llen", QUEUE_KEY]) == "1").await;
     replica.signal("TERM");
     let (status, problem) = waiting.await.expect("no panic");
     assert_eq!((status, &problem["code"], &problem["outcome"]), (503, &json!("draining"), &json!("not_written")));
@@ -267,14 +269,14 @@ async fn the_grace_time_ends_and_what_still_waits_is_refused() {
     assert!(bench.rows().is_empty());
 }
 
-/// Eight clients that send one row after another, until it is told to end.
-struct Busy {
+/// Eight clients that each send one row after another.
+struct Load {
     done: Arc<AtomicBool>,
     clients: Vec<tokio::task::JoinHandle<()>>,
 }
 
-impl Busy {
-    fn keep(replica: &Replica) -> Self {
+impl Load {
+    fn start(replica: &Replica) -> Self {
         let done = Arc::new(AtomicBool::new(false));
         let client = || {
             let (done, request) = (Arc::clone(&done), replica.post(&json!({"data": "x"})));
@@ -297,10 +299,10 @@ impl Busy {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_keeps_the_lock_for_more_batches_gives_it_to_the_first_who_wants_it() {
+async fn kept_lock_goes_to_the_first_other_replica_that_waits() {
     let bench = Bench::new(On::Redis);
     let (busy, other) = (bench.replica(&[]), bench.replica(&[("ROWLOCK_REPLICA", "other")]));
-    let load = Busy::keep(&busy);
+    let load = Load::start(&busy);
     for _ in 0..30 {
         other.append_text("x").await;
     }
@@ -309,98 +311,32 @@ async fn who_keeps_the_lock_for_more_batches_gives_it_to_the_first_who_wants_it(
     let turns: Vec<usize> = rows.split(|row| row["replica"] == "other").map(<[_]>::len).skip(1).take(29).collect();
     let mut sorted = turns.clone();
     sorted.sort_unstable();
-    // A batch that is under way, and one more, of eight rows at most. (In 50 ms, the most that it may keep the lock, a build that is
-    // not optimized writes hardly more.)
-    assert!(sorted[14] <= 32, "rows of the busy one between the other's: {turns:?}");
-    // It does keep it: a token is one hold's.
+    // The current batch and one more, of at most eight rows each. (A debug build writes hardly more in the 50 ms that a lease may be
+    // kept.)
+    assert!(sorted[14] <= 32, "rows of the busy replica between the other's: {turns:?}");
+    // It does keep the lock: rows share a token, and each grant has its own.
     let tokens: std::collections::HashSet<_> = rows.iter().map(|row| &row["token"]).collect();
     assert!(tokens.len() < rows.len(), "{} tokens for {} rows", tokens.len(), rows.len());
 }
 
-fn lock_of(redis: &Redis, replica: &str) -> Lock {
-    let (replica, ttl) = (replica.to_owned(), Duration::from_secs(30));
-    let options = lock::Options { replica, ttl, tls: lock::TlsFiles::default(), meter: Arc::default() };
-    Lock::redis(&redis.url().to_owned().into(), LOCK_KEY, options).expect("an address")
-}
-
-/// How often Redis was asked for this so far, by scripts too.
-fn calls_of(command: &str, redis: &Redis) -> u64 {
-    let (stats, before) = (redis.cli(&["info", "commandstats"]), format!("cmdstat_{command}:calls="));
-    let calls = stats.split(&before).nth(1).and_then(|rest| rest.split(',').next());
-    calls.and_then(|calls| calls.parse().ok()).expect("a number")
-}
-
-#[tokio::test]
-async fn who_gives_the_lock_back_and_wants_it_again_waits_behind_the_others_without_asking_for_it() {
-    let redis = Redis::start(&[]);
-    let [first, second] = ["a", "b"].map(|replica| Arc::new(lock_of(&redis, replica)));
-    let mut calls_of_turns = Vec::new();
-    for _ in 0..20 {
-        let lease = first.acquire(|| true).await.expect("the lock");
-        let waiting = tokio::spawn({
-            let second = Arc::clone(&second);
-            async move { second.acquire(|| true).await.expect("the lock") }
-        });
-        while first.status().await.is_none_or(|status| status.waiters.is_empty()) {}
-        let (released, again) = lease.pass_on(Wanted::Soon).await;
-        assert_eq!(released, Released::HandedOver("b".to_owned()));
-        let Some(Again::Waits(place)) = again else { panic!("a place") };
-        let second_lease = waiting.await.expect("no panic");
-        let waiters: Vec<_> =
-            first.status().await.expect("in reach").waiters.into_iter().map(|it| it.replica).collect();
-        assert_eq!(waiters, ["a"]);
-        let before = calls_of("evalsha", &redis);
-        assert_eq!(second_lease.release().await, Released::HandedOver("a".to_owned()));
-        let again = first.acquire_from(place, || true).await.expect("the lock");
-        calls_of_turns.push(calls_of("evalsha", &redis) - before);
-        // Nobody else waits: who has nothing to do yet leaves the lock free.
-        let (released, again) = again.pass_on(Wanted::Soon).await;
-        assert!(released == Released::Free && again.is_none());
-        assert_eq!(first.status().await.map(|status| status.state), Some(rowlock::api::lock_status::LockState::Free));
-    }
-    calls_of_turns.sort_unstable();
-    // The release, which tells it; a message that comes late, or before its listener is there, is made up for by a look.
-    assert_eq!(calls_of_turns[10], 1, "{calls_of_turns:?}");
-}
-
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hand_over_between_busy_replicas_is_one_call_and_no_place_is_left_behind() {
+async fn a_hand_over_between_busy_replicas_costs_one_call() {
     let bench = Bench::new(On::Redis);
     let replicas = [(); 3].map(|()| bench.replica(&[]));
-    let load = replicas.each_ref().map(Busy::keep);
+    let load = replicas.each_ref().map(Load::start);
     until("enough rows", async || std::fs::metadata(&bench.csv).expect("a file").len() > 200_000).await;
     let tokens = bench.redis().cli(&["get", "{rowlock:rows.csv}:token"]).parse::<u64>().expect("a number");
     let calls = calls_of("evalsha", bench.redis());
     assert!(calls < tokens * 3 / 2, "{calls} calls for {tokens} tokens");
-    for busy in load {
-        busy.end().await;
+    for clients in load {
+        clients.end().await;
     }
     until_free(&bench).await;
     until("nobody waits", async || bench.redis().cli(&["exists", QUEUE_KEY]) == "0").await;
 }
 
 #[tokio::test]
-async fn a_holder_that_somebody_waits_for_does_not_stay_for_one_more_batch() {
-    let redis = Redis::start(&[]);
-    let [holder, other] = ["a", "b"].map(|replica| lock_of(&redis, replica));
-    // Its listener connects by and by.
-    let lease = loop {
-        let lease = holder.acquire(|| true).await.expect("the lock");
-        if lease.may_stay().await {
-            break lease;
-        }
-        lease.release().await;
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    };
-    let waiting = tokio::spawn(async move { other.acquire(|| true).await });
-    while holder.status().await.is_none_or(|status| status.waiters.is_empty()) {}
-    assert!(!lease.may_stay().await, "it was told");
-    lease.release().await;
-    assert!(waiting.await.expect("no panic").is_some());
-}
-
-#[tokio::test]
-async fn rows_that_a_client_sends_one_after_another_while_it_is_alone_get_a_token_each() {
+async fn sequential_rows_of_one_client_get_a_token_each() {
     let bench = Bench::new(On::Redis);
     let replica = bench.replica(&[]);
     for token in 1..=200 {
@@ -408,14 +344,14 @@ async fn rows_that_a_client_sends_one_after_another_while_it_is_alone_get_a_toke
     }
 }
 
-async fn get_equal_shares(names: &[&str]) {
+async fn check_equal_shares(names: &[&str]) {
     let bench = Bench::new(On::Redis);
     let replicas: Vec<_> = names.iter().map(|name| bench.replica(&[("ROWLOCK_REPLICA", name)])).collect();
-    let load: Vec<_> = replicas.iter().map(Busy::keep).collect();
+    let load: Vec<_> = replicas.iter().map(Load::start).collect();
     let enough = 70_000 * names.len() as u64;
     until("enough rows", async || std::fs::metadata(&bench.csv).expect("a file").len() > enough).await;
-    for busy in load {
-        busy.end().await;
+    for clients in load {
+        clients.end().await;
     }
     let rows = bench.rows();
     let share = |name: &&str| rows.iter().filter(|row| row["replica"] == *name).count() as f64;
@@ -423,31 +359,31 @@ async fn get_equal_shares(names: &[&str]) {
     let squares: f64 = shares.iter().map(|share| share * share).sum();
     let jain = shares.iter().sum::<f64>().powi(2) / (shares.len() as f64 * squares);
     assert!(jain >= 0.99, "Jain's index {jain} of {shares:?}");
-    // It was passed around, rather than kept by each for a long while.
+    // The lock was handed over often: no replica kept it for long.
     let mut turns: Vec<&str> = rows.iter().map(|row| row["replica"].as_str()).collect();
     turns.dedup();
-    assert!(turns.len() > 20, "the lock passed only {} times", turns.len());
+    assert!(turns.len() > 20, "the lock was handed over only {} times", turns.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_replicas_under_load_get_equal_shares() {
-    get_equal_shares(&["r1", "r2", "r3"]).await;
+    check_equal_shares(&["r1", "r2", "r3"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn eight_replicas_under_load_get_equal_shares() {
-    get_equal_shares(&["r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8"]).await;
+    check_equal_shares(&["r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8"]).await;
 }
 
 #[tokio::test]
-async fn a_short_outage_is_waited_out_and_a_long_one_is_said_at_once() {
+async fn a_short_outage_is_waited_out_and_a_long_one_fails_fast() {
     let mut bench = Bench::new(On::Redis);
     let wait = Duration::from_secs(1);
     let replica = bench.replica(&[("ROWLOCK_WAIT_TIMEOUT", "1s")]);
     replica.append_text("before").await;
     bench.redis.as_mut().expect("a Redis").stop();
     let short = async {
-        until("it is missed", async || replica.log().contains("out of reach")).await;
+        until("the outage is logged", async || replica.log().contains("the lock is unreachable")).await;
         bench.redis.as_mut().expect("a Redis").restart();
     };
     let (ack, ()) = join!(replica.append_text("waits it out"), short);
@@ -460,8 +396,8 @@ async fn a_short_outage_is_waited_out_and_a_long_one_is_said_at_once() {
     };
     let began = Instant::now();
     refused().await;
-    // It has been away for as long as anybody may wait, and that is known: twenty more take no more time than one.
-    until("it is known", async || began.elapsed() > wait + Duration::from_millis(200)).await;
+    // The outage has lasted for as long as a row may wait: from now on, refusals take no time.
+    until("it has lasted", async || began.elapsed() > wait + Duration::from_millis(200)).await;
     let began = Instant::now();
     for _ in 0..20 {
         refused().await;
@@ -474,30 +410,13 @@ async fn a_short_outage_is_waited_out_and_a_long_one_is_said_at_once() {
 }
 
 #[tokio::test]
-async fn waiters_are_served_in_order_of_arrival() {
-    let bench = Bench::new(On::Redis);
-    let replicas = [(); 4].map(|()| bench.replica(&[]));
-    bench.redis().cli(&["set", LOCK_KEY, "foreign"]);
-    let mut waiting = Vec::new();
-    for (at, replica) in replicas.iter().enumerate() {
-        waiting.push(tokio::spawn(answer(replica.post(&json!({"data": at.to_string()})))));
-        until("it waits", async || bench.redis().cli(&["llen", QUEUE_KEY]) == (at + 1).to_string()).await;
-    }
-    bench.redis().cli(&["del", LOCK_KEY]);
-    for request in waiting {
-        assert_eq!(request.await.expect("no panic").0, 201);
-    }
-    assert_eq!(bench.rows().iter().map(|row| row["data"].as_str()).collect::<Vec<_>>(), ["0", "1", "2", "3"]);
-}
-
-#[tokio::test]
-async fn a_redis_that_stands_still_for_a_while_is_waited_out() {
+async fn stopped_redis_is_waited_out() {
     let bench = Bench::new(On::Redis);
     let replicas = [(); 2].map(|()| bench.replica(&[("ROWLOCK_LOCK_TTL", "1s")]));
     replicas[0].append_text("before").await;
     bench.redis().signal("STOP");
     let still = async {
-        until("it is missed", async || replicas[0].log().contains("out of reach")).await;
+        until("the outage is logged", async || replicas[0].log().contains("the lock is unreachable")).await;
         bench.redis().signal("CONT");
     };
     let posts = replicas.iter().map(|replica| replica.append_text("meanwhile"));
@@ -506,7 +425,7 @@ async fn a_redis_that_stands_still_for_a_while_is_waited_out() {
 }
 
 #[tokio::test]
-async fn a_foreign_pexpire_that_jumps_time_forward_costs_the_sleeper_its_turn_and_nobody_a_row() {
+async fn foreign_pexpire_costs_a_sleeper_its_lease_but_no_row() {
     let bench = Bench::new(On::Redis);
     let replicas = [(); 2].map(|()| bench.replica(&[("ROWLOCK_LOCK_TTL", "60s")]));
     let sleeping = replicas[0].append(json!({"data": "sleeper", "sleep": 2}));
@@ -518,7 +437,7 @@ async fn a_foreign_pexpire_that_jumps_time_forward_costs_the_sleeper_its_turn_an
     let ((status, problem), next) = join!(sleeping, jumping);
     assert_eq!((status, &problem["outcome"]), (503, &json!("not_written")), "its token is stale: {problem}");
     assert_eq!(bench.rows().len(), 1);
-    // And backwards: a time to live that somebody lengthened ends with the release all the same.
+    // A lengthened time to live ends with the release.
     let lengthened = async {
         until_held(&bench).await;
         bench.redis().cli(&["pexpire", LOCK_KEY, "3600000"]);
@@ -529,15 +448,15 @@ async fn a_foreign_pexpire_that_jumps_time_forward_costs_the_sleeper_its_turn_an
     assert!(after["token"].as_u64() > next["token"].as_u64());
 }
 
-/// As it is left when Redis's clock jumps ahead, a replica is killed with the lock, and the clock is set right.
+/// The state after Redis's clock jumped ahead, a holder was killed, and the clock was set right.
 #[tokio::test]
-async fn a_lock_that_a_clock_made_too_long_is_waited_for_no_longer_than_its_holder_ever_had_it() {
+async fn dead_holders_lock_expires_after_a_clock_jump() {
     let bench = Bench::new(On::Redis);
     let killed = format!("killed/{}/200/7", "0".repeat(32));
     assert_eq!(bench.redis().cli(&["set", LOCK_KEY, &killed, "nx", "px", "3600000"]), "OK");
     let replica = bench.replica(&[("ROWLOCK_WAIT_TIMEOUT", "10s")]);
     replica.append_text("one").await;
-    // Somebody else's value says nothing of how long it may last.
+    // A foreign lock has no known bound: its time to live stays.
     until_free(&bench).await;
     assert_eq!(bench.redis().cli(&["set", LOCK_KEY, "foreign/200/7", "nx", "px", "3600000"]), "OK");
     let impatient = bench.replica(&[("ROWLOCK_WAIT_TIMEOUT", "1500ms")]);
@@ -547,118 +466,7 @@ async fn a_lock_that_a_clock_made_too_long_is_waited_for_no_longer_than_its_hold
 }
 
 #[tokio::test]
-async fn after_a_foreign_client_leaves_we_follow_at_our_next_look() {
-    let bench = Bench::new(On::Redis);
-    let replica = bench.replica(&[]);
-    let mut gaps = Vec::new();
-    for _ in 0..5 {
-        until_free(&bench).await;
-        assert_eq!(bench.redis().cli(&["set", LOCK_KEY, "foreign", "nx", "px", "60000"]), "OK");
-        let leaving = async {
-            until("we wait", async || bench.redis().cli(&["llen", QUEUE_KEY]) == "1").await;
-            bench.redis().cli(&["del", LOCK_KEY]);
-            Instant::now()
-        };
-        let (left, followed) = join!(leaving, async {
-            replica.append_text("follows").await;
-            Instant::now()
-        });
-        gaps.push(followed.saturating_duration_since(left));
-    }
-    gaps.sort();
-    assert!(gaps[2] < Duration::from_secs(1), "a look comes every 250 ms: {gaps:?}");
-}
-
-#[tokio::test]
-async fn a_hand_over_wakes_its_one_waiter_and_nobody_else() {
-    let bench = Bench::new(On::Redis);
-    let replicas = [(); 5].map(|()| bench.replica(&[]));
-    bench.redis().cli(&["set", LOCK_KEY, "foreign"]);
-    let posts = replicas.iter().map(|replica| replica.append_text("x"));
-    let freeing = async {
-        until("all wait", async || bench.redis().cli(&["llen", QUEUE_KEY]) == "5").await;
-        bench.redis().cli(&["del", LOCK_KEY]);
-    };
-    join!(futures_util::future::join_all(posts), freeing);
-    let published = calls_of("publish", bench.redis());
-    // One for each hand-over; the first may have found the free lock by its own look.
-    assert!((4..=5).contains(&published), "{published} wake-ups for five waiters");
-}
-
-#[tokio::test]
-async fn a_waiter_that_died_is_skipped_and_a_grant_that_nobody_collects_goes_on() {
-    let bench = Bench::new(On::Redis);
-    let settings = [("ROWLOCK_LOCK_TTL", "60s")];
-    let (holder, mut dead, last) = (bench.replica(&settings), bench.replica(&settings), bench.replica(&settings));
-    for sleep in [2.0, 0.8] {
-        until_free(&bench).await;
-        let holding = tokio::spawn(answer(holder.post(&json!({"data": "holds", "sleep": sleep}))));
-        until_held(&bench).await;
-        let dying = tokio::spawn(dead.post(&json!({"data": "dies"})).send());
-        until("it waits", async || bench.redis().cli(&["llen", QUEUE_KEY]) == "1").await;
-        // With the long sleep it has been silent for too long when its turn comes, with the short one it is granted the
-        // lock and never collects it.
-        dead.signal("STOP");
-        let waiting = tokio::spawn(answer(last.post(&json!({"data": "lives"}))));
-        let (status, ack) = waiting.await.expect("no panic");
-        assert_eq!(status, 201);
-        assert!(ack["waited_ms"].as_u64() < Some(10_000), "{ack}");
-        assert_eq!(holding.await.expect("no panic").0, 201);
-        dying.abort();
-        dead.signal("KILL");
-        dead = bench.replica(&settings);
-    }
-    assert_eq!(
-        bench.rows().iter().map(|row| row["data"].as_str()).collect::<Vec<_>>(),
-        ["holds", "lives", "holds", "lives"]
-    );
-}
-
-#[tokio::test]
-async fn who_gives_up_leaves_no_place_behind() {
-    let bench = Bench::new(On::Redis);
-    let replica = bench.replica(&[("ROWLOCK_WAIT_TIMEOUT", "200ms")]);
-    bench.redis().cli(&["set", LOCK_KEY, "foreign"]);
-    assert_eq!(replica.append(json!({"data": "x"})).await.0, 503);
-    until("the queue is empty", async || bench.redis().cli(&["exists", QUEUE_KEY]) == "0").await;
-}
-
-#[tokio::test]
-async fn a_waiter_whose_wake_ups_are_cut_off_is_served_all_the_same() {
-    let bench = Bench::new(On::Redis);
-    let (first, second) = (bench.replica(&[]), bench.replica(&[]));
-    let holding = tokio::spawn(answer(first.post(&json!({"data": "holds", "sleep": 1}))));
-    until_held(&bench).await;
-    let waiting = tokio::spawn(answer(second.post(&json!({"data": "waits"}))));
-    until("it waits", async || bench.redis().cli(&["llen", QUEUE_KEY]) == "1").await;
-    bench.redis().cli(&["client", "kill", "type", "pubsub"]);
-    assert_eq!(waiting.await.expect("no panic").0, 201);
-    assert_eq!(holding.await.expect("no panic").0, 201);
-}
-
-#[tokio::test]
-async fn a_release_hands_the_lock_over_without_waiting_for_a_look() {
-    let bench = Bench::new(On::Redis);
-    let (first, second) = (bench.replica(&[]), bench.replica(&[]));
-    let mut gaps = Vec::new();
-    for _ in 0..9 {
-        until_free(&bench).await;
-        let holding = async { (first.append(json!({"data": "holds", "sleep": 0.4})).await.0, Instant::now()) };
-        let waiting = async {
-            until_held(&bench).await;
-            (second.append_text("waits").await, Instant::now())
-        };
-        let ((status, released), (_, granted)) = join!(holding, waiting);
-        assert_eq!(status, 201);
-        gaps.push(granted.duration_since(released));
-    }
-    gaps.sort();
-    // A waiter looks every 250 ms: left to that, the middle gap would be half of it.
-    assert!(gaps[4] < Duration::from_millis(80), "{gaps:?}");
-}
-
-#[tokio::test]
-async fn a_lease_that_cannot_be_renewed_is_lost_when_its_time_runs_out_and_the_sleeper_is_told() {
+async fn lease_without_renewal_is_lost_and_ends_the_sleep() {
     let bench = Bench::new(On::Redis);
     let replica = bench.replica(&[("ROWLOCK_LOCK_TTL", "1s")]);
     let failing = async {
@@ -668,18 +476,18 @@ async fn a_lease_that_cannot_be_renewed_is_lost_when_its_time_runs_out_and_the_s
     let began = Instant::now();
     let ((status, problem), ()) = join!(replica.append(json!({"data": "slow", "sleep": 25})), failing);
     assert_eq!((status, &problem["code"], &problem["outcome"]), (503, &json!("lock_lost"), &json!("not_written")));
-    assert!(began.elapsed() < Duration::from_secs(15), "told after {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(15), "answered after {:?}", began.elapsed());
 }
 
 #[tokio::test]
-async fn a_renewal_that_fails_for_a_while_does_not_lose_the_lock() {
+async fn failed_renewals_do_not_lose_the_lock_before_it_expires() {
     let bench = Bench::new(On::Redis);
     let replica = bench.replica(&[("ROWLOCK_LOCK_TTL", "3s")]);
     let failing = async {
         until_held(&bench).await;
-        // From now on Redis refuses every script that writes.
+        // Redis refuses every script that writes, until this is undone.
         bench.redis().cli(&["config", "set", "min-replicas-to-write", "1"]);
-        until("a renewal failed", async || replica.log().contains("out of reach")).await;
+        until("a renewal failed", async || replica.log().contains("the lock is unreachable")).await;
         bench.redis().cli(&["config", "set", "min-replicas-to-write", "0"]);
     };
     let ((status, ack), ()) = join!(replica.append(json!({"data": "slow", "sleep": 4})), failing);

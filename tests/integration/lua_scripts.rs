@@ -1,4 +1,4 @@
-//! The lock's scripts themselves: against a model, in random order; and with their answers cut off half way.
+//! The lock's Lua scripts: compared with a model in random order, and with answers that are cut off.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -32,25 +32,25 @@ fn release() -> String {
 
 const NO_MORE: (Option<usize>, Option<&str>) = (None, None);
 
-/// Each of five replicas has two leases, and wants one after the other.
+/// Five replicas with two leases each, which they use in turn.
 const LEASES: usize = 10;
 
 fn next_lease(who: usize) -> usize {
     (who + LEASES / 2) % LEASES
 }
 
-/// What may happen, to one of the leases.
+/// One event, of one lease.
 #[derive(Debug, Clone, Copy)]
 enum Step {
-    /// A try, or one more look.
-    Look(usize),
-    /// The holder gives the lock back, a waiter gives up, anybody else is wrong.
+    /// The replica polls.
+    Poll(usize),
+    /// The holder releases the lock, a waiter leaves the queue, or any other lease calls by mistake.
     Release(usize),
-    /// The same by one whose replica wants it again, as another lease: now, or soon.
-    Again(usize, bool),
-    /// The waiter is not seen any more.
+    /// The same, and the replica queues for its other lease; if the flag is set, only if other replicas wait.
+    Requeue(usize, bool),
+    /// The waiter stops polling.
     Die(usize),
-    /// The holder's time runs out, or somebody deletes the key: an abandoned lock ends like this, too.
+    /// The lock expires, as an abandoned one does, or another program deletes it.
     Expire,
 }
 
@@ -63,7 +63,7 @@ struct Model {
 }
 
 impl Model {
-    /// The longest living waiter is next.
+    /// The first live waiter is next.
     fn hand_over(&mut self) {
         self.holder = None;
         while let Some(next) = self.waiting.pop_front() {
@@ -75,8 +75,8 @@ impl Model {
         }
     }
 
-    /// Whether the one who looks is granted the lock.
-    fn look(&mut self, who: usize) -> bool {
+    /// Returns whether the lease is granted the lock.
+    fn poll(&mut self, who: usize) -> bool {
         self.dead[who] = false;
         if self.holder.is_none() {
             if self.waiting.is_empty() {
@@ -98,7 +98,7 @@ impl Model {
         }
     }
 
-    /// Who has it then, if it was this one's.
+    /// Returns the next holder, if this lease held the lock.
     fn release(&mut self, who: usize) -> Option<String> {
         if self.holder == Some(who) {
             self.hand_over();
@@ -108,12 +108,11 @@ impl Model {
         None
     }
 
-    /// The holder's replica waits behind the others from now on, if there are any or it wants it now. Who has it then, if it was this
-    /// one's.
-    fn again(&mut self, who: usize, soon: bool) -> Option<String> {
-        if self.holder == Some(who) && !(soon && self.waiting.is_empty()) {
+    /// The same, and the replica's other lease joins the end of the queue.
+    fn requeue(&mut self, who: usize, only_if_contended: bool) -> Option<String> {
+        if self.holder == Some(who) && !(only_if_contended && self.waiting.is_empty()) {
             let next = next_lease(who);
-            assert!(!self.waiting.contains(&next), "a name of its own");
+            assert!(!self.waiting.contains(&next), "an id that does not wait yet");
             self.dead[next] = false;
             self.waiting.push_back(next);
         }
@@ -135,7 +134,7 @@ impl Real<'_> {
         call.arg(who).arg(TTL_MS).arg(more).invoke(self.redis).expect("the script runs")
     }
 
-    /// As if it had looked for the last time a while ago.
+    /// Sets the time of its last poll back.
     fn die(&mut self, who: usize) -> bool {
         let known: bool = self.redis.hexists(KEYS[3], who).expect("answers");
         if known {
@@ -150,9 +149,9 @@ fn follow(steps: &[Step], real: &mut Real<'_>) -> Result<(), TestCaseError> {
     let mut model = Model::default();
     for step in steps {
         match *step {
-            Step::Look(who) => {
+            Step::Poll(who) => {
                 let (token, _): (u64, i64) = real.call(0, who, NO_MORE);
-                prop_assert_eq!(token > 0, model.look(who), "{} looks: {:?}", who, &model);
+                prop_assert_eq!(token > 0, model.poll(who), "{} polls: {:?}", who, &model);
                 if token > 0 {
                     prop_assert!(token > model.last_token, "tokens go back");
                     model.last_token = token;
@@ -162,23 +161,23 @@ fn follow(steps: &[Step], real: &mut Real<'_>) -> Result<(), TestCaseError> {
                 let next: (u64, Option<String>) = real.call(1, who, NO_MORE);
                 prop_assert_eq!(next, (0, model.release(who)), "{} releases: {:?}", who, &model);
             }
-            Step::Again(who, soon) => {
+            Step::Requeue(who, only_if_contended) => {
                 let next = next_lease(who);
-                // Each lease is asked for once: a name that waits already is none that a replica would want next.
+                // Replicas use each lease id once: one that waits already is never the next.
                 if !model.waiting.contains(&next) {
                     let (token, holder): (u64, Option<String>) =
-                        real.call(1, who, (Some(next), soon.then_some("soon")));
-                    let expected = model.again(who, soon);
-                    let has_it = expected == Some(next.to_string());
-                    let expected = if has_it { Some(String::new()) } else { expected };
-                    prop_assert_eq!((token > 0, holder), (has_it, expected), "{} wants it again: {:?}", who, &model);
-                    if has_it {
+                        real.call(1, who, (Some(next), only_if_contended.then_some("soon")));
+                    let expected = model.requeue(who, only_if_contended);
+                    let is_granted = expected == Some(next.to_string());
+                    let expected = if is_granted { Some(String::new()) } else { expected };
+                    prop_assert_eq!((token > 0, holder), (is_granted, expected), "{} requeues: {:?}", who, &model);
+                    if is_granted {
                         prop_assert!(token > model.last_token, "tokens go back");
                         model.last_token = token;
                     }
                 }
             }
-            // A holder that dies is the expiry's.
+            // A holder that dies is covered by Step::Expire.
             Step::Die(who) => {
                 if model.waiting.contains(&who) {
                     prop_assert!(real.die(who), "a waiter is known");
@@ -201,16 +200,16 @@ fn follow(steps: &[Step], real: &mut Real<'_>) -> Result<(), TestCaseError> {
 fn step() -> impl Strategy<Value = Step> {
     let who = 0..LEASES;
     prop_oneof![
-        6 => who.clone().prop_map(Step::Look),
+        6 => who.clone().prop_map(Step::Poll),
         4 => who.clone().prop_map(Step::Release),
-        4 => (who.clone(), any::<bool>()).prop_map(|(who, soon)| Step::Again(who, soon)),
+        4 => (who.clone(), any::<bool>()).prop_map(|(who, only_if_contended)| Step::Requeue(who, only_if_contended)),
         1 => who.prop_map(Step::Die),
         1 => Just(Step::Expire),
     ]
 }
 
 #[test]
-fn in_any_order_there_is_one_holder_tokens_grow_and_the_living_are_served_in_order() {
+fn scripts_match_the_model_in_any_order() {
     let redis = Redis::start(&[]);
     let client = redis::Client::open(redis.url()).expect("an address");
     let mut connection = client.get_connection().expect("connects");
@@ -221,9 +220,9 @@ fn in_any_order_there_is_one_holder_tokens_grow_and_the_living_are_served_in_ord
     run.unwrap_or_else(|e| panic!("{e}"));
 }
 
-/// Without anybody who looks, and so keeps them.
+/// With hand-overs only: no poll extends the keys.
 #[test]
-fn a_queue_that_never_empties_is_kept_and_so_is_the_counter() {
+fn busy_queue_and_token_counter_do_not_expire() {
     let redis = Redis::start(&[]);
     let mut connection = redis::Client::open(redis.url()).and_then(|client| client.get_connection()).expect("connects");
     let scripts = [Script::new(&acquire()), Script::new(&release())];
@@ -246,14 +245,14 @@ fn a_queue_that_never_empties_is_kept_and_so_is_the_counter() {
 }
 
 #[test]
-fn a_holder_is_told_of_the_first_who_waits_and_a_waiter_of_its_grant() {
+fn holder_and_next_waiter_are_notified() {
     let redis = Redis::start(&[]);
     let client = redis::Client::open(redis.url()).expect("an address");
     let mut connection = client.get_connection().expect("connects");
     let mut listening = client.get_connection().expect("connects");
-    let mut told = listening.as_pubsub();
-    told.psubscribe("{m}:queue:*").expect("subscribes");
-    told.set_read_timeout(Some(Duration::from_secs(10))).expect("a connection");
+    let mut messages = listening.as_pubsub();
+    messages.psubscribe("{m}:queue:*").expect("subscribes");
+    messages.set_read_timeout(Some(Duration::from_secs(10))).expect("a connection");
     let scripts = [Script::new(&acquire()), Script::new(&release())];
     let mut call = |script: usize, who: &str| {
         let mut call = scripts[script].prepare_invoke();
@@ -269,7 +268,7 @@ fn a_holder_is_told_of_the_first_who_waits_and_a_waiter_of_its_grant() {
     call(1, "b/1");
     call(0, "d/1");
     let mut next = || {
-        let message = told.get_message().expect("told in time");
+        let message = messages.get_message().expect("a notification");
         (message.get_channel_name().to_owned(), message.get_payload::<String>().expect("text"))
     };
     let expected =
@@ -290,7 +289,7 @@ fn a_holder_is_told_of_the_first_who_waits_and_a_waiter_of_its_grant() {
     }
 }
 
-/// Stands between the replicas and Redis, and cuts the next answers to one script off half way.
+/// A proxy before Redis that cuts the next answers to one script in the middle, and closes the connection.
 struct Proxy {
     port: u16,
     cuts_left: Arc<AtomicU32>,
@@ -303,7 +302,7 @@ impl Proxy {
         let port = listener.local_addr().expect("bound").port();
         let cuts_left = Arc::new(AtomicU32::new(0));
         let cuts = Arc::clone(&cuts_left);
-        // Ends with the test's process; each connection ends with its replica.
+        // It ends with the test's process, and each connection with its replica.
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let server = TcpStream::connect(("127.0.0.1", target)).expect("Redis is there");
@@ -345,8 +344,8 @@ impl Proxy {
     }
 }
 
-/// An orphaned grant would block all for a whole time to live, which is longer than the test has patience for.
-async fn answers_cut_off_cost_nothing(script: &str, sleep: f64) {
+/// A lost grant would block all replicas for a full time to live, which is longer than the test waits.
+async fn check_lost_answers(script: &str, sleep: f64) {
     let bench = Bench::new(On::Redis);
     let proxy = Proxy::start(bench.redis(), script);
     let url = format!("redis://127.0.0.1:{}", proxy.port);
@@ -364,7 +363,7 @@ async fn answers_cut_off_cost_nothing(script: &str, sleep: f64) {
         cut += (1 + round % 2) - proxy.cuts_left.swap(0, Ordering::SeqCst);
     }
     assert!(cut >= 3, "the answers were cut {cut} times");
-    assert!(began.elapsed().as_secs() < 60, "somebody was blocked");
+    assert!(began.elapsed().as_secs() < 60, "a replica was blocked");
     let rows = bench.rows();
     let tokens: HashMap<&str, usize> =
         rows.iter().map(|row| row["token"].as_str()).fold(HashMap::new(), |mut map, token| {
@@ -375,16 +374,16 @@ async fn answers_cut_off_cost_nothing(script: &str, sleep: f64) {
 }
 
 #[tokio::test]
-async fn a_grant_whose_answer_was_lost_is_found_again() {
-    answers_cut_off_cost_nothing(&acquire(), 0.0).await;
+async fn grant_with_a_lost_answer_is_found_again() {
+    check_lost_answers(&acquire(), 0.0).await;
 }
 
 #[tokio::test]
-async fn a_release_whose_answer_was_lost_has_released() {
-    answers_cut_off_cost_nothing(&release(), 0.0).await;
+async fn release_with_a_lost_answer_releases_once() {
+    check_lost_answers(&release(), 0.0).await;
 }
 
 #[tokio::test]
-async fn a_renewal_whose_answer_was_lost_is_repeated() {
-    answers_cut_off_cost_nothing(include_str!("../../src/lock/redis/scripts/renew.lua"), 1.2).await;
+async fn renewal_with_a_lost_answer_is_repeated() {
+    check_lost_answers(include_str!("../../src/lock/redis/scripts/renew.lua"), 1.2).await;
 }

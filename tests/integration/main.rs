@@ -23,12 +23,14 @@ mod limits;
 mod live_page;
 mod load_command;
 mod lock_api;
+mod lock_queue;
 mod locking;
 mod lua_scripts;
 mod metrics;
 mod module_boundaries;
 mod reading;
 mod readme;
+mod redis_connections;
 mod redis_topologies;
 mod shutdown;
 #[path = "../support/mod.rs"]

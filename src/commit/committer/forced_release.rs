@@ -52,12 +52,12 @@ impl Committer {
                 Ok(_) => break,
                 Err(storage::AppendError::Fenced { mark }) => {
                     token = mark + 1;
-                    self.lock.raise(token).await;
+                    self.lock.raise_token(token).await;
                 }
                 Err(e) => return Err(AppendError::from(&e)),
             }
         }
-        let released = self.lock.force().await.ok_or_else(unavailable)?;
+        let released = self.lock.force_release().await.ok_or_else(unavailable)?;
         Ok(ForcedRelease { released, holder, token })
     }
 }

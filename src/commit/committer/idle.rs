@@ -17,6 +17,7 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(20);
 impl Committer {
     /// Reads what other replicas wrote, and repairs the file if it needs that. Returns how soon to do so again.
     pub(super) async fn idle_refresh(&mut self) -> Result<Duration, Fatal> {
+        self.lock.return_connection();
         self.lock.probe().await;
         let mut outcome = self.storage.look_idly();
         if let Ok(Idle::NeedsRepair) = outcome {
@@ -31,7 +32,7 @@ impl Committer {
                 self.last_idle_error = None;
                 Ok(match idle {
                     Idle::Checkpointing => CHECKPOINT_INTERVAL,
-                    _ if self.lock.is_out_of_reach() => UNREACHABLE_INTERVAL,
+                    _ if self.lock.is_unreachable() => UNREACHABLE_INTERVAL,
                     _ => IDLE_INTERVAL,
                 })
             }

@@ -4,7 +4,7 @@
 //! The figures in this file are rows per second with a rule against rows per second without it, on two cores that the load
 //! generator shares. `benches/RESULTS.md` ("The service") says how they were measured, and what was tried and left out.
 //!
-//! - **Keep.** If no other replica waits, the lease is kept for one batch after another, at most 50 ms ([`Lease::may_stay`]): it
+//! - **Keep.** If no other replica waits, the lease is kept for one batch after another, at most 50 ms ([`Lease::may_keep`]): it
 //!   saves a call to Redis for each batch.
 //! - **Which batches.** A batch that several requests shared may be followed by any rows: 1.09 and 1.05 with one replica at 64 and
 //!   256 connections. A batch of one request is followed only by rows that arrived before its answer left, so that a client that
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use crate::commit::{committer::Committer, queue::Queue};
 use crate::{
     api::events::Change,
-    lock::{Again, Lease, Place, Released, Wanted},
+    lock::{Lease, QueueTicket, Reacquire, Reacquired, Released},
     time::ms,
 };
 
@@ -50,7 +50,7 @@ pub(super) enum Retained {
     Nothing,
     Hold(Hold),
     /// A place in the queue of replicas.
-    Ticket(Place),
+    Ticket(QueueTicket),
 }
 
 /// How the lock is released after a turn.
@@ -104,7 +104,7 @@ impl Committer {
     }
 
     /// Waits for the lock from a place in the queue of replicas that a release has taken.
-    pub(super) async fn acquire_queued(&self, ticket: Place) -> Option<Hold> {
+    pub(super) async fn acquire_queued(&self, ticket: QueueTicket) -> Option<Hold> {
         let empty_until = Instant::now() + EMPTY_TICKET_MAX;
         let wanted = || self.wants_lock() || self.awaits_rows() && Instant::now() < empty_until;
         self.lock.acquire_from(ticket, wanted).await.map(Hold::new)
@@ -113,7 +113,7 @@ impl Committer {
     /// Whether the lease is kept for a further batch.
     pub(super) async fn keeps_lease(&self, hold: &Hold) -> bool {
         let may_continue = hold.shared || self.can_continue(hold);
-        if !may_continue || !hold.lease.may_stay().await {
+        if !may_continue || !hold.lease.may_keep().await {
             return false;
         }
         if hold.shared {
@@ -134,27 +134,29 @@ impl Committer {
     /// these clients have sent more, and that turn needs no call and no wake-up of its own (1.18 and 0.99 with three replicas,
     /// 1.37 and 1.17 with eight, at 64 and 256 connections). After a batch of one request it does not ask, because that turn and
     /// its token would most likely be wasted.
-    fn reacquire_policy(&self, hold: &Hold) -> Wanted {
+    fn reacquire_policy(&self, hold: &Hold) -> Reacquire {
         // guard: queue_ahead
         let if_contended = hold.shared && self.awaits_rows();
         match (self.wants_lock(), if_contended) {
-            (true, _) => Wanted::Now,
-            (false, true) => Wanted::Soon,
-            (false, false) => Wanted::Not,
+            (true, _) => Reacquire::Yes,
+            (false, true) => Reacquire::IfContended,
+            (false, false) => Reacquire::No,
         }
     }
 
     /// Releases the lease; returns the next one or a place in the queue of replicas, if there is one.
     pub(super) async fn release(&self, hold: Hold, mode: ReleaseMode) -> Retained {
         let (token, wanted) = (hold.lease.token(), self.reacquire_policy(&hold));
-        let mut reacquired = None;
+        let mut reacquired = Reacquired::No;
         let (change, other) = match mode {
             ReleaseMode::Release => {
                 let released;
-                (released, reacquired) = hold.lease.pass_on(wanted).await;
+                (released, reacquired) = hold.lease.release_and_requeue(wanted).await;
                 to_change(released)
             }
-            ReleaseMode::RaiseToken(highest_token) => to_change(hold.lease.release_and_raise(highest_token).await),
+            ReleaseMode::RaiseToken(highest_token) => {
+                to_change(hold.lease.release_and_raise_token(highest_token).await)
+            }
             ReleaseMode::Abandon => {
                 hold.lease.abandon().await;
                 (Change::Abandoned, None)
@@ -169,9 +171,9 @@ impl Committer {
             });
         }
         match reacquired {
-            Some(Again::Granted(lease)) => Retained::Hold(Hold::new(lease)),
-            Some(Again::Waits(ticket)) => Retained::Ticket(ticket),
-            None => Retained::Nothing,
+            Reacquired::Granted(lease) => Retained::Hold(Hold::new(lease)),
+            Reacquired::Queued(ticket) => Retained::Ticket(ticket),
+            Reacquired::No => Retained::Nothing,
         }
     }
 }

@@ -1,5 +1,149 @@
-//! The lock in Redis.
+//! The lock in Redis: a plain string with a time to live, so that locks of other programs (`SET … NX PX`) exclude Rowlock's, and the
+//! reverse.
+//!
+//! All decisions are made in Lua scripts, which run one at a time. `client` calls them, `lease` keeps a granted lock alive,
+//! `notifications` receives hints from other replicas, `pool` and `topology` make connections to any kind of Redis.
 
-pub(crate) mod lease;
+mod client;
+pub(in crate::lock) mod lease;
 mod notifications;
-pub(crate) mod topology;
+mod pool;
+mod status;
+mod topology;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::{
+    api::lock_status::LockStatus,
+    config::RedisUrl,
+    fencing::FencingToken,
+    lock::{
+        error::{AttemptError, OpenError},
+        health::BackendHealth,
+        redis::{
+            client::Client,
+            lease::{LeaseTerms, RedisLease},
+            notifications::NotificationListener,
+            topology::Topology,
+        },
+        types::{AcquireAttempt, Options, QueueTicket, Reacquire},
+    },
+};
+
+/// How long a lock that was handed over lasts before its first renewal: `CLAIM_MS` in queue.lua.
+const CLAIM: Duration = Duration::from_millis(1000);
+
+pub(super) struct RedisLock {
+    client: Arc<Client>,
+    listener: Arc<NotificationListener>,
+}
+
+impl RedisLock {
+    /// Background calls run on the current runtime; the lock may be acquired from another one.
+    pub(super) fn new(
+        url: &RedisUrl,
+        key: &str,
+        options: Options,
+        health: Arc<BackendHealth>,
+    ) -> Result<Self, OpenError> {
+        let topology = Arc::new(Topology::parse(url.expose(), &options.tls)?);
+        let client = Arc::new(Client::new(&topology, key, options, health)?);
+        let listener = Arc::new(NotificationListener::new(topology, client.notification_channel()));
+        Ok(Self { client, listener })
+    }
+
+    pub(super) fn ttl(&self) -> Duration {
+        self.client.ttl()
+    }
+
+    pub(super) fn new_ticket(&self) -> QueueTicket {
+        QueueTicket { id: self.client.new_lease_id(), polled: None }
+    }
+
+    /// Polls once. A repeat with the same id also finds a grant whose answer was lost.
+    pub(super) async fn try_acquire(
+        &self,
+        id: &str,
+    ) -> Result<AcquireAttempt<(FencingToken, RedisLease)>, AttemptError> {
+        self.listener.start();
+        let since = Instant::now();
+        Ok(match self.client.acquire(id).await? {
+            AcquireAttempt::Held { expires_in } => AcquireAttempt::Held { expires_in },
+            AcquireAttempt::Granted((token, is_contended)) => {
+                let terms = LeaseTerms { since, lasts: self.ttl(), is_contended };
+                AcquireAttempt::Granted((token, RedisLease::start(&self.client, &self.listener, id, terms)))
+            }
+        })
+    }
+
+    /// Waits until the next poll is due. Returns the lease if it is handed over before that.
+    pub(super) async fn wait_for_grant(
+        &self,
+        QueueTicket { id, polled }: &QueueTicket,
+        pause: Duration,
+        holder_expires_in: Option<Duration>,
+    ) -> Option<(FencingToken, RedisLease)> {
+        self.listener.wait(pause, holder_expires_in).await;
+        let (grant, since) = (self.listener.take_grant(id)?, (*polled)?);
+        let lasts = CLAIM.min(self.ttl());
+        if since.elapsed() >= lasts / 2 {
+            // Little of its time may be left, and a poll renews it.
+            return None;
+        }
+        let terms = LeaseTerms { since, lasts, is_contended: grant.is_contended };
+        Some((grant.token, RedisLease::start(&self.client, &self.listener, id, terms)))
+    }
+
+    /// Leaves the queue, and releases a grant whose answer was lost, so that other replicas need not wait for either to expire.
+    pub(super) async fn leave_queue(&self, id: &str) {
+        // guard: leave_queue
+        if let Err(e) = self.client.release(id, None, Reacquire::No).await {
+            tracing::debug!(error = %e, "could not leave the lock's queue; the entry expires");
+        }
+    }
+
+    /// Gives the committer's connection back to its pool.
+    pub(super) fn return_connection(&self) {
+        self.client.return_connection();
+    }
+
+    /// Renews a lease that does not exist: the call succeeds if Redis answers.
+    pub(super) async fn probe(&self) {
+        let client = Arc::clone(&self.client);
+        // The client's health has the result.
+        let _ = self.client.spawn(async move { client.renew("").await.map(drop) }).await;
+    }
+
+    pub(super) async fn status(&self) -> Result<LockStatus, AttemptError> {
+        let client = Arc::clone(&self.client);
+        let answer = self.client.spawn(async move { client.status().await }).await;
+        status::parse(answer.unwrap_or(Err(AttemptError::Unexpected("the process is ending")))?)
+    }
+
+    pub(super) async fn next_token(&self) -> Result<FencingToken, AttemptError> {
+        self.client.next_token().await
+    }
+
+    pub(super) async fn raise_token(&self, highest_token: FencingToken) {
+        if let Err(e) = self.client.raise_token("", highest_token).await {
+            tracing::warn!(error = %e, "cannot raise the token; the next grant tries again");
+        }
+    }
+
+    pub(super) async fn force_release(&self) -> Result<bool, AttemptError> {
+        self.client.force_release().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn claim_time_is_the_same_in_rust_and_lua() {
+        let script = include_str!("scripts/queue.lua");
+        assert!(script.contains(&format!("local CLAIM_MS = {}\n", CLAIM.as_millis())));
+    }
+}

@@ -1,2 +1,2 @@
--- A token that is newer than the holder's, for a forced release to fence it out with.
+-- Returns a token higher than the holder's, with which a forced release fences the holder out.
 return next_token()

@@ -1,16 +1,18 @@
--- What the scripts share; it stands before each of them.
--- KEYS: 1 the lock, 2 the token counter, 3 the queue, 4 when each waiter came and last looked. ARGV: 1 lease id, 2 time to live
--- in ms. The queue holds lease ids in order of arrival. All keys share the lock's hash tag.
+-- Functions that the scripts share. Each script but renew.lua is sent with this text before it.
+--
+-- KEYS: 1 the lock, 2 the token counter, 3 the queue, 4 when each waiter came and last polled. They share one hash tag, so that a
+-- cluster accepts them in one script. ARGV: 1 lease id, 2 time to live in ms. The queue holds lease ids in order of arrival.
 
--- A waiter looks every 250 ms at least; one that has not for this long is dead.
+-- A waiter polls at least every 250 ms. One that has not polled for this long is dead.
 local ALIVE_MS = 1000
--- A grant that is handed over lasts this long at first, or its time to live if that is shorter; one that its waiter neither collects nor renews goes on to the next.
+-- A lock that is handed over lasts this long at first, or its time to live if that is shorter. If the waiter neither polls nor renews
+-- it by then, it goes to the next waiter.
 local CLAIM_MS = 1000
--- Nothing of a queue that nobody waits in stays behind.
+-- Time to live of a queue that nobody uses.
 local KEEP_MS = 60000
--- Nor of a counter that nobody counts with: the journal's mark is the truth, and raises it.
+-- Time to live of an unused token counter. The journal holds the highest token, and raises a lost counter.
 local KEEP_TOKEN_MS = 86400000
--- So many hand-overs renew both, which cost a call each.
+-- One hand-over in this many extends both, because extending them costs three commands.
 local KEEP_EVERY = 16
 
 local function now_ms()
@@ -25,42 +27,45 @@ local function next_token()
   return token
 end
 
--- The queue is kept by each look, and the counter by each grant to who looks.
-local function keep_queue()
+local function extend_queue()
   redis.call('PEXPIRE', KEYS[3], KEEP_MS)
   redis.call('PEXPIRE', KEYS[4], KEEP_MS)
 end
 
--- Where one hand-over follows the other and nobody looks, a few of them keep both.
-local function next_token_handed_over()
+-- For hand-overs: under load they follow each other without a poll, which would extend the queue and the counter.
+local function next_token_of_hand_over()
   local token = redis.call('INCR', KEYS[2])
   -- guard: busy_queue_stays
   if token % KEEP_EVERY == 1 then
     redis.call('PEXPIRE', KEYS[2], KEEP_TOKEN_MS)
-    keep_queue()
+    extend_queue()
   end
   return token
 end
 
--- When a waiter came, and when it last looked; nil for one that is not known.
+-- Returns when a waiter came and when it last polled, or nil if it is not in the queue.
 local function waiter(id)
-  local known = redis.call('HGET', KEYS[4], id)
-  if not known then return nil end
-  local came, seen = string.match(known, '(%d+) (%d+)')
-  return tonumber(came), tonumber(seen)
+  local times = redis.call('HGET', KEYS[4], id)
+  if not times then return nil end
+  local came, polled = string.match(times, '(%d+) (%d+)')
+  return tonumber(came), tonumber(polled)
 end
 
--- The time to live that a lease of ours asks for, in ms; nil for a foreign client's.
+local function set_waiter(id, came, polled)
+  redis.call('HSET', KEYS[4], id, string.format('%.0f %.0f', came, polled))
+end
+
+-- Returns the time to live that a lease id contains, in ms, or nil for the lock of another program.
 local function ttl_of(id)
   return tonumber(string.match(id, '/' .. string.rep('%x', 32) .. '/(%d+)/%d+$'))
 end
 
--- How long the holder's time lasts, in ms. More than a lease of ours ever gets means that Redis's clock went back since it was
--- granted: its time begins now, or one that nobody releases would bind everybody for as long as the clock was wrong.
+-- Returns the holder's remaining time, in ms. If it exceeds the longest time that a lease can get, Redis's clock was set back after
+-- the grant. The time is then cut to that, so that the lock of a dead holder still expires.
 local function time_left(holder)
   local left = redis.call('PTTL', KEYS[1])
-  local given = ttl_of(holder)
-  local most = given and math.max(given, CLAIM_MS)
+  local ttl = ttl_of(holder)
+  local most = ttl and math.max(ttl, CLAIM_MS)
   -- guard: clock_went_back
   if most and left > most then
     redis.call('PEXPIRE', KEYS[1], most)
@@ -69,16 +74,12 @@ local function time_left(holder)
   return left
 end
 
-local function note_waiter(id, came, now)
-  redis.call('HSET', KEYS[4], id, string.format('%.0f %.0f', came, now))
-end
-
--- For a look: one that stands in the queue keeps its place.
+-- Records a poll. The waiter joins the end of the queue, or keeps its place.
 local function join(id, now)
   local came = waiter(id)
   if not (came and redis.call('LPOS', KEYS[3], id)) then redis.call('RPUSH', KEYS[3], id) end
-  note_waiter(id, came or now, now)
-  keep_queue()
+  set_waiter(id, came or now, now)
+  extend_queue()
 end
 
 local function leave(id)
@@ -86,31 +87,31 @@ local function leave(id)
   redis.call('HDEL', KEYS[4], id)
 end
 
--- A replica listens on one channel, named by the queue and by what all its lease ids begin with. A foreign holder has none.
--- Only a hint: the state is the truth, and who misses this finds it at its next look. So a user that may not publish is no failure.
-local function tell(id, what)
+-- Publishes to the replica of a lease. Its channel is the queue's key and the lease id without its number; a foreign lock has none.
+-- The message is a hint, and a poll replaces a lost one, so a Redis user that may not publish is no error.
+local function notify(id, message)
   local replica = string.match(id, '^.*/')
-  if replica then redis.pcall('PUBLISH', KEYS[3] .. ':' .. replica, what .. ' ' .. id) end
+  if replica then redis.pcall('PUBLISH', KEYS[3] .. ':' .. replica, message .. ' ' .. id) end
 end
 
--- Gives the lock to the longest waiter that is alive, tells it unless it is `own`, the caller's, and answers its id; frees the lock if
--- there is none. With what it is told (its token, and how many wait behind it) it need not ask before it begins.
-local function hand_over(now, own)
+-- Gives the lock to the first live waiter and returns its id, or frees the lock and returns ''. Notifies the waiter with its token and
+-- the number of waiters behind it, so that it can start without a poll; but not `own_id`, the caller's.
+local function hand_over(now, own_id)
   while true do
     local id = redis.call('LPOP', KEYS[3])
     if not id then
       redis.call('DEL', KEYS[1], KEYS[4])
       return ''
     end
-    local _, seen = waiter(id)
+    local _, polled = waiter(id)
     redis.call('HDEL', KEYS[4], id)
-    -- guard: skip_the_dead
-    if seen and math.abs(now - seen) <= ALIVE_MS then
+    -- guard: skip_dead_waiters
+    if polled and math.abs(now - polled) <= ALIVE_MS then
       local lasts = math.min(CLAIM_MS, ttl_of(id) or CLAIM_MS)
       -- guard: claim_in_time
       redis.call('SET', KEYS[1], id, 'PX', lasts)
-      -- guard: wake
-      if id ~= own then tell(id, string.format('granted %.0f %d', next_token_handed_over(), redis.call('LLEN', KEYS[3]))) end
+      -- guard: notify
+      if id ~= own_id then notify(id, string.format('granted %.0f %d', next_token_of_hand_over(), redis.call('LLEN', KEYS[3]))) end
       return id
     end
   end

@@ -1,16 +1,17 @@
--- Gives the lock on if this lease holds it, and answers {0, who has it now} ('' for nobody); else leaves the queue, and answers
--- {0, nil}. A holder stands in no queue. ARGV: 3 the lease that the holder's replica wants next, if any: it stands in the queue from
--- now on, behind all others, and has the lock at once if none of these is alive: {token, ''}. 4 'soon', if it has nothing to do yet:
--- then it stands there only if others do. A repeat whose answer was lost finds all of this with a look.
+-- Releases the lock if this lease holds it; otherwise removes the lease from the queue.
+--
+-- ARGV: 3 a second lease id of the same replica, to queue for in the same call (optional). 4 'soon': only if other replicas wait.
+-- Returns {0, nil} if this lease did not hold the lock, {0, ''} if the lock is free now, {0, id} if the lease `id` holds it now, and
+-- {token, ''} if no other waiter is alive and the second lease holds it now. If the answer is lost, the replica polls to find out.
 -- guard: own_lease
 if redis.call('GET', KEYS[1]) == ARGV[1] then
   local now, next_id = now_ms(), ARGV[3]
-  -- guard: soon_behind_others
+  -- guard: requeue_only_if_contended
   if ARGV[4] == 'soon' and redis.call('LLEN', KEYS[3]) == 0 then next_id = nil end
-  -- guard: again_behind_others
+  -- guard: requeue_behind_waiters
   if next_id then
     redis.call('RPUSH', KEYS[3], next_id)
-    note_waiter(next_id, now, now)
+    set_waiter(next_id, now, now)
   end
   -- guard: hand_over
   local id = hand_over(now, next_id)

@@ -1,3 +1,3 @@
--- KEYS: the lock. ARGV: lease id, time to live in ms. Answers 1 while the lease is this one's, else 0.
+-- Extends the lock to its full time to live. Returns 1, or 0 if this lease does not hold it.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('PEXPIRE', KEYS[1], ARGV[2])
