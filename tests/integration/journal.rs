@@ -3,11 +3,12 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{Seek, SeekFrom, Write},
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{Bench, On, Replica, journal_headers, until, until_checkpointed, until_held};
 
@@ -337,4 +338,43 @@ async fn checkpoints_come_by_themselves_after_a_while_of_quiet_and_under_load() 
     until("a checkpoint under load", async || journal_headers(&bench).iter().max().expect("two").0 > quiet).await;
     until_checkpointed(&bench).await;
     assert_eq!(bench.rows().len(), 61);
+}
+
+/// Files that the first version of format 1 wrote: two rows and a batch before a checkpoint, a row, a batch and a row after it.
+fn bench_with_fixture(csv_bytes: usize) -> Bench {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/journal_format_1");
+    let read = |name: &str| fs::read(folder.join(name)).expect("a fixture");
+    let bench = Bench::with_file(On::Embedded, &read("rows.csv")[..csv_bytes]);
+    fs::write(beside(&bench, ".keys"), read("rows.csv.keys")).expect("writable");
+    let journal = Command::new("gzip").arg("-dc").arg(folder.join("rows.csv.journal.gz")).output().expect("gzip runs");
+    assert!(journal.status.success(), "{journal:?}");
+    fs::write(beside(&bench, ".journal"), journal.stdout).expect("writable");
+    bench
+}
+
+#[tokio::test]
+async fn journal_of_first_version_is_read_and_continued() {
+    let settings = [("ROWLOCK_IDEMPOTENCY_KEYS", "16"), ("ROWLOCK_JOURNAL_BYTES", "1MiB")];
+    let content = "token,key,data\n1,,one\n2,before,\"two, \"\"quoted\"\"\"\n3,batch,three\n3,batch,\"fo\nur\"\n\
+                   4,after,five\n5,batch-after,six\n5,batch-after,seven\n6,,eight\n";
+    for missing in [0, 4] {
+        let bench = bench_with_fixture(content.len() - missing);
+        let check = bench.run(&["check"], &settings);
+        assert_eq!(check.status.code(), Some(i32::from(missing > 0)), "{check:?}");
+
+        let replica = bench.replica(&settings);
+        for (key, data, offset, bytes, token) in
+            [("before", "two, \"quoted\"", 22, 27, 2), ("after", "five", 79, 13, 4)]
+        {
+            let request = replica.post(&json!({"data": data})).header("idempotency-key", key);
+            let response = request.send().await.expect("an answer");
+            assert_eq!(response.headers()["idempotent-replayed"], "true", "{key}");
+            let expected = json!({"offset": offset, "bytes": bytes, "token": token, "replica": "first", "waited_ms": 0, "held_ms": 0, "released": true});
+            assert_eq!(response.json::<Value>().await.expect("JSON"), expected, "{key}");
+        }
+        assert_eq!(replica.append_text("nine").await["token"], json!(7));
+        assert_eq!(bench.content(), format!("{content}7,,nine\n"));
+        until_checkpointed(&bench).await;
+        assert!(bench.run(&["check"], &settings).status.success());
+    }
 }
