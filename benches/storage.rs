@@ -12,7 +12,7 @@ use std::{
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rowlock::{
     csv::{rows::Rows, schema::Data},
-    storage::{Entry, Options, Placed, Storage, Turn},
+    storage::{AppendEntry, EntryOutcome, Options, Storage, Turn},
 };
 use tempfile::TempDir;
 
@@ -71,11 +71,11 @@ impl Writer {
         let entries: Vec<_> = self
             .rows
             .iter()
-            .map(|rows| Entry { rows, key: None, keys_seen: 0, waited_ms: 0, released: true })
+            .map(|rows| AppendEntry { rows, key: None, keys_seen: 0, waited_ms: 0, released: true })
             .collect();
         let placed = self.storage.append(&entries, &turn).expect("written");
         let written = placed.iter().map(|placed| match placed {
-            Ok(Placed::Written { bytes, .. }) => *bytes,
+            EntryOutcome::Written { bytes, .. } => *bytes,
             other => panic!("not written: {other:?}"),
         });
         let bytes = written.sum();

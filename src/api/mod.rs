@@ -3,3 +3,4 @@
 pub mod acknowledgement;
 pub mod events;
 pub mod lock_status;
+pub mod volume;

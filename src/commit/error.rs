@@ -101,7 +101,7 @@ impl From<Refusal> for AppendError {
         match refusal {
             Refusal::InvalidField(e) => Self::InvalidField(e),
             Refusal::KeyReused => Self::KeyReused,
-            Refusal::Outrun => Self::KeyOutrun,
+            Refusal::KeyMayBeForgotten => Self::KeyOutrun,
             Refusal::TooLarge { bytes_max } => Self::BatchTooLarge(bytes_max),
         }
     }

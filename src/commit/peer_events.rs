@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 use utoipa::ToSchema;
 
-pub use crate::storage::{News, Volume};
-use crate::{api::events::LockChange, metrics::Work, storage::Bulletin};
+use crate::{api::events::LockChange, metrics::Work, storage::PeerFile};
+pub use crate::{api::volume::Volume, storage::NewRows};
 use crate::{
     commit::{Appender, lock_changes::Changes, reading::Reading},
     time::unix_ms,
@@ -40,7 +40,7 @@ pub const NEWS_ROWS_MAX: usize = 100;
 #[derive(Debug, Clone)]
 pub enum Event {
     /// Rows were written.
-    Rows(Arc<News>),
+    Rows(Arc<NewRows>),
     /// The lock passed on.
     Lock(Arc<LockChange>),
     /// A second went by.
@@ -138,7 +138,7 @@ impl Events {
         });
         let watcher = Watcher {
             shared: Arc::clone(&shared),
-            bulletin: Bulletin::new(&appender.path),
+            bulletin: PeerFile::new(&appender.path),
             bulletin_trouble: false,
             appender: appender.clone(),
             reading: reading.clone(),
@@ -185,7 +185,7 @@ impl Shared {
 
 struct Watcher {
     shared: Arc<Shared>,
-    bulletin: Bulletin,
+    bulletin: PeerFile,
     /// The bulletin could not be used; that is logged once.
     bulletin_trouble: bool,
     appender: Appender,
@@ -240,7 +240,7 @@ impl Watcher {
         }
         let notice = Notice { at_ms: unix_ms(), replica: self.appender.replica.to_string(), watching, figures, lock };
         let line = serde_json::to_string(&notice).expect("a notice is plain data");
-        match self.bulletin.post(&line) {
+        match self.bulletin.publish(&line) {
             Ok(()) => self.bulletin_trouble = false,
             Err(e) => {
                 self.say_trouble(&e);
@@ -267,7 +267,7 @@ impl Watcher {
     }
 
     fn listen(&mut self, here: bool) {
-        let lines = match self.bulletin.look() {
+        let lines = match self.bulletin.poll() {
             Ok(lines) => lines,
             Err(e) => return self.say_trouble(&e),
         };
@@ -299,7 +299,7 @@ impl Watcher {
             self.rows_at = self.reading.end_now().ok();
             return;
         };
-        match self.reading.news_now(from, NEWS_ROWS_MAX) {
+        match self.reading.new_rows_now(from, NEWS_ROWS_MAX) {
             // A rebuild may have cut off what followed: what is there then is told from its end on.
             Ok(news) if news.end == from => {
                 self.rows_at = self.reading.end_now().ok().map(|end| end.min(from));

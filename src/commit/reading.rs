@@ -5,7 +5,10 @@ use std::sync::Arc;
 use tokio::sync::Mutex;
 
 use crate::commit::{Appender, OpenError};
-pub use crate::storage::{News, Page, ReadError, Row, Snapshot, Volume};
+pub use crate::{
+    api::volume::Volume,
+    storage::{NewRows, Page, ReadError, Row, Snapshot},
+};
 use crate::{config::Config, storage::Reader};
 
 /// The way to read one CSV, for as many tasks as want to: they wait for each other in order, and without a thread.
@@ -53,8 +56,8 @@ impl Reading {
     ///
     /// # Errors
     /// What keeps the files from being read.
-    pub async fn news(&self, from: u64, rows_max: usize) -> Result<News, ReadError> {
-        self.read(move |reader| reader.news(from, rows_max)).await
+    pub async fn new_rows(&self, from: u64, rows_max: usize) -> Result<NewRows, ReadError> {
+        self.read(move |reader| reader.new_rows(from, rows_max)).await
     }
 
     /// Whether a row begins at `offset`, or the last one ends there.
@@ -77,9 +80,9 @@ impl Reading {
         self.read(look).await
     }
 
-    /// As `news`, for a thread that may block.
-    pub(crate) fn news_now(&self, from: u64, rows_max: usize) -> Result<News, ReadError> {
-        work(&mut self.reader.blocking_lock(), |reader| reader.news(from, rows_max))
+    /// As `new_rows`, for a thread that may block.
+    pub(crate) fn new_rows_now(&self, from: u64, rows_max: usize) -> Result<NewRows, ReadError> {
+        work(&mut self.reader.blocking_lock(), |reader| reader.new_rows(from, rows_max))
     }
 
     /// Where the last row ends.

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use crate::load::{Plan, Sleep, rows::Generator};
 use crate::{
     client::{Connection, Connector, Target},
-    csv::schema::quote,
+    csv::encode::quote,
 };
 
 /// No answer of ours is longer.

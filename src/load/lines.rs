@@ -2,10 +2,10 @@
 
 use memchr::memchr;
 
-use crate::csv::strict_quotes::{QuoteCheck, QuoteFault};
-
-/// No record is longer: a quote that is still open then was never meant to be.
-const RECORD_BYTES_MAX: usize = 64 << 20;
+use crate::csv::{
+    row_splitter::{ROW_BYTES_MAX, without_line_end},
+    strict_quotes::{QuoteCheck, QuoteFault},
+};
 
 /// What a text is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,10 +40,10 @@ impl Lines {
             let text = &self.buffer[start..end];
             let taken = match judged {
                 Ok(()) => {
-                    found(self.at, Line::Record(bare(text)));
+                    found(self.at, Line::Record(without_line_end(text)));
                     text.len()
                 }
-                Err(QuoteFault::NotClosed(_)) if text.len() <= RECORD_BYTES_MAX => continue,
+                Err(QuoteFault::NotClosed(_)) if text.len() <= ROW_BYTES_MAX => continue,
                 Err(fault) => torn(self.at, text, fault, found),
             };
             start += taken;
@@ -52,7 +52,7 @@ impl Lines {
         self.buffer.drain(..start);
         self.checked -= start;
         // A hole in the file may be larger than the memory.
-        if self.buffer.len() - self.checked > RECORD_BYTES_MAX {
+        if self.buffer.len() - self.checked > ROW_BYTES_MAX {
             found(self.at, Line::Torn(&self.buffer, "a line that is longer than any row"));
             self.begin_record(self.buffer.len(), 0);
             self.buffer.clear();
@@ -88,13 +88,8 @@ fn torn(at: u64, text: &[u8], fault: QuoteFault, found: &mut impl FnMut(u64, Lin
         QuoteFault::NotClosed(_) => "a quote that is never closed",
     };
     let end = memchr(b'\n', text).map_or(text.len(), |at| at + 1);
-    found(at, Line::Torn(bare(&text[..end]), why));
+    found(at, Line::Torn(without_line_end(&text[..end]), why));
     end
-}
-
-fn bare(line: &[u8]) -> &[u8] {
-    let bare = line.strip_suffix(b"\n").unwrap_or(line);
-    bare.strip_suffix(b"\r").unwrap_or(bare)
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::{
     lock::{Again, Lease, Lock, Place, Released, Wanted},
     metrics::{Count, Meter},
     simulation::Simulation,
-    storage::{self, Entry, Idle, Placed, Refusal, Storage, Turn},
+    storage::{self, AppendEntry, EntryOutcome, IdleOutcome, KnownKey, Storage, Turn},
     time::ms,
 };
 
@@ -180,7 +180,7 @@ impl Committer {
         match self.queue.take(BATCH_BYTES_MAX, hold.before.unwrap_or(u64::MAX)) {
             batch if batch.is_empty() => Ok(self.end(hold, Leave::Release).await),
             batch => {
-                failpoints::reach("lock_granted");
+                failpoints::hit("lock_granted");
                 self.turn(hold, began, batch).await
             }
         }
@@ -296,8 +296,11 @@ impl Committer {
         match fenced {
             Ok(None) => {}
             Ok(Some(known)) => {
-                self.watch.meter.add(Count::Replays, known.is_ok().into());
-                self.answer(batch, |_| known.clone().map_err(AppendError::from));
+                self.watch.meter.add(Count::Replays, matches!(known, KnownKey::Replayed(_)).into());
+                self.answer(batch, |_| match &known {
+                    KnownKey::Replayed(ack) => Ok(ack.clone()),
+                    KnownKey::Reused => Err(AppendError::KeyReused),
+                });
                 return Ok(Err(Leave::Release));
             }
             Err(e) => return self.not_written(&e, batch, false).map(Err),
@@ -353,8 +356,8 @@ impl Committer {
             // guard: fence_before_force
             match self.storage.fence(None, &turn) {
                 Ok(_) => break,
-                Err(storage::AppendError::Fenced { mark }) => {
-                    token = mark + 1;
+                Err(storage::AppendError::Fenced { highest_token }) => {
+                    token = highest_token + 1;
                     self.lock.raise(token).await;
                 }
                 Err(e) => return Err(AppendError::from(&e)),
@@ -389,13 +392,13 @@ impl Committer {
             self.file_busy.store(false, Ordering::Relaxed);
             assert!((1..=batch.len()).contains(&placed.len()), "storage answers some, in order");
             let rest = batch.split_off(placed.len());
-            if batch[0].simulation.skip_release && matches!(placed[0], Ok(Placed::Written { .. })) {
+            if batch[0].simulation.skip_release && matches!(placed[0], EntryOutcome::Written { .. }) {
                 leave = Leave::Abandon;
             }
-            failpoints::reach("answer_due");
+            failpoints::hit("answer_due");
             hold.before.get_or_insert_with(|| if batch.len() > 1 { u64::MAX } else { self.queue.next_place() });
             self.acknowledge(batch, placed, hold, granted);
-            failpoints::reach("answered");
+            failpoints::hit("answered");
             batch = rest;
         }
         Ok(leave)
@@ -412,9 +415,9 @@ impl Committer {
                 self.answer(batch, |_| Err(refusal.clone()));
                 return Err(sync_failed(e));
             }
-            storage::AppendError::Fenced { mark } => {
+            storage::AppendError::Fenced { highest_token } => {
                 self.watch.meter.count(Count::Fenced);
-                (Leave::Raise(*mark), true)
+                (Leave::Raise(*highest_token), true)
             }
             storage::AppendError::LeaseLost | storage::AppendError::Busy => (Leave::Release, true),
             storage::AppendError::DiskFull(_)
@@ -434,21 +437,16 @@ impl Committer {
         Ok(leave)
     }
 
-    fn acknowledge(
-        &self,
-        batch: Vec<Waiting>,
-        placed: Vec<Result<Placed, Refusal>>,
-        hold: &mut Hold,
-        granted: Instant,
-    ) {
+    fn acknowledge(&self, batch: Vec<Waiting>, placed: Vec<EntryOutcome>, hold: &mut Hold, granted: Instant) {
         let (held, token) = (ms(granted.elapsed()), hold.lease.token());
         let sync = self.storage.last_sync();
         hold.rows += self.count(&batch, &placed, granted, sync);
         hold.shared |= batch.len() > 1;
         let mut placed = placed.into_iter();
-        self.answer(batch, |waiting| match placed.next().expect("one for each")? {
-            Placed::Replayed(ack) => Ok(ack),
-            Placed::Written { offset, bytes, held_ms } => Ok(Ack {
+        self.answer(batch, |waiting| match placed.next().expect("one for each") {
+            EntryOutcome::Refused(refusal) => Err(refusal.into()),
+            EntryOutcome::Replayed(ack) => Ok(ack),
+            EntryOutcome::Written { offset, bytes, held_ms } => Ok(Ack {
                 rows: waiting.rows.len(),
                 offset,
                 bytes,
@@ -464,17 +462,17 @@ impl Committer {
     }
 
     /// Answers how many rows were written.
-    fn count(&self, batch: &[Waiting], placed: &[Result<Placed, Refusal>], granted: Instant, sync: Duration) -> usize {
+    fn count(&self, batch: &[Waiting], placed: &[EntryOutcome], granted: Instant, sync: Duration) -> usize {
         let (mut rows, mut written_bytes, mut waits, mut replays) = (0, 0, Vec::with_capacity(batch.len()), 0);
         for (waiting, placed) in batch.iter().zip(placed) {
             match placed {
-                Ok(Placed::Written { bytes, .. }) => {
+                EntryOutcome::Written { bytes, .. } => {
                     rows += waiting.rows.len();
                     written_bytes += bytes;
                     waits.push(granted.saturating_duration_since(waiting.arrived));
                 }
-                Ok(Placed::Replayed(_)) => replays += 1,
-                Err(_) => {}
+                EntryOutcome::Replayed(_) => replays += 1,
+                EntryOutcome::Refused(_) => {}
             }
         }
         let meter = &self.watch.meter;
@@ -511,11 +509,11 @@ impl Committer {
     /// Learns what others did while nobody asks for anything here; answers when to do so again.
     async fn look_idly(&mut self) -> Result<Duration, Fatal> {
         self.lock.probe().await;
-        let mut looked = self.storage.look_idly();
-        if let Ok(Idle::NeedsRepair) = looked {
+        let mut looked = self.storage.idle_refresh();
+        if let Ok(IdleOutcome::NeedsRepair) = looked {
             let patience = Instant::now() + QUIET;
             if let Some(lease) = self.lock.acquire(|| self.queue.is_empty() && Instant::now() < patience).await {
-                looked = self.storage.recover((Instant::now() + BUSY_PATIENCE).into_std()).map(|()| Idle::Clean);
+                looked = self.storage.recover((Instant::now() + BUSY_PATIENCE).into_std()).map(|()| IdleOutcome::Clean);
                 lease.release().await;
             }
         }
@@ -523,7 +521,7 @@ impl Committer {
             Ok(idle) => {
                 self.idle_trouble = None;
                 Ok(match idle {
-                    Idle::Checkpointing => CHECKPOINTING,
+                    IdleOutcome::Checkpointing => CHECKPOINTING,
                     _ if self.lock.is_out_of_reach() => OUT_OF_REACH,
                     _ => QUIET,
                 })
@@ -566,8 +564,8 @@ fn with_turn<T>(lease: &Lease, granted: Instant, deadline: Instant, act: impl Fn
     })
 }
 
-fn entry(waiting: &Waiting, granted: Instant) -> Entry<'_> {
-    Entry {
+fn entry(waiting: &Waiting, granted: Instant) -> AppendEntry<'_> {
+    AppendEntry {
         rows: &waiting.rows,
         key: waiting.key.as_ref(),
         keys_seen: waiting.keys_seen,

@@ -32,7 +32,7 @@ use crate::{
     commit::{
         LockChange,
         peer_events::{Event, NEWS_ROWS_MAX, Stats},
-        reading::News,
+        reading::NewRows,
     },
     csv::schema::InvalidField,
     time::ms,
@@ -115,7 +115,7 @@ struct Watching {
     /// Where the rows that it was not told of begin; none until the first live ones come.
     at: Option<u64>,
     /// Rows that came live and are further on than `at`.
-    ahead: Option<Arc<News>>,
+    ahead: Option<Arc<NewRows>>,
     /// Rows before the live ones are still to be told.
     catching_up: bool,
     rows_max: usize,
@@ -207,7 +207,7 @@ impl Watching {
                 let offset = page.rows.first().map_or(end, |row| row.offset);
                 // A page may end before the file does.
                 (self.at, self.catching_up) = (Some(end), page.next.is_some());
-                self.rows(&News { offset, end, count, rows: page.rows }, last)
+                self.rows(&NewRows { offset, end, count, rows: page.rows }, last)
             }
         })
     }
@@ -257,7 +257,7 @@ impl Watching {
         if !self.catching_up && self.ahead.is_none() {
             return None;
         }
-        let news = match self.app.reading.news(at, self.rows_max).await {
+        let news = match self.app.reading.new_rows(at, self.rows_max).await {
             Ok(news) => news,
             Err(e) => {
                 tracing::debug!(error = %e, "no rows for a reader of events");
@@ -272,7 +272,7 @@ impl Watching {
         (news.count > 0).then(|| self.rows(&news, self.rows_max))
     }
 
-    fn live_rows(&mut self, news: Arc<News>) -> Option<SseEvent> {
+    fn live_rows(&mut self, news: Arc<NewRows>) -> Option<SseEvent> {
         match self.at {
             Some(at) if news.end <= at => None,
             Some(at) if news.offset != at => {
@@ -286,7 +286,7 @@ impl Watching {
         }
     }
 
-    fn rows(&self, news: &News, rows_max: usize) -> SseEvent {
+    fn rows(&self, news: &NewRows, rows_max: usize) -> SseEvent {
         let newest = &news.rows[news.rows.len().saturating_sub(rows_max)..];
         let rows = row_bodies(newest, self.app.appender.schema());
         let body = RowsBody { offset: news.offset, end: news.end, count: news.count, rows };
