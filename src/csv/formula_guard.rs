@@ -10,13 +10,13 @@ use memchr::{memchr, memchr3};
 use crate::csv::quote_state::QuoteState;
 
 /// Turns a formula that follows it into text.
-pub(crate) const GUARD: u8 = b'\'';
+pub(super) const GUARD: u8 = b'\'';
 
 /// A cell that may still be a formula after this many bytes counts as one, which bounds how much of a cell is held back.
 const PREFIX_BYTES_MAX: u8 = 64;
 
 /// Whether a spreadsheet would run the cell.
-pub(crate) fn is_formula(cell: &[u8]) -> bool {
+pub(super) fn is_formula(cell: &[u8]) -> bool {
     if !matches!(cell.first(), Some(b'=' | b'+' | b'-' | b'@' | b'\t' | b'\r' | b'\n' | b' ' | 0xEF)) {
         return false;
     }

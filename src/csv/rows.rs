@@ -26,7 +26,7 @@ pub(crate) struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    pub(crate) fn runs(&self) -> impl Iterator<Item = &'a [u8]> {
+    pub(super) fn runs(&self) -> impl Iterator<Item = &'a [u8]> {
         let mut rest = self.text;
         self.lengths.iter().map(move |&length| {
             let (run, behind) = rest.split_at(length as usize);
@@ -38,24 +38,24 @@ impl<'a> Row<'a> {
 
 impl Rows {
     /// An empty list of rows with this many runs each.
-    pub(crate) fn new(runs_per_row: usize, is_guarded: bool) -> Self {
+    pub(super) fn new(runs_per_row: usize, is_guarded: bool) -> Self {
         Self { text: Vec::new(), counts: Vec::new(), runs_per_row, guards: is_guarded.then(Vec::new) }
     }
 
     /// Reserves memory for a row's runs.
-    pub(crate) fn reserve(&mut self, bytes: usize) {
+    pub(super) fn reserve(&mut self, bytes: usize) {
         self.text.reserve(bytes);
     }
 
     /// Adds the next run of a row: `write` appends its text, and the positions of guards if formulas are guarded.
-    pub(crate) fn push_run(&mut self, write: impl FnOnce(&mut Vec<u8>, Option<&mut Vec<usize>>)) {
+    pub(super) fn push_run(&mut self, write: impl FnOnce(&mut Vec<u8>, Option<&mut Vec<usize>>)) {
         let start = self.text.len();
         write(&mut self.text, self.guards.as_mut());
         self.counts.push(u32::try_from(self.text.len() - start).expect("a body is bounded"));
     }
 
     /// Ends a row after its last run.
-    pub(crate) fn end_row(&mut self, cells: usize) {
+    pub(super) fn end_row(&mut self, cells: usize) {
         self.counts.push(u32::try_from(cells).expect("a body is bounded"));
         debug_assert_eq!(self.counts.len() % (self.runs_per_row + 1), 0, "a row has all its runs");
     }
@@ -82,7 +82,7 @@ impl Rows {
     }
 
     /// Whether formulas are guarded in these rows.
-    pub(crate) fn guards_formulas(&self) -> bool {
+    pub(super) fn guards_formulas(&self) -> bool {
         self.guards.is_some()
     }
 
@@ -98,7 +98,7 @@ impl Rows {
     }
 
     /// Fingerprint of the data as it was sent, which does not depend on whether formulas are guarded.
-    pub(crate) fn fingerprint(&self) -> u64 {
+    pub(super) fn fingerprint(&self) -> u64 {
         let mut cells = Sha256::new();
         let (mut guards, mut start) = (self.guards.as_deref().unwrap_or_default(), 0);
         for row in self.iter() {

@@ -18,7 +18,7 @@ pub(crate) struct OpenLine {
 }
 
 /// Parses CSV text chunk by chunk. Only `\n` ends a row, so that `\r\n` is never split.
-pub(crate) struct Scanner {
+pub(super) struct Scanner {
     reader: Reader,
     output: Box<[u8]>,
     /// Bytes fed so far.
@@ -32,12 +32,12 @@ pub(crate) struct Scanner {
 }
 
 impl Scanner {
-    pub(crate) fn new() -> Self {
+    pub(super) fn new() -> Self {
         let reader = ReaderBuilder::new().terminator(Terminator::Any(b'\n')).build();
         Self { reader, output: vec![0; 64 << 10].into(), fed: 0, whole: 0, cells: 0, first_width: None, last_byte: 0 }
     }
 
-    pub(crate) fn feed(&mut self, mut text: &[u8]) {
+    pub(super) fn feed(&mut self, mut text: &[u8]) {
         while !text.is_empty() {
             let (result, read, _) = self.reader.read_field(text, &mut self.output);
             self.fed += read as u64;
@@ -56,7 +56,7 @@ impl Scanner {
     }
 
     /// How many of the bytes fed so far are whole rows.
-    pub(crate) fn whole_bytes(&self) -> u64 {
+    pub(super) fn whole_bytes(&self) -> u64 {
         self.whole
     }
 
@@ -76,7 +76,7 @@ impl Scanner {
 
 /// What `scan_rows` found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Rows {
+pub(crate) struct ScannedRows {
     /// How many bytes are whole rows.
     pub(crate) whole_bytes: u64,
     /// The line after them.
@@ -86,14 +86,14 @@ pub(crate) struct Rows {
 }
 
 /// Reads to the end, and logs the progress of a long read.
-pub(crate) fn scan_rows(mut input: impl Read) -> std::io::Result<Rows> {
+pub(crate) fn scan_rows(mut input: impl Read) -> std::io::Result<ScannedRows> {
     let mut scanner = Scanner::new();
     let mut chunk = vec![0; CHUNK_BYTES];
     let (mut next_progress, mut has_hole) = (PROGRESS_BYTES, false);
     loop {
         let read = input.read(&mut chunk)?;
         if read == 0 {
-            return Ok(Rows { whole_bytes: scanner.whole, open: scanner.into_open_line(), has_hole });
+            return Ok(ScannedRows { whole_bytes: scanner.whole, open: scanner.into_open_line(), has_hole });
         }
         has_hole = has_hole || chunk[..read].contains(&0);
         scanner.feed(&chunk[..read]);

@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     csv::{
-        scanner::{Rows, scan_rows},
+        scanner::{ScannedRows, scan_rows},
         schema::Schema,
     },
     fencing::FencingToken,
@@ -97,7 +97,7 @@ pub(crate) fn adopted_header(
 }
 
 /// Reads a CSV through: its rows, and the highest token in it, so that new tokens continue above it.
-pub(crate) fn scan_tokens(input: impl Read, format: &Format) -> io::Result<(Rows, FencingToken)> {
+pub(crate) fn scan_tokens(input: impl Read, format: &Format) -> io::Result<(ScannedRows, FencingToken)> {
     let mut tee = Tee { input, audit: Audit::new(&format.schema, format.start, 0) };
     let rows = scan_rows(&mut tee)?;
     Ok((rows, tee.audit.newest_token.unwrap_or_default()))

@@ -151,7 +151,7 @@ impl Files {
     /// Takes the OS lock, retrying every 1 to 50 ms until `deadline`, and refuses if a path leads to another file by then.
     pub(crate) fn lock(&self, deadline: Instant) -> Result<OsLock, AppendError> {
         let lock = if self.locks { self.take_lock(deadline)? } else { OsLock(None) };
-        // guard: same_file
+        // guard: same_file: no rows go to a renamed or replaced file
         self.refuse_replaced()?;
         Ok(lock)
     }
@@ -159,7 +159,7 @@ impl Files {
     fn take_lock(&self, deadline: Instant) -> Result<OsLock, AppendError> {
         let mut pause = Duration::from_millis(1);
         loop {
-            // guard: os_lock
+            // guard: os_lock: one process at a time reads and writes the files
             match self.journal.try_lock() {
                 Ok(()) => return Ok(OsLock(Some(Arc::clone(&self.journal)))),
                 Err(TryLockError::Error(e)) => return Err(AppendError::before("lock")(e)),
@@ -172,8 +172,8 @@ impl Files {
 
     /// Rows appended to a file that was renamed or replaced would be lost to its readers.
     fn refuse_replaced(&self) -> Result<(), AppendError> {
-        for (path, ours) in [&self.path, &self.journal_path].into_iter().zip(self.inodes) {
-            if inode_at(path).map_err(AppendError::before("find"))? != ours {
+        for (path, inode) in [&self.path, &self.journal_path].into_iter().zip(self.inodes) {
+            if inode_at(path).map_err(AppendError::before("find"))? != inode {
                 return Err(AppendError::Replaced);
             }
         }

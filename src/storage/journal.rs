@@ -276,7 +276,7 @@ impl JournalRecord {
 
 /// Records in the journal that the page cache may hold data that the disk does not.
 pub(crate) fn set_sync_failed_flag(disk: &impl Disk, layout: Layout) {
-    // guard: flag_failed_sync
+    // guard: flag_failed_sync: no process trusts a page cache whose sync failed
     if let Err(e) = disk.write_at(FileKind::Journal, layout.sync_failed_flag_offset(), &[1]) {
         tracing::error!(error = %e, "cannot set the failed-sync flag in the journal");
     }
@@ -336,7 +336,7 @@ fn read_at(
     let Some(mut prefix) = text.get(..RECORD_PREFIX_BYTES) else { return Ok(None) };
     let (crc, body, found) = (prefix.get_u32_le(), u64::from(prefix.get_u32_le()), prefix.get_u64_le());
     let bytes = RECORD_PREFIX_BYTES as u64 + body;
-    // guard: sequence
+    // guard: sequence: an old record in recycled space is not read as a new one
     if found != sequence || at + bytes > head.bytes {
         return Ok(None);
     }
@@ -346,7 +346,7 @@ fn read_at(
     if disk.read_at(FileKind::Journal, at + present as u64, rest)? < rest.len() {
         return Ok(None);
     }
-    // guard: crc
+    // guard: crc: an incomplete record is not read
     if checksum(head.journal, &text[4..]) != crc {
         return Ok(None);
     }

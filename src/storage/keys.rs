@@ -24,15 +24,15 @@ const ABANDONED: u32 = 1 << 31;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Remembered {
     /// 128 bits of the key's SHA-256.
-    pub(crate) hash: u128,
+    hash: u128,
     pub(crate) fingerprint: u64,
     pub(crate) offset: u64,
-    pub(crate) token: FencingToken,
-    pub(crate) bytes: u32,
-    pub(crate) rows: u32,
-    pub(crate) waited_ms: u32,
-    pub(crate) held_ms: u32,
-    pub(crate) released: bool,
+    token: FencingToken,
+    bytes: u32,
+    rows: u32,
+    waited_ms: u32,
+    held_ms: u32,
+    released: bool,
     /// An index into `Keys::names`, set by `Keys::learn`.
     replica: u16,
 }

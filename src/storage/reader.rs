@@ -135,7 +135,7 @@ impl Reader {
             // A rebuild may have moved the rows after the checkpoint.
             self.index.forget_from(checkpoint_end.min(end), self.ledger.format());
         }
-        // guard: verified_end
+        // guard: verified_end: readers see only verified rows
         Ok(self.ledger.whole_end())
     }
 

@@ -1,4 +1,4 @@
-//! What `check` is asked, and what it reports.
+//! The options and the report of a check.
 
 use std::path::PathBuf;
 

@@ -50,7 +50,7 @@ impl<D: Disk> Ledger<D> {
     ) -> Result<Vec<EntryOutcome>, AppendError> {
         let open_line = self.recover()?;
         self.refuse_stale(turn)?;
-        // guard: lease_check
+        // guard: lease_check: an expired lease writes nothing
         if !(turn.still_held)() {
             return Err(AppendError::LeaseLost);
         }
@@ -94,11 +94,11 @@ impl<D: Disk> Ledger<D> {
     /// Refuses a token that is lower than the highest one, or equal to it from another lease.
     fn refuse_stale(&self, turn: &Turn<'_>) -> Result<(), AppendError> {
         let fenced = Err(AppendError::Fenced { highest_token: self.highest_token });
-        // guard: fence
+        // guard: fence: a stale holder writes nothing
         if turn.token < self.highest_token {
             return fenced;
         }
-        // guard: lease
+        // guard: lease: of two leases with one token, only the first one writes
         if turn.token == self.highest_token && turn.lease != self.highest_token_lease {
             return fenced;
         }
@@ -108,7 +108,7 @@ impl<D: Disk> Ledger<D> {
     /// Returns the bytes that end an open line which is a whole row. An incomplete line is quarantined.
     pub(crate) fn repair_open_line(&mut self, open: OpenLine) -> Result<&'static [u8], AppendError> {
         let is_whole = open.cells == self.format.width().unwrap_or(open.cells) && !open.in_quotes;
-        // guard: close_open_line
+        // guard: close_open_line: our row does not continue a foreign line
         if is_whole {
             let has_half_line_end = self.format.line_end == b"\r\n" && open.last_byte == b'\r';
             return Ok(if has_half_line_end { b"\n" } else { self.format.line_end });
@@ -125,7 +125,7 @@ impl<D: Disk> Ledger<D> {
 
     /// Allocates space in the CSV before the commit point, after which the append can't be refused.
     fn reserve(&self, offset: u64, bytes: usize) -> Result<(), AppendError> {
-        // guard: reserve
+        // guard: reserve: a full disk is found before the commit point
         self.disk.reserve(FileKind::Csv, offset, bytes as u64).map_err(AppendError::before("reserve space in"))
     }
 
@@ -150,12 +150,12 @@ impl<D: Disk> Ledger<D> {
         let padded_bytes = self.layout.whole_pages(bytes as u64);
         let parts = [&head, &record.payload, &ZEROS[..padded_bytes as usize - bytes]];
         let at = self.reserve_record_space(padded_bytes)?;
-        // guard: header_before_recycling
+        // guard: header_before_recycling: the header that a power cut may bring back still finds its records
         self.sync_pending_header()?;
         self.disk.write_parts_at(FileKind::Journal, at, &parts).map_err(|e| self.not_recorded(&record, at, e))?;
         failpoints::hit("record_written");
         let began = Instant::now();
-        // guard: journal_sync
+        // guard: journal_sync: an acknowledged row survives a power cut
         self.sync(FileKind::Journal)?;
         self.last_sync = began.elapsed();
         failpoints::hit("record_synced");
@@ -167,7 +167,7 @@ impl<D: Disk> Ledger<D> {
     /// record may be written.
     fn not_recorded(&mut self, record: &JournalRecord, at: u64, e: io::Error) -> AppendError {
         let refused = matches!(e.kind(), ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied);
-        // guard: refused_whole
+        // guard: refused_whole: a read-only volume refuses rows without ending the process
         if refused && matches!(self.record_after(self.known), Ok(None)) {
             return AppendError::before("write to the journal of")(e);
         }
@@ -195,11 +195,11 @@ impl<D: Disk> Ledger<D> {
         }
         if len > record.offset {
             self.disk.truncate(FileKind::Csv, record.offset)?;
-            // guard: truncate_before_erasing
+            // guard: truncate_before_erasing: a power cut does not bring back rows without their record
             self.disk.sync(FileKind::Csv)?;
         }
         self.disk.write_at(FileKind::Journal, at, &vec![0; self.layout.page as usize])?;
-        // guard: erased_before_answer
+        // guard: erased_before_answer: a row that was answered with `disk_full` is not written later
         self.disk.sync(FileKind::Journal)
     }
 
@@ -242,7 +242,7 @@ impl<D: Disk> Ledger<D> {
         }
         self.keys.move_since(record.first_key, appended.start - record.offset);
         (self.whole_end, self.len, self.verified) = (appended.end, appended.end, self.known);
-        // guard: unlocked_append
+        // guard: unlocked_append: rows that landed elsewhere than recorded are found after a crash
         self.checkpoint_now()?;
         Ok(appended.start)
     }

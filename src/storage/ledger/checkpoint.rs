@@ -26,10 +26,10 @@ pub(crate) fn sync_for_checkpoint(disk: &impl Disk, layout: Layout) -> io::Resul
 }
 
 fn sync_csv_and_keys(disk: &impl Disk) -> io::Result<()> {
-    // guard: csv_before_header
+    // guard: csv_before_header: rows that the journal may recycle are durable in the CSV
     disk.sync(FileKind::Csv)?;
     failpoints::hit("checkpoint_csv_synced");
-    // guard: keys_before_header
+    // guard: keys_before_header: keys that the journal may recycle are durable in the keys file
     disk.sync(FileKind::Keys)?;
     failpoints::hit("checkpoint_keys_synced");
     Ok(())
@@ -66,7 +66,7 @@ impl<D: Disk> Ledger<D> {
             next: self.known.next,
             csv_bytes: self.whole_end,
             csv_tail_checksum: csv_tail_checksum(&self.disk, self.whole_end).map_err(AppendError::before("read"))?,
-            // guard: token_in_header
+            // guard: token_in_header: the highest token survives the recycling of its record
             highest_token: self.highest_token,
             highest_token_lease: self.highest_token_lease,
             keys: self.keys.next(),
@@ -131,15 +131,15 @@ impl<D: Disk> Ledger<D> {
 
     /// Overwrites the older header, once the newer one is durable.
     pub(super) fn write_header(&mut self, header: Header) -> Result<(), AppendError> {
-        // guard: sync_before_header
+        // guard: sync_before_header: at least one header is valid at any time
         self.sync(FileKind::Journal)?;
         let header = Header { number: self.head.number + 1, ..header };
-        // guard: two_headers
+        // guard: two_headers: a partly written header does not damage the other one
         let page = 1 - self.head_page;
         let written = self.disk.write_at(FileKind::Journal, page * self.layout.page, &header.encode());
         written.map_err(|e| self.fail(e))?;
         failpoints::hit("header_written");
-        // guard: header_sync
+        // guard: header_sync: space is recycled only after its header is durable
         self.sync(FileKind::Journal)?;
         failpoints::hit("header_synced");
         (self.head, self.head_page, self.header_sync_pending) = (header, page, false);

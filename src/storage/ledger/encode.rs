@@ -50,7 +50,7 @@ impl<D: Disk> Ledger<D> {
 
     /// Looks up an idempotency key.
     pub(super) fn find_replay(&self, key: &Key) -> Option<KnownKey> {
-        // guard: lookup_key
+        // guard: lookup_key: a retried request is not written twice
         let known = self.keys.find(key.hash)?;
         let is_same = known.fingerprint == key.fingerprint;
         Some(if is_same { KnownKey::Replayed(self.keys.ack(known)) } else { KnownKey::Reused })
@@ -108,7 +108,7 @@ impl<D: Disk> Ledger<D> {
                 return known.into();
             }
             // The key may have been recorded after this request arrived, and be forgotten again by now.
-            // guard: key_window
+            // guard: key_window: a request whose key may be forgotten is not written twice
             if self.keys.next() - entry.keys_seen.min(self.keys.next()) >= self.keys.capacity() {
                 return EntryOutcome::Refused(Refusal::KeyMayBeForgotten);
             }

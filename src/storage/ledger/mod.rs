@@ -327,7 +327,7 @@ impl<D: Disk> Ledger<D> {
         }
         let bytes = record.payload.len() as u64;
         let present = self.disk.read(FileKind::Csv, record.offset, bytes).map_err(AppendError::before("read"))?;
-        // guard: verify
+        // guard: verify: the CSV matches the journal after a crash
         if present != record.payload {
             let len = self.len;
             let is_cut_short = len >= record.offset && len < record.end() && record.payload.starts_with(&present);
@@ -343,7 +343,7 @@ impl<D: Disk> Ledger<D> {
     /// Appends what is missing of the last record's payload, of which the CSV has the first `present_bytes`.
     fn complete(&mut self, record: &JournalRecord, present_bytes: usize) -> Result<Damage, AppendError> {
         tracing::warn!(csv = %self.path.display(), at = self.len, token = record.token, "completing a batch that a killed replica left incomplete");
-        // guard: sync_before_repair
+        // guard: sync_before_repair: rows are not repaired from a record that a power cut may remove
         self.sync(FileKind::Journal)?;
         let rest = &record.payload[present_bytes..];
         let appended =
@@ -369,7 +369,7 @@ impl<D: Disk> Ledger<D> {
         }
         let range = FileRange::new(&self.disk, FileKind::Csv, self.whole_end, len);
         let rows = scan_rows(range).map_err(AppendError::before("read"))?;
-        // guard: scan_at_start
+        // guard: scan_at_start: a hole that a power cut left in foreign rows is repaired
         if rows.has_hole && !self.started {
             return Ok(CsvEnd::Damaged);
         }

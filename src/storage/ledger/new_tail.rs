@@ -133,9 +133,9 @@ impl NewTail {
 
     fn keep_line(&mut self, line: &[u8]) {
         // A line of another width is a part of a row, or consists of parts of two.
-        // guard: whole_lines
+        // guard: whole_lines: a rebuild keeps no parts of rows as rows
         let is_whole = is_closable(without_line_end(line), self.format.width());
-        // guard: claims_token
+        // guard: claims_token: a rebuild keeps no remnants of our rows as foreign rows
         if is_whole && self.format.schema.token_of(line).is_none_or(|token| token <= self.highest_token) {
             self.text.extend_from_slice(line);
         }

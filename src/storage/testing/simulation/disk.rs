@@ -242,10 +242,10 @@ impl Disk for SimDisk {
         let mut host = self.0.borrow_mut();
         host.step(|| format!("truncate {kind:?} to {len}"))?;
         if kind == FileKind::Csv {
-            let cut = host.files[0].cache[len as usize..].to_vec();
+            let removed = host.files[0].cache[len as usize..].to_vec();
             let is_undone = mem::take(&mut host.full);
-            let is_quarantined = contains(&host.files[index(FileKind::Torn)].disk, &cut);
-            assert!(is_undone || is_quarantined, "{:?} was truncated and not quarantined", text(&cut));
+            let is_quarantined = contains(&host.files[index(FileKind::Torn)].disk, &removed);
+            assert!(is_undone || is_quarantined, "{:?} was truncated and not quarantined", text(&removed));
         }
         host.files[index(kind)].change(Change::Truncate(len as usize));
         host.step(|| "truncated".to_owned())
