@@ -2,7 +2,7 @@
 //! match the journal.
 //!
 //! Synchronous. Besides the embedded lock, the only module that writes files. docs/design/storage.md describes the order of
-//! writes and syncs, and names each guard with the test that fails without it.
+//! writes and syncs, docs/development/guards.md the guards and the tests that fail without them.
 
 mod adopt;
 mod check;

@@ -36,7 +36,7 @@ fn sync_folder(folder: &Path) {
 }
 
 /// Creates a file that is durable.
-fn settled(folder: &Path, name: &str, content: &[u8]) -> File {
+fn durable_file(folder: &Path, name: &str, content: &[u8]) -> File {
     let mut file = File::create(folder.join(name)).expect("created");
     file.write_all(content).expect("written");
     file.sync_all().expect("synced");
@@ -48,13 +48,13 @@ fn appending(path: &Path) -> File {
     OpenOptions::new().append(true).create(true).open(path).expect("opens")
 }
 
-/// The results of `look` after `work` and a power cut, for many seeds.
-fn outcomes<T: Ord>(work: impl Fn(&Path), look: impl Fn(&Disk) -> T) -> BTreeSet<T> {
+/// The results of `observe` after `work` and a power cut, for many seeds.
+fn outcomes<T: Ord>(work: impl Fn(&Path), observe: impl Fn(&Disk) -> T) -> BTreeSet<T> {
     let cut = |seed| {
         let disk = disk(seed)?;
         on(&disk, &work);
         disk.cut_power();
-        Some(look(&disk))
+        Some(observe(&disk))
     };
     (0..SEEDS).filter_map(cut).collect()
 }
@@ -63,7 +63,7 @@ fn outcomes<T: Ord>(work: impl Fn(&Path), look: impl Fn(&Disk) -> T) -> BTreeSet
 fn synced_data_survives_power_cut() {
     let Some(_) = disk(0) else { return };
     let work = |folder: &Path| {
-        let mut file = settled(folder, "rows", b"one\n");
+        let mut file = durable_file(folder, "rows", b"one\n");
         file.write_all(b"two\n").expect("written");
         assert_eq!(fs::read(folder.join("rows")).expect("read"), b"one\ntwo\n", "the cache has it at once");
     };
@@ -76,7 +76,7 @@ fn synced_data_survives_power_cut() {
 fn unsynced_write_survives_in_pieces_with_zeros_between() {
     let Some(_) = disk(0) else { return };
     let work = |folder: &Path| {
-        settled(folder, "rows", b"").write_all(&[b'x'; 20_000]).expect("written");
+        durable_file(folder, "rows", b"").write_all(&[b'x'; 20_000]).expect("written");
     };
     let seen = outcomes(work, |disk| disk.read("rows").expect("its name was synced"));
     assert!(seen.iter().flatten().all(|byte| [0, b'x'].contains(byte)));
@@ -88,7 +88,7 @@ fn unsynced_write_survives_in_pieces_with_zeros_between() {
 #[test]
 fn unsynced_truncation_may_be_undone() {
     let Some(_) = disk(0) else { return };
-    let work = |folder: &Path| settled(folder, "rows", b"0123456789").set_len(3).expect("cut");
+    let work = |folder: &Path| durable_file(folder, "rows", b"0123456789").set_len(3).expect("truncated");
     let seen = outcomes(work, |disk| disk.read("rows").expect("its name was synced"));
     assert_eq!(seen, BTreeSet::from([b"012".to_vec(), b"0123456789".to_vec()]));
 }
@@ -114,14 +114,14 @@ fn new_name_survives_only_after_directory_sync() {
 fn rename_is_atomic() {
     let Some(_) = disk(0) else { return };
     let work = |folder: &Path| {
-        settled(folder, "rows", b"old");
-        settled(folder, "rows.new", b"new");
+        durable_file(folder, "rows", b"old");
+        durable_file(folder, "rows.new", b"new");
         fs::rename(folder.join("rows.new"), folder.join("rows")).expect("renamed");
     };
-    let look = |disk: &Disk| (disk.names(), disk.read("rows").expect("one or the other"));
+    let observe = |disk: &Disk| (disk.names(), disk.read("rows").expect("one or the other"));
     let before = (vec!["rows".to_owned(), "rows.new".to_owned()], b"old".to_vec());
     let after = (vec!["rows".to_owned()], b"new".to_vec());
-    assert_eq!(outcomes(work, look), BTreeSet::from([before, after]));
+    assert_eq!(outcomes(work, observe), BTreeSet::from([before, after]));
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn losses_of_power_cut_are_counted() {
     for seed in 0..SEEDS {
         let Some(disk) = disk(seed) else { return };
         on(&disk, |folder| {
-            settled(folder, "rows", b"one\n").write_all(b"two\n").expect("written");
+            durable_file(folder, "rows", b"one\n").write_all(b"two\n").expect("written");
             fs::hard_link(folder.join("rows"), folder.join("other")).expect("linked");
         });
         let lost = disk.cut_power();
@@ -151,7 +151,7 @@ fn sync_after_failed_one_succeeds_with_data_lost() {
     for seed in 0..SEEDS {
         let disk = Disk::new(seed);
         on(&disk, |folder| {
-            let mut file = settled(folder, "rows", b"one\n");
+            let mut file = durable_file(folder, "rows", b"one\n");
             disk.fail_syncs("rows", 1);
             file.write_all(b"two\n").expect("written");
             let failed = file.sync_data().expect_err("fails as requested");
@@ -259,7 +259,7 @@ fn lock_excludes_second_handle_and_other_process() {
 fn reserved_space_counts_as_blocks_not_as_length() {
     let Some(disk) = disk(6) else { return };
     on(&disk, |folder| {
-        let file = settled(folder, "rows", b"x");
+        let file = durable_file(folder, "rows", b"x");
         assert_eq!(file.metadata().expect("known").blocks(), 8);
         fallocate(&file, FallocateFlags::KEEP_SIZE, 1, 8192).expect("reserved");
         let metadata = file.metadata().expect("known");
@@ -277,7 +277,7 @@ fn reserved_space_counts_as_blocks_not_as_length() {
 fn full_disk_writes_what_fits() {
     let Some(disk) = disk(7) else { return };
     on(&disk, |folder| {
-        let mut file = settled(folder, "rows", b"");
+        let mut file = durable_file(folder, "rows", b"");
         disk.capacity(Some(3 * 4096));
         assert_eq!(fallocate(&file, FallocateFlags::KEEP_SIZE, 0, 4 * 4096), Err(Errno::NOSPC));
         fallocate(&file, FallocateFlags::KEEP_SIZE, 0, 2 * 4096).expect("fits");
@@ -312,7 +312,7 @@ fn read_only_disk_refuses_every_change() {
     let Some(disk) = disk(8) else { return };
     on(&disk, |folder| {
         let (path, other) = (folder.join("rows"), folder.join("other"));
-        let file = settled(folder, "rows", b"one\n");
+        let file = durable_file(folder, "rows", b"one\n");
         disk.read_only(true);
         let refused = [
             file.write_at(b"x", 0).map(drop),
@@ -341,7 +341,7 @@ fn names_and_metadata_behave_as_on_real_disk() {
     let Some(disk) = disk(9) else { return };
     on(&disk, |folder| {
         let path = folder.join("rows");
-        let file = settled(folder, "rows", b"one\n");
+        let file = durable_file(folder, "rows", b"one\n");
         assert_eq!(File::create_new(&path).expect_err("exists").kind(), ErrorKind::AlreadyExists);
         let temporary = || NamedTempFile::new_in(folder).expect("created");
         let taken = temporary().persist_noclobber(&path).expect_err("the name is taken");
@@ -382,7 +382,7 @@ fn panicking_test_leaves_no_mount() {
 fn synced_overwrites_survive_power_cut() {
     let Some(disk) = disk(11) else { return };
     on(&disk, |folder| {
-        let file = settled(folder, "journal", &vec![0; 1 << 20]);
+        let file = durable_file(folder, "journal", &vec![0; 1 << 20]);
         for step in 0..1000 {
             file.write_all_at(&[step as u8; 4096], step % 256 * 4096).expect("written");
             file.sync_data().expect("synced");

@@ -75,7 +75,7 @@ impl<D: Disk> Ledger<D> {
         tracing::warn!(csv = %self.path.display(), from = base, old_bytes = old.len(), new_bytes = new.len(), "rebuilding the end of the CSV; its old content is in the .torn file");
         // guard: quarantine_before_truncate: no byte is removed from the CSV before it is quarantined
         let torn_at = self.quarantine(old)?;
-        failpoints::hit("rebuild_set_aside");
+        failpoints::hit("rebuild_quarantined");
         // guard: header_before_tail: the header that a power cut may bring back still finds its tail file
         self.sync_pending_header()?;
         let which = 1 - self.head.rebuild.map_or(1, |rebuild| rebuild.which);
@@ -88,13 +88,13 @@ impl<D: Disk> Ledger<D> {
         let rebuild = Rebuild { bytes: new.len() as u64, which, torn_at, old_bytes: old.len() as u64 };
         // guard: rebuild_journaled: an interrupted rebuild continues from its new tail
         self.write_header(Header { rebuild: Some(rebuild), ..self.head.clone() })?;
-        failpoints::hit("rebuild_noted");
+        failpoints::hit("rebuild_journaled");
 
         self.disk.truncate(FileKind::Csv, base).map_err(&fail)?;
-        failpoints::hit("rebuild_cut");
+        failpoints::hit("rebuild_truncated");
         // guard: truncate_before_tail: a power cut does not undo the truncation under the new tail
         self.sync(FileKind::Csv)?;
-        failpoints::hit("rebuild_cut_synced");
+        failpoints::hit("rebuild_truncation_synced");
         let appended = self.disk.append(FileKind::Csv, new).map_err(&fail)?;
         failpoints::hit("rebuild_appended");
         self.sync(FileKind::Csv)?;
