@@ -1,6 +1,6 @@
-//! Storage alone against a plain append with `fdatasync` on the same disk: `cargo bench --bench storage`.
+//! Compares storage with a plain append and `fdatasync` on the same disk: `cargo bench --bench storage`.
 //!
-//! The folder is the system's temporary one, or `ROWLOCK_BENCH_DIR`; what costs no disk is measured in `/dev/shm`.
+//! The folder is the system's temporary folder, or `ROWLOCK_BENCH_DIR`. Work that needs no disk is measured in `/dev/shm`.
 
 use std::{
     fs::{File, OpenOptions},
@@ -12,7 +12,7 @@ use std::{
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rowlock::{
     csv::{rows::Rows, schema::Data},
-    storage::{Entry, Options, Placed, Storage, Turn},
+    storage::{AppendEntry, EntryOutcome, Options, Storage, Turn},
 };
 use tempfile::TempDir;
 
@@ -41,7 +41,7 @@ fn open(folder: &Path) -> Storage {
     .expect("opens")
 }
 
-/// One storage, and the turns it is given.
+/// A storage, and the last token that it was given.
 struct Writer {
     storage: Storage,
     rows: Vec<Rows>,
@@ -56,7 +56,7 @@ impl Writer {
         Self { storage, rows: vec![row; rows], token: 0 }
     }
 
-    /// As the committer does it: the batch, then what is left of a checkpoint.
+    /// Like the committer: appends the batch, then ends a checkpoint if one is under way.
     fn append(&mut self) -> u64 {
         self.token += 1;
         let now = Instant::now();
@@ -71,11 +71,11 @@ impl Writer {
         let entries: Vec<_> = self
             .rows
             .iter()
-            .map(|rows| Entry { rows, key: None, keys_seen: 0, waited_ms: 0, released: true })
+            .map(|rows| AppendEntry { rows, key: None, keys_seen: 0, waited_ms: 0, released: true })
             .collect();
-        let placed = self.storage.append(&entries, &turn).expect("written");
-        let written = placed.iter().map(|placed| match placed {
-            Ok(Placed::Written { bytes, .. }) => *bytes,
+        let outcomes = self.storage.append(&entries, &turn).expect("written");
+        let written = outcomes.iter().map(|outcome| match outcome {
+            EntryOutcome::Written { bytes, .. } => *bytes,
             other => panic!("not written: {other:?}"),
         });
         let bytes = written.sum();
@@ -104,7 +104,7 @@ fn appends(c: &mut Criterion) {
     }
 }
 
-/// Where a sync costs nothing, what is left is the bookkeeping.
+/// In memory a sync is free, so only the bookkeeping is measured.
 fn bookkeeping(c: &mut Criterion) {
     let mut group = c.benchmark_group("bookkeeping, in memory");
     let folder = TempDir::new_in("/dev/shm").expect("a folder in memory");
@@ -114,7 +114,7 @@ fn bookkeeping(c: &mut Criterion) {
     group.finish();
 }
 
-/// In turns, so that what the machine does meanwhile hits both alike.
+/// Alternates between both, so that other load on the machine affects both.
 fn side_by_side(_: &mut Criterion) {
     for rows in [1, BATCH] {
         let folder = folder();
@@ -138,7 +138,7 @@ fn side_by_side(_: &mut Criterion) {
     }
 }
 
-/// The pause that a checkpoint makes: the slowest appends against the usual one, over many checkpoints.
+/// The pauses of checkpoints: the slowest appends compared with the median, over many checkpoints.
 fn pauses(_: &mut Criterion) {
     for rows in [1, 16, BATCH] {
         let folder = folder();

@@ -1,11 +1,11 @@
-//! Named points on a row's way at which a test kills or stops this very process. Nothing of it is in a release build.
+//! Named points in the write path at which tests kill or stop this process. Not part of release builds.
 //!
-//! `ROWLOCK_TEST_POINTS` names a folder. Whoever comes to a point and finds a file of its name there renames it to
-//! `<point>.<process id>`, so that one process is hit and no other and the test sees which; then it sends itself the signal
-//! that the file names, `KILL` or `STOP`.
+//! `ROWLOCK_TEST_POINTS` names a folder. A process that reaches a point, and finds a file with the point's name there, renames
+//! it to `<point>.<process id>`, so that only one process is hit and the test sees which one. Then it sends itself the signal
+//! that the file contains, `KILL` or `STOP`.
 
 #[cfg(debug_assertions)]
-pub(crate) use armed::{half, reach};
+pub(crate) use armed::{hit, partial_len};
 
 #[cfg(debug_assertions)]
 mod armed {
@@ -23,15 +23,15 @@ mod armed {
     static FOLDER: LazyLock<Option<PathBuf>> =
         LazyLock::new(|| std::env::var_os("ROWLOCK_TEST_POINTS").map(Into::into));
 
-    /// A point on the way.
-    pub(crate) fn reach(point: &str) {
+    /// Kills or stops this process if the point is armed.
+    pub(crate) fn hit(point: &str) {
         if let Some(folder) = &*FOLDER {
             take(folder, point);
         }
     }
 
     fn take(folder: &Path, point: &str) {
-        // Read before it is taken: the test may remove what it sees taken.
+        // Read first, since the test may delete the renamed file at once.
         let Ok(armed) = fs::read_to_string(folder.join(point)) else { return };
         let taken = folder.join(format!("{point}.{}", process::id()));
         if fs::rename(folder.join(point), taken).is_err() {
@@ -40,26 +40,26 @@ mod armed {
         let signal = match &*armed {
             "KILL" => Signal::KILL,
             "STOP" => Signal::STOP,
-            other => panic!("a point is armed with KILL or STOP, not {other:?}"),
+            other => panic!("a failpoint is armed with KILL or STOP, not {other:?}"),
         };
         kill_process(getpid(), signal).expect("a process may signal itself");
-        // It reaches the other threads first: this one goes no further before it does.
+        // The signal may reach other threads first. This thread must not continue before it arrives.
         thread::sleep(Duration::from_millis(20));
     }
 
-    /// How much of a write of `len` bytes comes before the point in its middle: all of it, unless a test waits there.
-    pub(crate) fn half(point: &str, len: usize) -> usize {
+    /// How many of `len` bytes to write before the point in the middle of the write: all of them unless the point is armed.
+    pub(crate) fn partial_len(point: &str, len: usize) -> usize {
         let is_armed = FOLDER.as_ref().is_some_and(|folder| folder.join(point).exists());
         if is_armed { len / 2 } else { len }
     }
 }
 
-/// A point on the way.
+/// Does nothing in release builds.
 #[cfg(not(debug_assertions))]
-pub(crate) fn reach(_: &str) {}
+pub(crate) fn hit(_: &str) {}
 
-/// How much of a write of `len` bytes comes before the point in its middle: all of it.
+/// How many of `len` bytes to write before the point in the middle of the write: all of them in release builds.
 #[cfg(not(debug_assertions))]
-pub(crate) fn half(_: &str, len: usize) -> usize {
+pub(crate) fn partial_len(_: &str, len: usize) -> usize {
     len
 }

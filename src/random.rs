@@ -1,6 +1,6 @@
-//! Chance that can be repeated, the same on every machine. Not for secrets.
+//! Reproducible pseudorandom numbers, the same on every machine. Not for secrets.
 
-/// SplitMix64, begun from a seed: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
+/// SplitMix64 with its seed: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
 #[derive(Debug, Clone)]
 pub struct Random(pub u64);
 
@@ -14,12 +14,12 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// A number below `end`, which is not 0.
+    /// A number below `end`, which must not be 0.
     pub fn below(&mut self, end: usize) -> usize {
         (self.bits() % end as u64) as usize
     }
 
-    /// True so many times in a hundred.
+    /// True with this probability in percent.
     pub fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }

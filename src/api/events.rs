@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::api::volume::Volume;
 use crate::{fencing::FencingToken, time::unix_ms};
 
 /// What happened to the lock.
@@ -158,19 +159,4 @@ pub struct Quantiles {
     pub p50: Option<f64>,
     /// All but one in a hundred were at most this.
     pub p99: Option<f64>,
-}
-
-/// What there is on the disk, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Volume {
-    /// The CSV, up to its last committed row.
-    pub csv_bytes: u64,
-    /// Room left on the volume for who is not root.
-    pub free_bytes: u64,
-    /// The volume's size.
-    pub volume_bytes: u64,
-    /// The journal's file.
-    pub journal_bytes: u64,
-    /// What of it waits for a checkpoint.
-    pub journal_used_bytes: u64,
 }

@@ -4,3 +4,4 @@ pub mod acknowledgement;
 pub mod events;
 pub mod lock_status;
 pub mod outcome;
+pub mod volume;

@@ -114,9 +114,9 @@ fn describe_plan(report: &Report, plan: Plan) -> String {
 }
 
 fn describe_replaced(report: &Report, replaced: &Replaced) -> String {
-    let Replaced { kept_as, rows_set_aside } = replaced;
+    let Replaced { kept_as, rows_quarantined } = replaced;
     let csv = report.file.display();
-    format!("kept the old journal as {}; {rows_set_aside} of its rows are in {csv}.torn", kept_as.display())
+    format!("kept the old journal as {}; {rows_quarantined} of its rows are in {csv}.torn", kept_as.display())
 }
 
 fn describe(report: &Report) -> String {
@@ -157,11 +157,11 @@ fn write_report(out: &mut String, report: &Report) -> std::fmt::Result {
             HumanCount(journal.keys)
         )?;
     }
-    if report.set_aside_bytes > 0 {
+    if report.quarantined_bytes > 0 {
         write!(
             out,
             "\n  {csv}.torn: {} in quarantine; inspect it, then delete it",
-            HumanBytes(report.set_aside_bytes)
+            HumanBytes(report.quarantined_bytes)
         )?;
     }
     Ok(())

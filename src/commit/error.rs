@@ -74,7 +74,7 @@ impl From<Refusal> for AppendError {
         match refusal {
             Refusal::InvalidField(e) => Self::InvalidField(e),
             Refusal::KeyReused => Self::KeyReused,
-            Refusal::Outrun => Self::KeyMayBeForgotten,
+            Refusal::KeyMayBeForgotten => Self::KeyMayBeForgotten,
             Refusal::TooLarge { bytes_max } => Self::BatchTooLarge(bytes_max),
         }
     }

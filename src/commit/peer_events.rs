@@ -18,7 +18,7 @@ use tokio::sync::broadcast;
 use crate::commit::{appender::Appender, queue::QueueLoad, reading::Reading};
 use crate::{
     api::events::{Figures, LockChange, ReplicaState, ReplicaStats, Stats},
-    storage::{Bulletin, News},
+    storage::{NewRows, PeerFile},
     time::{ms, unix_ms},
 };
 
@@ -39,7 +39,7 @@ pub const NEW_ROWS_MAX: usize = 100;
 #[derive(Debug, Clone)]
 pub enum Event {
     /// Rows were written.
-    Rows(Arc<News>),
+    Rows(Arc<NewRows>),
     /// The lock changed.
     Lock(Arc<LockChange>),
     /// Statistics, once a second.
@@ -125,7 +125,7 @@ impl Shared {
 /// The thread that publishes this replica's events, and sends those of all replicas to its subscribers.
 struct EventPump {
     shared: Arc<Shared>,
-    peer_file: Bulletin,
+    peer_file: PeerFile,
     /// The last use of the peer file failed, and that was logged.
     peer_file_failed: bool,
     appender: Appender,
@@ -143,7 +143,7 @@ impl EventPump {
     fn new(shared: Arc<Shared>, appender: &Appender, reading: &Reading) -> Self {
         Self {
             shared,
-            peer_file: Bulletin::new(appender.path()),
+            peer_file: PeerFile::new(appender.path()),
             peer_file_failed: false,
             appender: appender.clone(),
             reading: reading.clone(),
@@ -193,7 +193,7 @@ impl EventPump {
         let replica = self.appender.replica().to_owned();
         let message = PeerMessage { at_ms: unix_ms(), replica, has_subscribers, figures, lock };
         let line = serde_json::to_string(&message).expect("a message is plain data");
-        match self.peer_file.post(&line) {
+        match self.peer_file.publish(&line) {
             Ok(()) => self.peer_file_failed = false,
             Err(e) => {
                 self.log_peer_file_error(&e);
@@ -220,7 +220,7 @@ impl EventPump {
     }
 
     fn read_peer_file(&mut self) {
-        match self.peer_file.look() {
+        match self.peer_file.poll() {
             Ok(lines) => {
                 // A line of another version, or an incomplete one, is ignored.
                 for message in lines.lines().filter_map(|line| serde_json::from_str(line).ok()) {

@@ -8,8 +8,8 @@ use crate::commit::{
     appender::Appender,
     open::{OpenError, storage_options},
 };
-pub use crate::storage::{News, Page, ReadError, Row, Snapshot};
-use crate::{api::events::Volume, config::Config, storage::Reader};
+pub use crate::storage::{NewRows, Page, ReadError, Row, Snapshot};
+use crate::{api::volume::Volume, config::Config, storage::Reader};
 
 /// The handle to read one CSV. Tasks wait for each other in order, without occupying a thread.
 #[derive(Debug, Clone)]
@@ -56,8 +56,8 @@ impl Reading {
     ///
     /// # Errors
     /// If the files cannot be read.
-    pub async fn new_rows(&self, from: u64, rows_max: usize) -> Result<News, ReadError> {
-        self.read(move |reader| reader.news(from, rows_max)).await
+    pub async fn new_rows(&self, from: u64, rows_max: usize) -> Result<NewRows, ReadError> {
+        self.read(move |reader| reader.new_rows(from, rows_max)).await
     }
 
     /// Whether a row begins at `offset`, or the last one ends there.
@@ -81,8 +81,8 @@ impl Reading {
     }
 
     /// `new_rows`, for a thread that may block.
-    pub(super) fn new_rows_blocking(&self, from: u64, rows_max: usize) -> Result<News, ReadError> {
-        with_reader(&mut self.reader.blocking_lock(), |reader| reader.news(from, rows_max))
+    pub(super) fn new_rows_blocking(&self, from: u64, rows_max: usize) -> Result<NewRows, ReadError> {
+        with_reader(&mut self.reader.blocking_lock(), |reader| reader.new_rows(from, rows_max))
     }
 
     /// The offset where the last row ends.

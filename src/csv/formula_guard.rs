@@ -1,42 +1,45 @@
-//! Cells that a spreadsheet would run as formulas, and the apostrophe in front that keeps it from that: what OWASP calls
+//! Guards cells that a spreadsheet would run as formulas with an apostrophe in front, against what OWASP calls
 //! [CSV injection](https://owasp.org/www-community/attacks/CSV_Injection).
 //!
 //! A formula begins with `=`, `+`, `-`, `@`, a tab or a line end; with the full-width `＝`, `＋`, `－`, `＠`, which spreadsheets
 //! of some languages read alike; and with any of these behind spaces, which some importers trim. A sign alone or in front of
-//! a plain number (`-12.5`, `+1e3`) is none: nothing in it can run, and whoever reads the file wants the number.
+//! a plain number (`-12.5`, `+1e3`) is not a formula: nothing in it can run, and readers of the file need the number.
 
 use memchr::{memchr, memchr3};
 
-/// In front of a formula, it makes text of it.
-pub(crate) const GUARD: u8 = b'\'';
+use crate::csv::quote_state::QuoteState;
 
-/// What is not known to be harmless after so many bytes is taken for a formula, so that a cell need not be kept to be judged.
-const LOOK_BYTES_MAX: u8 = 64;
+/// Turns a formula that follows it into text.
+pub(super) const GUARD: u8 = b'\'';
+
+/// A cell that may still be a formula after this many bytes counts as one, which bounds how much of a cell is held back.
+const PREFIX_BYTES_MAX: u8 = 64;
 
 /// Whether a spreadsheet would run the cell.
-pub(crate) fn is_formula(cell: &[u8]) -> bool {
+pub(super) fn is_formula(cell: &[u8]) -> bool {
     if !matches!(cell.first(), Some(b'=' | b'+' | b'-' | b'@' | b'\t' | b'\r' | b'\n' | b' ' | 0xEF)) {
         return false;
     }
-    let mut look = Look::default();
-    cell.iter().find_map(|&byte| look.step(byte)).unwrap_or_else(|| look.end())
+    let mut prefix = Prefix::default();
+    cell.iter().find_map(|&byte| prefix.step(byte)).unwrap_or_else(|| prefix.end())
 }
 
-/// Judges a cell by its first bytes.
+/// The start of a cell, as far as it decides whether the cell is a formula.
 #[derive(Debug, Clone, Copy, Default)]
-struct Look {
-    seen: Seen,
+struct Prefix {
+    state: PrefixState,
     bytes: u8,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-enum Seen {
+enum PrefixState {
     #[default]
     Spaces,
-    /// The first byte, the first two, of what may be a full-width sign.
+    /// The first byte of what may be a full-width sign.
     Wide,
+    /// The first two bytes of it.
     WideSign,
-    /// A number's parts so far.
+    /// From here on, what may be a number.
     Sign,
     Digits,
     SignAndPoint,
@@ -46,36 +49,39 @@ enum Seen {
     Exponent,
 }
 
-impl Look {
-    /// Takes the next byte; says what the cell is once that is sure.
+impl Prefix {
+    /// Takes the next byte. Returns whether the cell is a formula once that is decided.
     fn step(&mut self, byte: u8) -> Option<bool> {
-        self.seen = match (self.seen, byte) {
-            (Seen::Spaces, b'=' | b'@' | b'\t' | b'\r' | b'\n') | (Seen::WideSign, 0x8B | 0x8D | 0x9D | 0xA0) => {
+        self.state = match (self.state, byte) {
+            (PrefixState::Spaces, b'=' | b'@' | b'\t' | b'\r' | b'\n')
+            | (PrefixState::WideSign, 0x8B | 0x8D | 0x9D | 0xA0) => {
                 return Some(true);
             }
-            (Seen::Spaces, b' ') => Seen::Spaces,
-            (Seen::Spaces, b'+' | b'-') => Seen::Sign,
-            (Seen::Spaces, 0xEF) => Seen::Wide,
-            (Seen::Wide, 0xBC) => Seen::WideSign,
-            (Seen::Spaces | Seen::Wide | Seen::WideSign, _) => return Some(false),
-            (Seen::Sign | Seen::Digits, b'0'..=b'9') => Seen::Digits,
-            (Seen::Sign, b'.') => Seen::SignAndPoint,
-            (Seen::Digits, b'.') | (Seen::SignAndPoint | Seen::Fraction, b'0'..=b'9') => Seen::Fraction,
-            (Seen::Digits | Seen::Fraction, b'e' | b'E') => Seen::E,
-            (Seen::E, b'+' | b'-') => Seen::ESign,
-            (Seen::E | Seen::ESign | Seen::Exponent, b'0'..=b'9') => Seen::Exponent,
+            (PrefixState::Spaces, b' ') => PrefixState::Spaces,
+            (PrefixState::Spaces, b'+' | b'-') => PrefixState::Sign,
+            (PrefixState::Spaces, 0xEF) => PrefixState::Wide,
+            (PrefixState::Wide, 0xBC) => PrefixState::WideSign,
+            (PrefixState::Spaces | PrefixState::Wide | PrefixState::WideSign, _) => return Some(false),
+            (PrefixState::Sign | PrefixState::Digits, b'0'..=b'9') => PrefixState::Digits,
+            (PrefixState::Sign, b'.') => PrefixState::SignAndPoint,
+            (PrefixState::Digits, b'.') | (PrefixState::SignAndPoint | PrefixState::Fraction, b'0'..=b'9') => {
+                PrefixState::Fraction
+            }
+            (PrefixState::Digits | PrefixState::Fraction, b'e' | b'E') => PrefixState::E,
+            (PrefixState::E, b'+' | b'-') => PrefixState::ESign,
+            (PrefixState::E | PrefixState::ESign | PrefixState::Exponent, b'0'..=b'9') => PrefixState::Exponent,
             _ => return Some(true),
         };
         self.bytes += 1;
-        (self.bytes >= LOOK_BYTES_MAX).then_some(true)
+        (self.bytes >= PREFIX_BYTES_MAX).then_some(true)
     }
 
-    /// What the cell is if it ends here.
+    /// Whether the cell is a formula if it ends here.
     fn end(self) -> bool {
-        match self.seen {
-            Seen::Spaces | Seen::Wide | Seen::WideSign => false,
-            Seen::Sign | Seen::Digits | Seen::Fraction | Seen::Exponent => false,
-            Seen::SignAndPoint | Seen::E | Seen::ESign => true,
+        match self.state {
+            PrefixState::Spaces | PrefixState::Wide | PrefixState::WideSign => false,
+            PrefixState::Sign | PrefixState::Digits | PrefixState::Fraction | PrefixState::Exponent => false,
+            PrefixState::SignAndPoint | PrefixState::E | PrefixState::ESign => true,
         }
     }
 }
@@ -83,29 +89,20 @@ impl Look {
 /// Guards each cell of CSV text that comes in pieces, and changes nothing else.
 #[derive(Debug, Default)]
 pub(crate) struct CellGuard {
-    at: At,
-    /// At a cell that is not judged yet, and its bytes so far.
-    look: Option<Look>,
+    state: QuoteState,
+    /// The start of a cell that is not decided yet, and its bytes so far.
+    prefix: Option<Prefix>,
     held: Vec<u8>,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-enum At {
-    #[default]
-    CellStart,
-    Bare,
-    Quoted,
-    BehindQuote,
-}
-
 impl CellGuard {
-    /// Takes the next piece, and appends what is sure by now.
+    /// Takes the next piece, and appends what is decided.
     pub(crate) fn feed(&mut self, mut text: &[u8], out: &mut Vec<u8>) {
         while !text.is_empty() {
-            // What can't change the state need not be walked through.
-            let plain = match self.at {
-                At::Bare if self.look.is_none() => memchr3(b',', b'\n', b'\r', text).unwrap_or(text.len()),
-                At::Quoted if self.look.is_none() => memchr(b'"', text).unwrap_or(text.len()),
+            // Text that can't change the state is copied at once.
+            let plain = match self.state {
+                QuoteState::Bare if self.prefix.is_none() => memchr3(b',', b'\n', b'\r', text).unwrap_or(text.len()),
+                QuoteState::Quoted if self.prefix.is_none() => memchr(b'"', text).unwrap_or(text.len()),
                 _ => 0,
             };
             out.extend_from_slice(&text[..plain]);
@@ -119,45 +116,41 @@ impl CellGuard {
 
     /// Appends what was held back.
     pub(crate) fn finish(&mut self, out: &mut Vec<u8>) {
-        self.end_look(out);
+        self.end_prefix(out);
     }
 
     fn step(&mut self, byte: u8, out: &mut Vec<u8>) {
-        let before = std::mem::replace(&mut self.at, At::CellStart);
-        let is_content;
-        (self.at, is_content) = match (before, byte) {
-            (At::CellStart, b'"') => (At::Quoted, false),
-            (At::Quoted, b'"') => (At::BehindQuote, false),
-            (At::BehindQuote, b'"') | (At::Quoted, _) => (At::Quoted, true),
-            // A carriage return that is not quoted ends a row for some readers.
-            (_, b',' | b'\n' | b'\r') => (At::CellStart, false),
-            _ => (At::Bare, true),
-        };
-        if self.at == At::CellStart {
-            self.end_look(out);
+        let before = self.state;
+        // A carriage return outside quotes ends a row for some readers.
+        let ends_row = byte == b'\r' && before != QuoteState::Quoted;
+        self.state = if ends_row { QuoteState::CellStart } else { before.after(byte) };
+        if self.state == QuoteState::CellStart {
+            self.end_prefix(out);
             return out.push(byte);
         }
-        if before == At::CellStart {
-            self.look = Some(Look::default());
+        let opens_quote = before == QuoteState::CellStart && self.state == QuoteState::Quoted;
+        let is_content = !opens_quote && self.state != QuoteState::BehindQuote;
+        if before == QuoteState::CellStart {
+            self.prefix = Some(Prefix::default());
             if !is_content {
                 return out.push(byte);
             }
         }
-        let Some(look) = &mut self.look else { return out.push(byte) };
+        let Some(prefix) = &mut self.prefix else { return out.push(byte) };
         self.held.push(byte);
-        if is_content && let Some(is_formula) = look.step(byte) {
-            self.settle(is_formula, out);
+        if is_content && let Some(is_formula) = prefix.step(byte) {
+            self.decide(is_formula, out);
         }
     }
 
-    fn end_look(&mut self, out: &mut Vec<u8>) {
-        if let Some(look) = self.look {
-            self.settle(look.end(), out);
+    fn end_prefix(&mut self, out: &mut Vec<u8>) {
+        if let Some(prefix) = self.prefix {
+            self.decide(prefix.end(), out);
         }
     }
 
-    fn settle(&mut self, is_formula: bool, out: &mut Vec<u8>) {
-        self.look = None;
+    fn decide(&mut self, is_formula: bool, out: &mut Vec<u8>) {
+        self.prefix = None;
         if is_formula {
             out.push(GUARD);
         }
@@ -172,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_formula_is_told_from_text_and_from_numbers() {
+    fn formulas_are_distinguished_from_text_and_numbers() {
         let long_number = format!("-{}", "1".repeat(64));
         let long_space = format!("{}x", " ".repeat(64));
         for formula in [
@@ -251,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn each_cell_of_a_text_is_guarded_within_its_quotes_and_nothing_else_changes() {
+    fn each_cell_is_guarded_inside_its_quotes() {
         for (text, expected) in [
             ("", ""),
             ("a,=1,b\n", "a,'=1,b\n"),
@@ -276,7 +269,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_does_not_matter_where_a_text_is_cut_nor_how_often_it_is_guarded(
+        fn result_is_independent_of_piece_boundaries_and_repetition(
             text in "[-+=@,\"'\r\n\t 1e.x＝é]{0,40}", cuts in proptest::array::uniform2(0_usize..80),
         ) {
             let text = text.as_bytes();
@@ -288,7 +281,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_guarded_on_its_way_out_has_the_cells_that_it_would_have_been_written_with(
+        fn guarded_text_equals_text_written_with_guarded_cells(
             cells in proptest::collection::vec("[-+=@,\"'\r\n\t 1e.x＝é]{0,5}", 2..6),
         ) {
             let write = |cells: &[String]| {

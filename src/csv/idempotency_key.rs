@@ -7,20 +7,20 @@ use crate::csv::{formula_guard::is_formula, rows::Rows};
 /// The longest idempotency key, in bytes.
 pub const KEY_BYTES_MAX: usize = 255;
 
-/// A client's name for one request, by which a repeat of it is known.
+/// A client's name for one request, which identifies repeats of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
-    /// As it stands in a column named `key`, before quoting. Where formulas are guarded, a key that would be one has an
-    /// apostrophe in front, and so has one that has one already: two keys are never written alike.
+    /// As written in a column named `key`, before quoting. Where formulas are guarded, an apostrophe is put in front of a key
+    /// that is a formula or begins with an apostrophe, so that two keys are never written alike.
     pub text: Box<str>,
-    /// The first half of its SHA-256: nobody finds a second key with the same one.
+    /// The first half of its SHA-256, long enough that no two keys share it.
     pub hash: u128,
-    /// Of the data cells that it came with.
+    /// Fingerprint of the request's data cells.
     pub fingerprint: u64,
 }
 
 impl Key {
-    /// A key that comes with these rows. `None` unless it is 1 to `KEY_BYTES_MAX` printable ASCII characters.
+    /// The key of a request with these rows. `None` unless it is 1 to `KEY_BYTES_MAX` printable ASCII characters.
     pub fn new(text: &str, rows: &Rows) -> Option<Self> {
         let printable = text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
         if !printable || text.is_empty() || text.len() > KEY_BYTES_MAX {
@@ -50,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_come_back_as_they_were_added() {
+    fn rows_are_returned_as_added() {
         let rows = rows(2, &[(&["a", "b,c"], 3), (&["", "\"\","], 3)]);
         assert_eq!((rows.len(), rows.cell_bytes()), (2, 7));
         let back: Vec<_> = rows.iter().map(|row| (row.runs().collect::<Vec<_>>(), row.cells)).collect();
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fingerprint_is_what_it_was_in_the_versions_that_remembered_it() {
+    fn fingerprint_is_stable() {
         let fingerprint = |rows: &Rows| Key::new("k-1", rows).expect("a key").fingerprint;
         let named = [(&["Oslo", "\"709,037\",x"][..], 3), (&["", "\"\",å"], 3)];
         assert_eq!(fingerprint(&rows(2, &named)), 0xec5f_538a_175d_5f31);

@@ -1,7 +1,9 @@
 //! CSV: the schema of a file, encoding, quoting, formulas, and splitting text into rows.
 
+pub mod encode;
 pub(crate) mod formula_guard;
 pub mod idempotency_key;
+mod quote_state;
 pub(crate) mod row_splitter;
 pub mod rows;
 pub(crate) mod scanner;

@@ -1,35 +1,36 @@
-//! Cuts CSV text that arrives in chunks into rows.
+//! Splits CSV text that comes in chunks into rows.
 
 use crate::csv::scanner::Scanner;
 
-/// No row is longer: a quote that is still open then was never meant to be.
+/// The longest row. A quote that is open for longer is a stray quote.
 pub(crate) const ROW_BYTES_MAX: usize = 64 << 20;
 
-/// What the text is made of, with the offset where it begins.
+/// A part of the text, with its offset.
 pub(crate) enum Piece<'a> {
-    /// A row with its line ending; perhaps a blank line.
+    /// A row with its line ending, or a blank line.
     Row(u64, &'a [u8]),
-    /// A quote opens in the first of these lines and is not closed. The cut goes on behind that line.
+    /// Text whose first line opens a quote that is not closed. Splitting continues after that line.
     EndlessQuote(u64, &'a [u8]),
 }
 
-/// Follows the rows, chunk by chunk. Lines without quotes are found without parsing them.
+/// Splits the text chunk by chunk. Lines without quotes are not parsed.
 pub(crate) struct RowSplitter {
-    /// Where the row that comes next begins.
+    /// Offset of the next row.
     at: u64,
-    /// What was fed of it, and how much of that the parser has seen.
+    /// The bytes of it so far.
     pending: Vec<u8>,
+    /// How many of these the scanner has parsed.
     scanned: usize,
     scanner: Scanner,
 }
 
 impl RowSplitter {
-    /// `at` is where a row begins.
+    /// `at` is the offset of a row.
     pub(crate) fn new(at: u64) -> Self {
         Self { at, pending: Vec::new(), scanned: 0, scanner: Scanner::new() }
     }
 
-    /// Where the row that comes next begins.
+    /// Offset of the next row.
     pub(crate) fn at(&self) -> u64 {
         self.at
     }
@@ -57,7 +58,7 @@ impl RowSplitter {
             row.clear();
             (self.pending, self.scanned) = (row, 0);
         } else if self.pending.len() > ROW_BYTES_MAX {
-            self.pass_over_endless_quote(found);
+            self.skip_endless_quote(found);
         }
     }
 
@@ -66,7 +67,7 @@ impl RowSplitter {
         self.at += row.len() as u64;
     }
 
-    fn pass_over_endless_quote(&mut self, found: &mut impl FnMut(Piece<'_>)) {
+    fn skip_endless_quote(&mut self, found: &mut impl FnMut(Piece<'_>)) {
         let text = std::mem::take(&mut self.pending);
         found(Piece::EndlessQuote(self.at, &text));
         let line_end = memchr::memchr(b'\n', &text).map_or(text.len(), |at| at + 1);
@@ -74,14 +75,14 @@ impl RowSplitter {
         self.feed(&text[line_end..], found);
     }
 
-    /// What follows the last row.
+    /// Offset and text of what follows the last row.
     pub(crate) fn into_rest(self) -> (u64, Vec<u8>) {
         (self.at, self.pending)
     }
 }
 
 /// A row without its line ending.
-pub(crate) fn bare(row: &[u8]) -> &[u8] {
-    let bare = row.strip_suffix(b"\n").unwrap_or(row);
-    bare.strip_suffix(b"\r").unwrap_or(bare)
+pub(crate) fn without_line_end(row: &[u8]) -> &[u8] {
+    let row = row.strip_suffix(b"\n").unwrap_or(row);
+    row.strip_suffix(b"\r").unwrap_or(row)
 }

@@ -1,12 +1,11 @@
-//! Where rows end: a question for a CSV parser's state, never for the last byte, since a quoted field may hold line breaks.
+//! Finds where rows end, with a CSV parser, since a quoted cell may contain line breaks.
 
 use std::io::Read;
 
 use csv_core::{ReadFieldResult, Reader, ReaderBuilder, Terminator};
 
-/// How much is read at once.
 const CHUNK_BYTES: usize = 256 << 10;
-/// Progress of a long read is logged this often.
+/// How often the progress of a long read is logged.
 const PROGRESS_BYTES: u64 = 1 << 30;
 
 /// A last line without its line ending.
@@ -18,27 +17,27 @@ pub(crate) struct OpenLine {
     pub(crate) last_byte: u8,
 }
 
-/// Follows CSV text, chunk by chunk. A row ends at its `\n` alone, so that `\r\n` is never cut in two.
-pub(crate) struct Scanner {
+/// Parses CSV text chunk by chunk. Only `\n` ends a row, so that `\r\n` is never split.
+pub(super) struct Scanner {
     reader: Reader,
     output: Box<[u8]>,
     /// Bytes fed so far.
     fed: u64,
-    /// Where the last whole row ended.
+    /// How many of these are whole rows.
     whole: u64,
-    /// Cells of the row under way that have ended.
+    /// Complete cells of the current row.
     cells: usize,
     first_width: Option<usize>,
     last_byte: u8,
 }
 
 impl Scanner {
-    pub(crate) fn new() -> Self {
+    pub(super) fn new() -> Self {
         let reader = ReaderBuilder::new().terminator(Terminator::Any(b'\n')).build();
         Self { reader, output: vec![0; 64 << 10].into(), fed: 0, whole: 0, cells: 0, first_width: None, last_byte: 0 }
     }
 
-    pub(crate) fn feed(&mut self, mut text: &[u8]) {
+    pub(super) fn feed(&mut self, mut text: &[u8]) {
         while !text.is_empty() {
             let (result, read, _) = self.reader.read_field(text, &mut self.output);
             self.fed += read as u64;
@@ -57,55 +56,55 @@ impl Scanner {
     }
 
     /// How many of the bytes fed so far are whole rows.
-    pub(crate) fn whole_bytes(&self) -> u64 {
+    pub(super) fn whole_bytes(&self) -> u64 {
         self.whole
     }
 
-    /// The row after the last whole one, if it has begun.
+    /// What follows the last whole row.
     fn into_open_line(mut self) -> Option<OpenLine> {
         let bytes = self.fed - self.whole;
-        // Would a line break end the row here? Inside quotes it would not. (A clone of the reader forgets its state.)
+        // Inside quotes, a line break does not end the row. (A clone of the reader would lose its state.)
         let ended = matches!(self.reader.read_field(b"\n", &mut [0; 8]).0, ReadFieldResult::Field { record_end: true });
         (bytes > 0).then_some(OpenLine { bytes, cells: self.cells + 1, in_quotes: !ended, last_byte: self.last_byte })
     }
 
-    /// Cells of the first row, ended or not.
+    /// Cells of the first row, complete or not.
     fn width_of_first(&self) -> usize {
         self.first_width.unwrap_or(self.cells + 1)
     }
 }
 
-/// What a read to the end has found.
+/// What `scan_rows` found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Rows {
+pub(crate) struct ScannedRows {
     /// How many bytes are whole rows.
     pub(crate) whole_bytes: u64,
-    /// What follows them.
+    /// The line after them.
     pub(crate) open: Option<OpenLine>,
-    /// NUL bytes, which no row holds: a hole that a power cut left.
+    /// Whether there are NUL bytes, which no row contains: a hole that a power cut left.
     pub(crate) has_hole: bool,
 }
 
-/// Reads to the end, telling how far it got if that is long.
-pub(crate) fn scan_rows(mut input: impl Read) -> std::io::Result<Rows> {
+/// Reads to the end, and logs the progress of a long read.
+pub(crate) fn scan_rows(mut input: impl Read) -> std::io::Result<ScannedRows> {
     let mut scanner = Scanner::new();
     let mut chunk = vec![0; CHUNK_BYTES];
-    let (mut told, mut has_hole) = (PROGRESS_BYTES, false);
+    let (mut next_progress, mut has_hole) = (PROGRESS_BYTES, false);
     loop {
         let read = input.read(&mut chunk)?;
         if read == 0 {
-            return Ok(Rows { whole_bytes: scanner.whole, open: scanner.into_open_line(), has_hole });
+            return Ok(ScannedRows { whole_bytes: scanner.whole, open: scanner.into_open_line(), has_hole });
         }
         has_hole = has_hole || chunk[..read].contains(&0);
         scanner.feed(&chunk[..read]);
-        if scanner.fed >= told {
-            tracing::info!(gib = told / PROGRESS_BYTES, "reading the CSV through once");
-            told += PROGRESS_BYTES;
+        if scanner.fed >= next_progress {
+            tracing::info!(gib = next_progress / PROGRESS_BYTES, "reading the CSV through");
+            next_progress += PROGRESS_BYTES;
         }
     }
 }
 
-/// Cuts text into rows, each with its line ending, and what follows the last of them.
+/// Splits text into rows with their line endings, and what follows the last row.
 pub(crate) fn split_rows(text: &[u8]) -> (Vec<&[u8]>, &[u8]) {
     let (mut scanner, mut rows, mut from) = (Scanner::new(), Vec::new(), 0);
     for line in text.split_inclusive(|&byte| byte == b'\n') {
@@ -119,14 +118,14 @@ pub(crate) fn split_rows(text: &[u8]) -> (Vec<&[u8]>, &[u8]) {
     (rows, &text[from..])
 }
 
-/// Whether text without a line ending would be a whole row with one: of this many cells, its quotes closed.
+/// Whether a line ending would make the text a whole row: it has this many cells, and its quotes are closed.
 pub(crate) fn is_closable(text: &[u8], width: Option<usize>) -> bool {
     let mut scanner = Scanner::new();
     scanner.feed(text);
     scanner.into_open_line().is_some_and(|open| !open.in_quotes && width.is_none_or(|width| width == open.cells))
 }
 
-/// Reads the first record, its line ending included, and no further; answers it and how many cells it has.
+/// Reads the first record. Returns it with its line ending, and its number of cells.
 pub(crate) fn first_record(mut input: impl Read) -> std::io::Result<(Vec<u8>, usize)> {
     let (mut scanner, mut record) = (Scanner::new(), Vec::new());
     let mut chunk = vec![0; 4096];
@@ -155,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_end_where_a_parser_says_and_an_open_line_tells_its_cells_and_quotes() {
+    fn rows_and_open_line_are_found() {
         assert_eq!(scan(""), (0, None));
         assert_eq!(scan("a,b\n"), (4, None));
         assert_eq!(scan("a,b\r\nc,d\r\n"), (10, None));
@@ -167,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn it_does_not_matter_where_the_chunks_are_cut() {
+    fn result_is_independent_of_chunk_boundaries() {
         let text = "x,\"a\r\n\"\"b\"\"\",y\r\n\r\n1,2,3\r\n\"open";
         let mut whole = Scanner::new();
         whole.feed(text.as_bytes());

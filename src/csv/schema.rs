@@ -1,10 +1,10 @@
-//! The header is the schema: which columns the service fills, which hold data, and how a row is written.
+//! The header is the schema: which columns the service fills, which hold data, and how a row is laid out.
 
 use std::{borrow::Cow, ops::Range};
 
 use crate::{
     csv::{
-        formula_guard::{GUARD, is_formula},
+        encode::encode_cells,
         rows::{Row, Rows},
     },
     fencing::FencingToken,
@@ -13,17 +13,17 @@ use crate::{
 /// The columns of one CSV, in the file's order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Schema {
-    /// Names of all columns; `None` for a file whose rows hold only data.
+    /// Names of all columns; `None` for a headerless file, whose rows hold only data.
     names: Option<Vec<String>>,
-    /// How a row is put together.
+    /// The parts of a row, in order.
     segments: Vec<Segment>,
     /// Names of the data columns, in order.
     data_names: Vec<String>,
-    /// Whether data cells that a spreadsheet would run are defused.
+    /// Whether data cells that a spreadsheet would run as formulas are guarded.
     guards_formulas: bool,
 }
 
-/// A piece of a row: one column that the service fills, or a run of neighbouring data columns.
+/// A part of a row: one column that the service fills, or a run of neighbouring data columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Segment {
     Timestamp,
@@ -35,7 +35,7 @@ enum Segment {
 }
 
 impl Segment {
-    /// The names that the service answers to: its own, and those of the demo's files.
+    /// The service columns, under Rowlock's own names and under those of files that its Python predecessor wrote.
     fn of_service(name: &str) -> Option<Self> {
         match name {
             "timestamp" | "Timestamp" => Some(Self::Timestamp),
@@ -48,7 +48,7 @@ impl Segment {
     }
 }
 
-/// `data` as a request gives it. A `None` is a null: an empty cell.
+/// `data` of a request. `None` is a null, which becomes an empty cell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Data<'a> {
     /// The first data column.
@@ -59,28 +59,28 @@ pub enum Data<'a> {
     Object(Vec<(Cow<'a, str>, Option<Cow<'a, str>>)>),
 }
 
-/// For each data column, which of a line's cells it gets; the others stay empty.
+/// For each data column the index of its cell in an input line; `None` leaves the column empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Columns(Vec<Option<usize>>);
 
-/// A field that is well-formed but wrong.
+/// A field of a request that is well-formed but not valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {detail}")]
 pub struct InvalidField {
     /// The field's name, as the client wrote it.
     pub field: String,
-    /// What is wrong and what is accepted; safe to show.
+    /// What is wrong and what is accepted. Contains no secrets.
     pub detail: String,
 }
 
 impl InvalidField {
-    /// `field` is the client's own name for it, `detail` says what is accepted.
+    /// `field` is the name as the client wrote it, `detail` says what is accepted.
     pub fn new(field: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { field: field.into(), detail: detail.into() }
     }
 }
 
-/// What the service itself knows of a batch.
+/// The cells that the service fills.
 #[derive(Debug, Clone)]
 pub struct ServiceCells<'a> {
     /// RFC 3339, UTC, milliseconds.
@@ -93,16 +93,25 @@ pub struct ServiceCells<'a> {
     pub key: &'a [u8],
 }
 
-/// Why a header can't be one.
+/// What a row has besides its cells.
+#[derive(Debug, Clone, Copy)]
+pub struct RowLayout<'a> {
+    /// Cells in each row of a headerless file; unused for a file with a header.
+    pub headerless_width: usize,
+    /// Ends each row.
+    pub line_end: &'a [u8],
+}
+
+/// Why a header is not valid.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum HeaderError {
-    /// A cell without a name.
+    /// A column without a name.
     #[error("column {0} of the header has no name")]
     Empty(usize),
-    /// A name twice.
+    /// Two columns with one name.
     #[error("the header names column {0:?} twice")]
     Duplicate(String),
-    /// Not text.
+    /// Not UTF-8.
     #[error("the header is not UTF-8")]
     NotUtf8,
     /// More than one line, or none.
@@ -111,17 +120,17 @@ pub enum HeaderError {
 }
 
 impl Schema {
-    /// A file without a header: its first row fixes the width.
+    /// A file without a header: its first row decides the width.
     pub fn headerless() -> Self {
         Self { names: None, segments: Vec::new(), data_names: Vec::new(), guards_formulas: false }
     }
 
-    /// The same, for rows whose data cells are kept from being run by a spreadsheet, or not.
+    /// The same columns, with formulas in data cells guarded or not.
     pub fn guarding_formulas(&self, guards_formulas: bool) -> Self {
         Self { guards_formulas, ..self.clone() }
     }
 
-    /// Reads a header record, without its line ending and without a byte order mark.
+    /// Parses a header record, given without line ending and BOM.
     pub fn from_header(record: &[u8]) -> Result<Self, HeaderError> {
         let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(record);
         let mut records = reader.byte_records().map_while(Result::ok);
@@ -176,16 +185,16 @@ impl Schema {
         })
     }
 
-    /// No rows yet, of these columns.
+    /// An empty list of rows for these columns.
     pub fn rows(&self) -> Rows {
         let runs = self.segments.iter().filter(|segment| matches!(segment, Segment::Data(_))).count();
         Rows::new(if self.names.is_some() { runs } else { 1 }, self.guards_formulas)
     }
 
-    /// Lays `data` out over the data columns, quotes it, and adds it to `rows`.
+    /// Assigns `data` to the data columns, quotes it, and adds it to `rows`.
     ///
     /// # Errors
-    /// Names the first field that doesn't fit the columns; nothing is added then.
+    /// The first field that doesn't fit the columns; nothing is added then.
     pub fn push(&self, data: &Data<'_>, rows: &mut Rows) -> Result<(), InvalidField> {
         let cells = self.lay_out(data)?;
         self.push_cells(cells.len(), |at| cells[at], rows);
@@ -209,10 +218,10 @@ impl Schema {
         rows.end_row(cells);
     }
 
-    /// Where the data columns find their cells in lines that give them by these names.
+    /// Assigns input columns of these names to the data columns.
     ///
     /// # Errors
-    /// Names the first that is no data column.
+    /// The first name that is not a data column, or that is repeated.
     pub fn columns(&self, names: &[String]) -> Result<Columns, InvalidField> {
         self.refuse_without_data_columns()?;
         self.refuse_names_without_header()?;
@@ -223,10 +232,10 @@ impl Schema {
         Ok(Columns(columns))
     }
 
-    /// The same for lines that fill them from the left with this many cells.
+    /// Assigns this many input columns to the data columns from the left.
     ///
     /// # Errors
-    /// If these are more than the file has data columns.
+    /// If the file has fewer data columns.
     pub fn columns_from_left(&self, cells: usize) -> Result<Columns, InvalidField> {
         self.refuse_without_data_columns()?;
         self.refuse_too_many(cells)?;
@@ -234,13 +243,13 @@ impl Schema {
         Ok(Columns((0..columns).map(|at| (at < cells).then_some(at)).collect()))
     }
 
-    /// Adds a row of cells that hold no NUL byte.
+    /// Adds a row. The caller has checked that its cells contain no NUL byte.
     pub(crate) fn push_columns<'a>(&self, columns: &Columns, cell: impl Fn(usize) -> &'a str, rows: &mut Rows) {
         let Columns(columns) = columns;
         self.push_cells(columns.len(), |at| columns[at].map_or("", &cell), rows);
     }
 
-    /// One cell for each data column, in order; for a headerless file, those that were given.
+    /// One cell for each data column, in order; for a headerless file, the given cells.
     fn lay_out<'a>(&self, data: &'a Data<'_>) -> Result<Vec<&'a str>, InvalidField> {
         self.refuse_without_data_columns()?;
         let mut cells = match data {
@@ -272,7 +281,7 @@ impl Schema {
         Ok(cells.into_iter().map(Option::unwrap_or_default).collect())
     }
 
-    /// The place of the data column of this name, if nothing stands there yet.
+    /// The entry of the data column of this name, which must be empty.
     fn column<'a, T>(&self, name: &str, columns: &'a mut [Option<T>]) -> Result<&'a mut Option<T>, InvalidField> {
         let refused = |detail: String| InvalidField::new(format!("data.{name}"), detail);
         let Some(at) = self.data_names.iter().position(|known| known == name) else {
@@ -319,7 +328,7 @@ impl Schema {
         self.names.as_ref()?.iter().position(|name| Segment::of_service(name).is_some_and(|segment| is_it(&segment)))
     }
 
-    /// The token that a line claims to have been written under, if the file has such a column and the line such a cell.
+    /// The token in a line's token column, if there is one.
     pub fn token_of(&self, line: &[u8]) -> Option<FencingToken> {
         let at = self.token_column()?;
         let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(line);
@@ -327,15 +336,9 @@ impl Schema {
         std::str::from_utf8(record.get(at)?).ok()?.parse().ok()
     }
 
-    /// Appends one line for each row, `line_end` included. A headerless row is filled up to `headerless_width`.
-    pub fn write_rows(
-        &self,
-        out: &mut Vec<u8>,
-        rows: &Rows,
-        service: &ServiceCells<'_>,
-        headerless_width: usize,
-        line_end: &[u8],
-    ) {
+    /// Appends one line for each row. A headerless row is filled up to the layout's width.
+    pub fn write_rows(&self, out: &mut Vec<u8>, rows: &Rows, service: &ServiceCells<'_>, layout: RowLayout<'_>) {
+        let RowLayout { headerless_width, line_end } = layout;
         let token = service.token.to_string();
         for row in rows.iter() {
             match self.names {
@@ -368,57 +371,9 @@ impl Schema {
     }
 }
 
-/// A CSV cannot hold a NUL byte that its readers agree on, and a hole in a file reads as NULs.
+/// Refuses NUL bytes: CSV readers disagree about them, and a hole in a file reads as NUL bytes.
 pub(crate) fn checked(field: impl ToString, cell: &str) -> Result<&str, InvalidField> {
     if cell.contains('\0') { Err(InvalidField::new(field.to_string(), "holds a NUL byte")) } else { Ok(cell) }
-}
-
-/// Cells as RFC 4180 text with commas between them and no line ending. A lone empty cell needs no quotes inside a wider row,
-/// while a row of its own would be a blank line. Where `guards` are to be noted, formulas get one.
-fn encode_cells<'a>(
-    cells: impl Iterator<Item = &'a str>,
-    alone: bool,
-    out: &mut Vec<u8>,
-    mut guards: Option<&mut Vec<usize>>,
-) {
-    let start = out.len();
-    for (nth, cell) in cells.enumerate() {
-        if nth > 0 {
-            out.push(b',');
-        }
-        encode_cell(cell.as_bytes(), out, guards.as_deref_mut());
-    }
-    if alone && out.len() == start {
-        out.extend_from_slice(b"\"\"");
-    }
-}
-
-fn encode_cell(cell: &[u8], out: &mut Vec<u8>, guards: Option<&mut Vec<usize>>) {
-    let is_bare = memchr::memchr3(b',', b'"', b'\n', cell).or_else(|| memchr::memchr(b'\r', cell)).is_none();
-    if !is_bare {
-        out.push(b'"');
-    }
-    if let Some(guards) = guards.filter(|_| is_formula(cell)) {
-        guards.push(out.len());
-        out.push(GUARD);
-    }
-    if is_bare {
-        return out.extend_from_slice(cell);
-    }
-    for (nth, part) in cell.split(|&byte| byte == b'"').enumerate() {
-        if nth > 0 {
-            out.extend_from_slice(b"\"\"");
-        }
-        out.extend_from_slice(part);
-    }
-    out.push(b'"');
-}
-
-/// One cell as it stands inside a row.
-pub fn quote(cell: &str) -> Box<[u8]> {
-    let mut quoted = Vec::new();
-    encode_cell(cell.as_bytes(), &mut quoted, None);
-    quoted.into()
 }
 
 #[cfg(test)]
@@ -435,7 +390,7 @@ mod tests {
         };
         let (mut rows, mut out) = (schema.rows(), Vec::new());
         schema.push(&data, &mut rows)?;
-        schema.write_rows(&mut out, &rows, &SERVICE, 3, b"\n");
+        schema.write_rows(&mut out, &rows, &SERVICE, RowLayout { headerless_width: 3, line_end: b"\n" });
         Ok(String::from_utf8(out).expect("UTF-8"))
     }
 
@@ -444,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn the_service_fills_its_columns_wherever_the_header_has_them() {
+    fn service_columns_are_filled_at_any_position() {
         assert_eq!(row("timestamp,replica,token,data", Data::Text("x".into())).as_deref(), Ok("T,\"r,1\",7,x\n"));
         assert_eq!(row("b,token,c,d,key", list(&["1", "2,", "3"])).as_deref(), Ok("1,7,\"2,\",3,k\n"));
         assert_eq!(
@@ -455,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn quotes_commas_and_line_breaks_are_quoted_and_a_lone_empty_cell_is_no_blank_line() {
+    fn rows_are_encoded_as_rfc_4180_text() {
         assert_eq!(
             row("a,b", list(&["say \"hi\"", "two\r\nlines"])).as_deref(),
             Ok("\"say \"\"hi\"\"\",\"two\r\nlines\"\n")
@@ -467,21 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn cells_are_quoted_as_a_csv_writer_that_is_none_of_ours_does_it() {
-        let samples = ["", "a", "5\" pipe", "\"", "a,b", "two\r\nlines", "\r", "\n", " å ", "\"\",\"\""];
-        for (first, second) in samples.iter().flat_map(|first| samples.iter().map(move |second| (*first, *second))) {
-            for cells in [vec![first], vec![first, second], vec![first, second, first]] {
-                let mut writer = csv::Writer::from_writer(Vec::new());
-                writer.write_record(&cells).expect("written");
-                let written = String::from_utf8(writer.into_inner().expect("written")).expect("UTF-8");
-                let header = ["a", "b", "c"][..cells.len()].join(",");
-                assert_eq!(row(&header, list(&cells)).as_deref(), Ok(&*written));
-            }
-        }
-    }
-
-    #[test]
-    fn what_does_not_fit_the_header_is_refused_by_name() {
+    fn data_that_does_not_fit_header_is_refused_by_name() {
         let object =
             |names: &[&'static str]| Data::Object(names.iter().map(|&name| (name.into(), Some("v".into()))).collect());
         let field = |header, data| row(header, data).expect_err("refused").field;
@@ -496,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_without_names_or_with_one_twice_is_none() {
+    fn header_with_empty_or_repeated_name_is_refused() {
         assert_eq!(Schema::from_header(b"a,,b"), Err(HeaderError::Empty(2)));
         assert_eq!(Schema::from_header(b"a,b,a"), Err(HeaderError::Duplicate("a".into())));
         assert_eq!(Schema::from_header(b"a\nb"), Err(HeaderError::NotOneRecord));

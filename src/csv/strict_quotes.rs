@@ -1,6 +1,8 @@
-//! CSV's quotes, strictly by RFC 4180: readers differ in what they make of anything else.
+//! Checks quotes strictly by RFC 4180, since CSV readers disagree about everything else.
 
 use memchr::{memchr, memchr_iter};
+
+use crate::csv::quote_state::QuoteState;
 
 /// What is wrong with a text's quotes, and in which of its lines, counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,31 +13,23 @@ pub(crate) enum QuoteFault {
     NotClosed(u64),
 }
 
-/// Looks for the first fault in a text that comes in pieces. A quote in the middle of a bare cell is text.
+/// Finds the first fault in a text that comes in pieces. A quote inside an unquoted cell is text.
 #[derive(Debug)]
 pub(crate) struct QuoteCheck {
-    at: At,
+    state: QuoteState,
     line: u64,
-    /// Where the last quote was opened.
+    /// The line where the last quote opened.
     opened: u64,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum At {
-    CellStart,
-    Bare,
-    Quoted,
-    BehindQuote,
 }
 
 impl Default for QuoteCheck {
     fn default() -> Self {
-        Self { at: At::CellStart, line: 1, opened: 1 }
+        Self { state: QuoteState::CellStart, line: 1, opened: 1 }
     }
 }
 
 impl QuoteCheck {
-    /// The line that the next byte is in.
+    /// The line of the next byte.
     pub(crate) fn line(&self) -> u64 {
         self.line
     }
@@ -46,18 +40,20 @@ impl QuoteCheck {
     /// The first fault.
     pub(crate) fn feed(&mut self, mut text: &[u8]) -> Result<(), QuoteFault> {
         while let [byte, rest @ ..] = text {
-            // What lies before the next quote need not be walked through.
-            let plain = match self.at {
-                At::BehindQuote => 0,
-                At::CellStart | At::Bare | At::Quoted => memchr(b'"', text).unwrap_or(text.len()),
+            // Text before the next quote is skipped.
+            let plain = match self.state {
+                QuoteState::BehindQuote => 0,
+                QuoteState::CellStart | QuoteState::Bare | QuoteState::Quoted => {
+                    memchr(b'"', text).unwrap_or(text.len())
+                }
             };
             if plain == 0 {
                 self.step(*byte)?;
                 text = rest;
                 continue;
             }
-            if !matches!(self.at, At::Quoted) {
-                self.at = if matches!(text[plain - 1], b',' | b'\n') { At::CellStart } else { At::Bare };
+            if self.state != QuoteState::Quoted {
+                self.state = QuoteState::Bare.after(text[plain - 1]);
             }
             self.line += memchr_iter(b'\n', &text[..plain]).count() as u64;
             text = &text[plain..];
@@ -66,30 +62,28 @@ impl QuoteCheck {
     }
 
     fn step(&mut self, byte: u8) -> Result<(), QuoteFault> {
-        self.at = match (self.at, byte) {
-            (At::CellStart, b'"') => {
-                self.opened = self.line;
-                At::Quoted
-            }
-            (At::BehindQuote, b'"') => At::Quoted,
-            (At::Quoted, b'"') => At::BehindQuote,
-            (At::Quoted, _) => At::Quoted,
-            (_, b',' | b'\n') => At::CellStart,
-            (At::BehindQuote, b'\r') => At::BehindQuote,
-            (At::BehindQuote, _) => return Err(QuoteFault::TextBehindQuote(self.line)),
-            (At::CellStart | At::Bare, _) => At::Bare,
-        };
+        let before = self.state;
+        if before == QuoteState::BehindQuote && byte == b'\r' {
+            // The first half of a line end.
+            return Ok(());
+        }
+        self.state = before.after(byte);
+        match (before, self.state) {
+            (QuoteState::CellStart, QuoteState::Quoted) => self.opened = self.line,
+            (QuoteState::BehindQuote, QuoteState::Bare) => return Err(QuoteFault::TextBehindQuote(self.line)),
+            _ => {}
+        }
         self.line += u64::from(byte == b'\n');
         Ok(())
     }
 
     /// Whether the text may end here.
     pub(crate) fn end(&self) -> Result<(), QuoteFault> {
-        if matches!(self.at, At::Quoted) { Err(QuoteFault::NotClosed(self.opened)) } else { Ok(()) }
+        if self.state == QuoteState::Quoted { Err(QuoteFault::NotClosed(self.opened)) } else { Ok(()) }
     }
 }
 
-/// Looks for the first fault in a whole text.
+/// Finds the first fault in a whole text.
 ///
 /// # Errors
 /// The fault.
@@ -104,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_fault_is_found_in_its_line() {
+    fn first_quote_fault_is_found_with_its_line() {
         for sound in ["", "a,b\n", "\"a\nb\"\"\",\"\"\r\nc,5\" pipe\n", "\"a\""] {
             assert_eq!(check_quotes(sound.as_bytes()), Ok(()), "{sound:?}");
         }

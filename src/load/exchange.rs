@@ -14,7 +14,7 @@ use crate::load::{
 };
 use crate::{
     client::{Connection, Connector, Target},
-    csv::schema::quote,
+    csv::encode::quote,
 };
 
 /// Longer than any answer of Rowlock.

@@ -1,29 +1,29 @@
-//! Splits a CSV, read piece by piece, into records. It is strict: a record that a tolerant reader would guess at is torn.
+//! Cuts a CSV that comes in pieces into records, strictly: what a reader might guess at is torn.
 
 use memchr::memchr;
 
-use crate::csv::strict_quotes::{QuoteCheck, QuoteFault};
+use crate::csv::{
+    row_splitter::{ROW_BYTES_MAX, without_line_end},
+    strict_quotes::{QuoteCheck, QuoteFault},
+};
 
-/// The longest record. A quote that is open for longer is a fault.
-const RECORD_BYTES_MAX: usize = 64 << 20;
-
-/// A part of the file.
+/// What a text is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Line<'a> {
-    /// A record without its line end, with correct quotes.
+    /// A record without its line end, its quotes sound.
     Record(&'a [u8]),
-    /// A line that is no record, and the reason. Splitting continues after it.
+    /// A line that is none, and why. The cut goes on behind it.
     Torn(&'a [u8], &'static str),
 }
 
-/// Splits the file, and reports each part with its offset.
+/// Finds records and tells each with the byte where it begins.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
-    /// The offset of the next record.
+    /// Where the record that comes next begins.
     at: u64,
-    /// The bytes of it that were read.
+    /// What is there of it.
     buffer: Vec<u8>,
-    /// How many of these bytes `quotes` has checked: complete lines.
+    /// How much of that has gone through `quotes`: whole lines.
     checked: usize,
     quotes: QuoteCheck,
 }
@@ -40,10 +40,10 @@ impl Lines {
             let text = &self.buffer[start..end];
             let taken = match judged {
                 Ok(()) => {
-                    found(self.at, Line::Record(bare(text)));
+                    found(self.at, Line::Record(without_line_end(text)));
                     text.len()
                 }
-                Err(QuoteFault::NotClosed(_)) if text.len() <= RECORD_BYTES_MAX => continue,
+                Err(QuoteFault::NotClosed(_)) if text.len() <= ROW_BYTES_MAX => continue,
                 Err(fault) => torn(self.at, text, fault, found),
             };
             start += taken;
@@ -51,9 +51,9 @@ impl Lines {
         }
         self.buffer.drain(..start);
         self.checked -= start;
-        // A hole in the file may be larger than memory.
-        if self.buffer.len() - self.checked > RECORD_BYTES_MAX {
-            found(self.at, Line::Torn(&self.buffer, "a line longer than any row"));
+        // A hole in the file may be larger than the memory.
+        if self.buffer.len() - self.checked > ROW_BYTES_MAX {
+            found(self.at, Line::Torn(&self.buffer, "a line that is longer than any row"));
             self.begin_record(self.buffer.len(), 0);
             self.buffer.clear();
         }
@@ -64,7 +64,7 @@ impl Lines {
         (self.checked, self.quotes) = (start, QuoteCheck::default());
     }
 
-    /// Reports the text after the last line end as torn, and also as a record if it is one.
+    /// What follows the last line end is told as torn, and as a record if it is one.
     pub(super) fn finish(mut self, found: &mut impl FnMut(u64, Line<'_>)) {
         while !self.buffer.is_empty() {
             let judged = self.quotes.feed(&self.buffer[self.checked..]).and_then(|()| self.quotes.end());
@@ -81,36 +81,30 @@ impl Lines {
     }
 }
 
-/// Reports the first line of `text` as torn, and returns its length. The lines after it are split again, because the fault may be in
-/// the first line alone.
+/// The fault may be one of the first line alone: those behind it have another chance. How long that line is.
 fn torn(at: u64, text: &[u8], fault: QuoteFault, found: &mut impl FnMut(u64, Line<'_>)) -> usize {
     let why = match fault {
         QuoteFault::TextBehindQuote(_) => "text behind a closing quote",
         QuoteFault::NotClosed(_) => "a quote that is never closed",
     };
     let end = memchr(b'\n', text).map_or(text.len(), |at| at + 1);
-    found(at, Line::Torn(bare(&text[..end]), why));
+    found(at, Line::Torn(without_line_end(&text[..end]), why));
     end
-}
-
-fn bare(line: &[u8]) -> &[u8] {
-    let bare = line.strip_suffix(b"\n").unwrap_or(line);
-    bare.strip_suffix(b"\r").unwrap_or(bare)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The records, and torn lines with a `!` in front.
-    fn split(text: &str, piece_bytes: usize) -> Vec<(u64, String)> {
+    /// Records as they are, torn lines behind a `!`, in pieces of so many bytes.
+    fn cut(text: &str, piece_bytes: usize) -> Vec<(u64, String)> {
         let mut all = Vec::new();
         let mut found = |at, line: Line<'_>| {
-            let (prefix, text) = match line {
+            let (mark, text) = match line {
                 Line::Record(text) => ("", text),
                 Line::Torn(text, _) => ("!", text),
             };
-            all.push((at, format!("{prefix}{}", String::from_utf8_lossy(text))));
+            all.push((at, format!("{mark}{}", String::from_utf8_lossy(text))));
         };
         let mut lines = Lines::default();
         text.as_bytes().chunks(piece_bytes).for_each(|piece| lines.feed(piece, &mut found));
@@ -119,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn torn_line_spoils_no_other_with_any_piece_size() {
+    fn records_are_cut_wherever_the_pieces_are_and_a_torn_line_spoils_no_other() {
         for (text, expected) in [
             ("", &[][..]),
             ("a,b\r\n\nc\n", &[(0, "a,b"), (5, ""), (6, "c")]),
@@ -133,7 +127,7 @@ mod tests {
         ] {
             let expected: Vec<_> = expected.iter().map(|&(at, text)| (at, text.to_owned())).collect();
             for piece_bytes in 1..=text.len().max(1) {
-                assert_eq!(split(text, piece_bytes), expected, "{text:?} by {piece_bytes}");
+                assert_eq!(cut(text, piece_bytes), expected, "{text:?} by {piece_bytes}");
             }
         }
     }

@@ -1,127 +1,141 @@
-//! What can keep the CSV from being opened or appended to.
+//! Errors of opening a CSV and of appending to it.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
-use crate::csv::schema::HeaderError;
+use crate::{
+    csv::schema::{HeaderError, InvalidField},
+    fencing::FencingToken,
+    storage::journal::{FORMAT, HeaderFault},
+};
 
-/// Why the CSV can't be used; each prints as one line that names the file.
+/// Why the CSV can't be used. Each prints as one line that names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The system said no.
+    /// A system call failed.
     #[error("cannot {doing} {}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// What was tried.
         doing: &'static str,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
-    /// A directory, a device, a pipe.
+    /// A directory, a device, or a pipe.
     #[error("{} is not a regular file", .0.display())]
     NotAFile(PathBuf),
-    /// Two names for one file: they would be locked under different keys.
-    #[error("{} has several hard links; give it one name", .0.display())]
+    /// Each name of the file would have a lock and a journal of its own.
+    #[error("{} has several hard links; remove all but one", .0.display())]
     HardLinks(PathBuf),
-    /// The header can't be one.
+    /// The file's header is not valid.
     #[error("{}: {}", .0.display(), .1)]
     Header(PathBuf, HeaderError),
-    /// The header does not end.
-    #[error("{}: no end of the header within {} bytes", .0.display(), .1)]
+    /// The header is longer than this many bytes.
+    #[error("{}: the header does not end within {} bytes", .0.display(), .1)]
     HeaderTooLong(PathBuf, u64),
-    /// Somebody gave the file another header while it was open.
-    #[error("{}: the header changed; restart to use the one that is there now", .0.display())]
+    /// The header was replaced while the file was open.
+    #[error("{}: the header changed while the file was open; restart to use the new header", .0.display())]
     HeaderChanged(PathBuf),
-    /// `ROWLOCK_CSV_HEADER` can't be a header.
+    /// `ROWLOCK_CSV_HEADER` is not a valid header.
     #[error("ROWLOCK_CSV_HEADER (--csv-header): {0}; accepted: column names with commas between them, or none")]
     HeaderOption(HeaderError),
-    /// A quote that is never closed.
-    #[error("{}: the row that starts at byte {} does not end; close its quote by hand", .0.display(), .1)]
+    /// A quote that is never closed, and the offset of its row.
+    #[error("{}: the row that starts at byte {} does not end: its quote is never closed; close it by hand", .0.display(), .1)]
     StrayQuote(PathBuf, u64),
-    /// Neither header of the journal is whole.
-    #[error("{}.journal is damaged; nothing was changed. It may hold rows that are not in the CSV yet: `rowlock check {} --repair` says what can be saved, and begins a new one", .0.display(), .0.display())]
+    /// Neither header of the journal is valid.
+    #[error("{}.journal is damaged; nothing was changed. It may hold rows that are not in the CSV yet: `rowlock check {} --repair` saves what can be saved and creates a new journal", .0.display(), .0.display())]
     DamagedJournal(PathBuf),
-    /// A newer version of this program wrote it.
-    #[error("{}.journal has format {}, and this version knows {}: a newer version is in use; upgrade this one", .0.display(), .1, super::journal::FORMAT)]
+    /// The journal has a newer format.
+    #[error("{}.journal has format {}, and this version supports format {}: a newer version is in use; upgrade this one", .0.display(), .1, FORMAT)]
     NewerJournal(PathBuf, u32),
-    /// The journal owes rows to a CSV that is not this one.
-    #[error("{path}.journal holds rows of another {path} (replaced, or cut short, since they were written); nothing was changed. Put that file back; or `rowlock check {path} --repair` puts those rows in {path}.torn, and takes this file as it is", path = .0.display())]
+    /// The journal holds rows of another CSV.
+    #[error("{path}.journal holds rows of another {path}, which was replaced or truncated since; nothing was changed. Restore that file, or run `rowlock check {path} --repair`, which moves those rows to {path}.torn and accepts the current file", path = .0.display())]
     ForeignJournal(PathBuf),
-    /// Nothing about it needs to be replaced.
-    #[error("{}.journal is one that a start accepts; nothing was changed", .0.display())]
+    /// The journal does not need to be replaced.
+    #[error("{}.journal is valid; nothing was changed", .0.display())]
     SoundJournal(PathBuf),
-    /// The volume's file locks lock nothing.
-    #[error("{}: this volume has no working file locks, so nothing would keep two replicas from writing at once; ROWLOCK_UNLOCKED_VOLUME=accept serves all the same, and then a stopped replica that goes on may damage rows", .0.display())]
+    /// File locks do not work on the volume.
+    #[error("{}: this volume has no working file locks, so two replicas could write at once; ROWLOCK_UNLOCKED_VOLUME=accept serves anyway, but then a stopped replica that continues may damage rows", .0.display())]
     Unlocked(PathBuf),
-    /// Somebody keeps the OS lock.
-    #[error("{} is kept locked by another process", .0.display())]
+    /// Another process holds the OS lock.
+    #[error("{} is locked by another process", .0.display())]
     Busy(PathBuf),
 }
 
 impl OpenError {
-    pub(crate) fn io(path: &std::path::Path, doing: &'static str, source: io::Error) -> Self {
+    pub(crate) fn io(path: &Path, doing: &'static str, source: io::Error) -> Self {
         Self::Io { path: path.to_owned(), doing, source }
+    }
+
+    pub(crate) fn header(path: &Path, fault: HeaderFault) -> Self {
+        match fault {
+            HeaderFault::Damaged => Self::DamagedJournal(path.to_owned()),
+            HeaderFault::Newer(format) => Self::NewerJournal(path.to_owned(), format),
+        }
     }
 }
 
 /// Why a batch was not acknowledged.
 #[derive(Debug, thiserror::Error)]
 pub enum AppendError {
-    /// Another process kept the OS lock until the deadline; nothing was written.
-    #[error("the CSV is kept locked by another process")]
+    /// Another process held the OS lock until the deadline; nothing was written.
+    #[error("the CSV is locked by another process")]
     Busy,
     /// A newer token is recorded; nothing was written.
-    #[error("the token is stale: {mark} is recorded")]
+    #[error("the token is stale: token {highest_token} is recorded")]
     Fenced {
-        /// The newest token recorded.
-        mark: crate::fencing::FencingToken,
+        /// The highest recorded token.
+        highest_token: FencingToken,
     },
-    /// The lease ran out before the first byte; nothing was written.
+    /// The lease was lost before the first byte; nothing was written.
     #[error("the lease was lost before the write")]
     LeaseLost,
-    /// No room; what was written was taken back.
+    /// The disk is full; a partial write was undone.
     #[error("the disk is full: {0}")]
     DiskFull(#[source] io::Error),
-    /// The path names another file than the one that is open; nothing was written.
-    #[error("the CSV was replaced or renamed; restart to use the file that is there now")]
+    /// The path names another file than the open one; nothing was written.
+    #[error("the CSV or its journal was replaced or renamed; restart to use the current file")]
     Replaced,
-    /// The file is no longer one that can be appended to; nothing was written.
+    /// The file can't be appended to any more; nothing was written.
     #[error(transparent)]
     Unfit(OpenError),
-    /// The system said no before the first byte of a row.
+    /// A system call failed before the first byte of a row.
     #[error("cannot {doing} the CSV: {source}")]
     Before {
         /// What was tried.
         doing: &'static str,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
-    /// A write or sync failed half way: the page cache can't be believed any more, and the process must end.
+    /// A write or sync failed: the page cache can't be trusted any more, and the process must end.
     #[error("the CSV could not be made durable: {0}")]
     Sync(#[source] io::Error),
 }
 
-/// Why one request of a batch was refused, while the others were written.
+/// Why one request of a batch was refused while the others were written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Its rows don't fit the file.
+    /// Its rows don't fit the file's columns.
     #[error(transparent)]
-    InvalidField(#[from] crate::csv::schema::InvalidField),
-    /// Its key came with other data before.
+    InvalidField(#[from] InvalidField),
+    /// Its key was used before with other data.
     #[error("the key was used with other data")]
     KeyReused,
     /// Its rows don't fit half of the journal.
-    #[error("more than {bytes_max} bytes once encoded")]
+    #[error("more than {bytes_max} bytes when encoded")]
     TooLarge {
-        /// What would fit.
+        /// The limit.
         bytes_max: u64,
     },
-    /// As many newer keys as are remembered were recorded while it waited: whether its own was among them is forgotten.
-    #[error("too many newer keys were recorded meanwhile")]
-    Outrun,
+    /// So many newer keys were recorded while it waited that its own key may have been among them and forgotten.
+    #[error("too many newer keys were recorded while the request waited")]
+    KeyMayBeForgotten,
 }
 
-/// No room on the volume, or none left for this user.
+/// Whether the volume, or the user's quota, is full.
 pub(crate) fn is_full(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

@@ -1,4 +1,4 @@
-//! The real files, and the OS lock on the journal that everything happens under.
+//! The real files, and the OS lock on the journal that guards every access to them.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -15,18 +15,22 @@ use rustix::{
     io::{Errno, pwritev},
 };
 
-use crate::failpoints;
-use crate::storage::{
-    AppendError,
-    disk::{Disk, Landed, Place},
-    journal::Layout,
-    side_files,
+use crate::{
+    failpoints,
+    storage::{
+        disk::{AppendedRange, Disk, FileKind},
+        error::AppendError,
+        journal::Layout,
+        side_files::{copy_owner_and_mode, parent_directory, side_path},
+    },
 };
 
-/// Room in the CSV is made in steps of this size.
+/// How long a start waits for another process that holds the OS lock.
+pub(crate) const START_WAIT: Duration = Duration::from_secs(2);
+/// Space in the CSV is allocated in steps of this size.
 const RESERVE_BYTES: u64 = 4 << 20;
-/// What a file's own bookkeeping may count among its blocks.
-const BOOKKEEPING_BYTES: u64 = 64 << 10;
+/// The file system may count this much of its own metadata among a file's blocks.
+const METADATA_BYTES: u64 = 64 << 10;
 
 /// The open files of one CSV.
 #[derive(Debug)]
@@ -35,39 +39,34 @@ pub(crate) struct Files {
     journal_path: PathBuf,
     csv: File,
     journal: Arc<File>,
-    /// Device and number of these two: names that lead elsewhere are no names of theirs any more.
-    inodes: [(u32, u32, u64); 2],
-    /// Replaced by a larger one when a replica starts that remembers more.
+    /// Of the open CSV and journal: a path that leads to another inode was replaced or renamed.
+    inodes: [Inode; 2],
+    /// Opened again after a replica that remembers more keys has replaced it.
     keys: Mutex<File>,
     /// False on a volume without file locks that was accepted as it is.
     locks: bool,
 }
 
-/// `<csv><suffix>`.
-pub(crate) fn beside(csv: &Path, suffix: &str) -> PathBuf {
-    let mut path = csv.as_os_str().to_owned();
-    path.push(suffix);
-    path.into()
-}
+/// Device (major, minor) and inode number.
+type Inode = (u32, u32, u64);
 
-/// Asks for no more than is needed: since Linux 6.13 who asks for a file's times makes its next write note a new one, and the
-/// sync after that takes half as long again.
-fn ask(file: &File, what: StatxFlags) -> io::Result<Statx> {
+/// Requests only these attributes: since Linux 6.13, reading a file's times makes its next write store a new time, and the
+/// sync after that write takes 1.5 times as long.
+fn stat(file: &File, what: StatxFlags) -> io::Result<Statx> {
     Ok(statx(file, "", AtFlags::EMPTY_PATH, what)?)
 }
 
-/// Device and number of what a name leads to.
-fn inode_at(path: &Path) -> io::Result<(u32, u32, u64)> {
+fn inode_at(path: &Path) -> io::Result<Inode> {
     let found = statx(CWD, path, AtFlags::empty(), StatxFlags::INO)?;
     Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
 }
 
-fn inode_of(file: &File) -> io::Result<(u32, u32, u64)> {
-    let found = ask(file, StatxFlags::INO)?;
+fn inode_of(file: &File) -> io::Result<Inode> {
+    let found = stat(file, StatxFlags::INO)?;
     Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
 }
 
-/// One call for all parts, which are not copied together for it.
+/// Writes all parts without copying them into one buffer.
 fn write_all_parts_at(file: &File, mut offset: u64, parts: &[&[u8]]) -> io::Result<()> {
     let mut slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
     let mut left = &mut *slices;
@@ -91,14 +90,14 @@ fn open_to_write(path: &Path) -> io::Result<File> {
 }
 
 impl Files {
-    /// Opens what is there already.
+    /// Opens existing files.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let csv = OpenOptions::new().read(true).append(true).open(path)?;
-        let journal = Arc::new(open_to_write(&beside(path, ".journal"))?);
+        let journal = Arc::new(open_to_write(&side_path(path, ".journal"))?);
         Ok(Self {
             inodes: [inode_of(&csv)?, inode_of(&journal)?],
-            keys: Mutex::new(open_to_write(&beside(path, ".keys"))?),
-            journal_path: beside(path, ".journal"),
+            keys: Mutex::new(open_to_write(&side_path(path, ".keys"))?),
+            journal_path: side_path(path, ".journal"),
             path: path.to_owned(),
             locks: true,
             csv,
@@ -106,26 +105,26 @@ impl Files {
         })
     }
 
-    /// For who changes nothing. Where nothing lies beside the CSV yet, only its own bytes may be asked for.
+    /// Opens the files read-only. Without a journal or keys file, the CSV stands in for it: only the CSV may be read then.
     pub(crate) fn open_to_read(path: &Path) -> io::Result<Self> {
         let csv = File::open(path)?;
-        let open = |suffix| match File::open(beside(path, suffix)) {
+        let open = |suffix| match File::open(side_path(path, suffix)) {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
             other => other.map(Some),
         };
         let (journal, keys) = (open(".journal")?, open(".keys")?);
-        let journal_path = if journal.is_some() { beside(path, ".journal") } else { path.to_owned() };
+        let journal_path = if journal.is_some() { side_path(path, ".journal") } else { path.to_owned() };
         let journal = Arc::new(journal.map_or_else(|| csv.try_clone(), Ok)?);
         let keys = Mutex::new(keys.map_or_else(|| csv.try_clone(), Ok)?);
         let inodes = [inode_of(&csv)?, inode_of(&journal)?];
         Ok(Self { path: path.to_owned(), journal_path, csv, inodes, journal, keys, locks: true })
     }
 
-    /// Whether one handle's lock keeps another handle out, as it must.
+    /// Whether a lock held through one handle excludes another handle.
     pub(crate) fn locks_work(&self) -> io::Result<bool> {
-        let second = open_to_write(&beside(&self.path, ".journal"))?;
+        let second = open_to_write(&side_path(&self.path, ".journal"))?;
         match self.journal.try_lock() {
-            // Somebody else's lock was in our way: so they do.
+            // Another process holds the lock, so locks work.
             Err(TryLockError::WouldBlock) => return Ok(true),
             Err(TryLockError::Error(e)) => {
                 tracing::debug!(error = %e, "the journal cannot be locked");
@@ -138,21 +137,21 @@ impl Files {
         Ok(excluded)
     }
 
-    /// Goes on without locks.
+    /// Continues without locks.
     pub(crate) fn accept_unlocked(&mut self) {
         self.locks = false;
     }
 
-    /// Room left on the volume, for who is not root, and the volume's size.
+    /// Bytes available to unprivileged users on the volume, and the volume's size.
     pub(crate) fn volume_bytes(&self) -> io::Result<(u64, u64)> {
         let volume = fstatvfs(&self.csv)?;
         Ok((volume.f_bavail * volume.f_frsize, volume.f_blocks * volume.f_frsize))
     }
 
-    /// Takes the OS lock, trying until `deadline`, 1 to 50 ms apart; and makes sure that path and open file are still one.
+    /// Takes the OS lock, retrying every 1 to 50 ms until `deadline`, and refuses if a path leads to another file by then.
     pub(crate) fn lock(&self, deadline: Instant) -> Result<OsLock, AppendError> {
         let lock = if self.locks { self.take_lock(deadline)? } else { OsLock(None) };
-        // guard: same_file
+        // guard: same_file: no rows go to a renamed or replaced file
         self.refuse_replaced()?;
         Ok(lock)
     }
@@ -160,7 +159,7 @@ impl Files {
     fn take_lock(&self, deadline: Instant) -> Result<OsLock, AppendError> {
         let mut pause = Duration::from_millis(1);
         loop {
-            // guard: os_lock
+            // guard: os_lock: one process at a time reads and writes the files
             match self.journal.try_lock() {
                 Ok(()) => return Ok(OsLock(Some(Arc::clone(&self.journal)))),
                 Err(TryLockError::Error(e)) => return Err(AppendError::before("lock")(e)),
@@ -171,60 +170,59 @@ impl Files {
         }
     }
 
-    /// A file that was renamed away or replaced would take rows that nobody finds.
+    /// Rows appended to a file that was renamed or replaced would be lost to its readers.
     fn refuse_replaced(&self) -> Result<(), AppendError> {
-        for (path, ours) in [&self.path, &self.journal_path].into_iter().zip(self.inodes) {
-            if inode_at(path).map_err(AppendError::before("find"))? != ours {
+        for (path, inode) in [&self.path, &self.journal_path].into_iter().zip(self.inodes) {
+            if inode_at(path).map_err(AppendError::before("find"))? != inode {
                 return Err(AppendError::Replaced);
             }
         }
         Ok(())
     }
 
-    /// The file of keys that is there now.
+    /// The keys file that the path leads to now.
     fn keys(&self) -> io::Result<MutexGuard<'_, File>> {
-        let path = beside(&self.path, ".keys");
-        let mut keys = self.keys.lock().expect("no holder of the keys' file panics");
+        let path = side_path(&self.path, ".keys");
+        let mut keys = self.keys.lock().expect("not poisoned");
         if inode_at(&path)? != inode_of(&keys)? {
             *keys = open_to_write(&path)?;
         }
         Ok(keys)
     }
 
-    fn side(&self, place: Place) -> PathBuf {
-        match place {
-            Place::Torn => beside(&self.path, ".torn"),
-            Place::Tail(which) => beside(&self.path, &format!(".rebuild-{which}")),
-            Place::Csv | Place::Journal | Place::Keys => unreachable!("these are open"),
+    fn path_of(&self, kind: FileKind) -> PathBuf {
+        match kind {
+            FileKind::Torn => side_path(&self.path, ".torn"),
+            FileKind::Tail(which) => side_path(&self.path, &format!(".rebuild-{which}")),
+            FileKind::Csv | FileKind::Journal | FileKind::Keys => unreachable!("these files are always open"),
         }
     }
 
-    fn open_side(&self, place: Place) -> io::Result<File> {
-        let file = OpenOptions::new().read(true).append(true).create(true).open(self.side(place))?;
+    fn open_side(&self, kind: FileKind) -> io::Result<File> {
+        let file = OpenOptions::new().read(true).append(true).create(true).open(self.path_of(kind))?;
         if file.metadata()?.len() == 0 {
-            side_files::like_csv(&file, &self.path)?;
+            copy_owner_and_mode(&file, &self.path)?;
         }
         Ok(file)
     }
 
-    /// Does something with an open file, whichever it is.
-    fn with<T>(&self, place: Place, act: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {
-        match place {
-            Place::Csv => act(&self.csv),
-            Place::Journal => act(&self.journal),
-            Place::Keys => act(&*self.keys()?),
-            Place::Torn | Place::Tail(_) => act(&self.open_side(place)?),
+    fn with<T>(&self, kind: FileKind, act: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {
+        match kind {
+            FileKind::Csv => act(&self.csv),
+            FileKind::Journal => act(&self.journal),
+            FileKind::Keys => act(&*self.keys()?),
+            FileKind::Torn | FileKind::Tail(_) => act(&self.open_side(kind)?),
         }
     }
 }
 
 impl Disk for Arc<Files> {
-    fn len(&self, place: Place) -> io::Result<u64> {
-        self.with(place, |file| Ok(ask(file, StatxFlags::SIZE)?.stx_size))
+    fn len(&self, kind: FileKind) -> io::Result<u64> {
+        self.with(kind, |file| Ok(stat(file, StatxFlags::SIZE)?.stx_size))
     }
 
-    fn read_at(&self, place: Place, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        self.with(place, |file| {
+    fn read_at(&self, kind: FileKind, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.with(kind, |file| {
             let mut read = 0;
             while read < buffer.len() {
                 match file.read_at(&mut buffer[read..], offset + read as u64) {
@@ -238,87 +236,88 @@ impl Disk for Arc<Files> {
         })
     }
 
-    fn write_parts_at(&self, place: Place, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
-        assert!(matches!(place, Place::Journal | Place::Keys | Place::Tail(_)), "the CSV is only ever appended to");
-        match place {
-            // A file that is open for appending appends, wherever it is told to write.
-            Place::Tail(_) => write_all_parts_at(&open_to_write(&self.side(place))?, offset, parts),
-            Place::Journal => {
-                let point = if offset < Layout::REAL.mark() { "header_half_written" } else { "record_half_written" };
+    fn write_parts_at(&self, kind: FileKind, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
+        assert!(matches!(kind, FileKind::Journal | FileKind::Keys | FileKind::Tail(_)), "the CSV is only appended to");
+        match kind {
+            // A handle opened for appending would ignore the offset.
+            FileKind::Tail(_) => write_all_parts_at(&open_to_write(&self.path_of(kind))?, offset, parts),
+            FileKind::Journal => {
+                let is_header = offset < Layout::REAL.sync_failed_flag_offset();
+                let point = if is_header { "header_half_written" } else { "record_half_written" };
                 let bytes = parts.iter().map(|part| part.len()).sum();
-                let half = failpoints::half(point, bytes);
-                if half == bytes {
+                let partial_len = failpoints::partial_len(point, bytes);
+                if partial_len == bytes {
                     return write_all_parts_at(&self.journal, offset, parts);
                 }
                 let text = parts.concat();
-                self.journal.write_all_at(&text[..half], offset)?;
-                failpoints::reach(point);
-                self.journal.write_all_at(&text[half..], offset + half as u64)
+                self.journal.write_all_at(&text[..partial_len], offset)?;
+                failpoints::hit(point);
+                self.journal.write_all_at(&text[partial_len..], offset + partial_len as u64)
             }
-            _ => self.with(place, |file| write_all_parts_at(file, offset, parts)),
+            _ => self.with(kind, |file| write_all_parts_at(file, offset, parts)),
         }
     }
 
-    fn append(&self, place: Place, bytes: &[u8]) -> io::Result<Landed> {
+    fn append(&self, kind: FileKind, bytes: &[u8]) -> io::Result<AppendedRange> {
         if bytes.is_empty() {
-            // A write of nothing tells nothing of where the end is.
-            let end = self.len(place)?;
-            return Ok(Landed { start: end, end });
+            // An empty write does not move to the end of the file.
+            let end = self.len(kind)?;
+            return Ok(AppendedRange { start: end, end });
         }
-        self.with(place, |mut file| {
-            let point = match place {
-                Place::Csv => "csv_half_written",
-                Place::Torn => "torn_half_written",
-                Place::Journal | Place::Keys | Place::Tail(_) => "tail_half_written",
+        self.with(kind, |mut file| {
+            let point = match kind {
+                FileKind::Csv => "csv_half_written",
+                FileKind::Torn => "torn_half_written",
+                FileKind::Journal | FileKind::Keys | FileKind::Tail(_) => "tail_half_written",
             };
-            let first = file.write(&bytes[..failpoints::half(point, bytes.len())])?;
+            let first = file.write(&bytes[..failpoints::partial_len(point, bytes.len())])?;
             let start = file.stream_position()? - first as u64;
-            failpoints::reach(point);
+            failpoints::hit(point);
             if first == bytes.len() {
-                return Ok(Landed { start, end: start + first as u64 });
+                return Ok(AppendedRange { start, end: start + first as u64 });
             }
             file.write_all(&bytes[first..])?;
-            Ok(Landed { start, end: file.stream_position()? })
+            Ok(AppendedRange { start, end: file.stream_position()? })
         })
     }
 
-    fn cut(&self, place: Place, len: u64) -> io::Result<()> {
-        if let (Place::Tail(_), 0) = (place, len) {
-            return match fs::remove_file(self.side(place)) {
+    fn truncate(&self, kind: FileKind, len: u64) -> io::Result<()> {
+        if let (FileKind::Tail(_), 0) = (kind, len) {
+            return match fs::remove_file(self.path_of(kind)) {
                 Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
                 _ => Ok(()),
             };
         }
-        self.with(place, |file| file.set_len(len))
+        self.with(kind, |file| file.set_len(len))
     }
 
-    fn reserve(&self, place: Place, offset: u64, bytes: u64) -> io::Result<()> {
-        self.with(place, |file| {
+    fn reserve(&self, kind: FileKind, offset: u64, bytes: u64) -> io::Result<()> {
+        self.with(kind, |file| {
             let end = offset + bytes;
-            if ask(file, StatxFlags::BLOCKS)?.stx_blocks * 512 >= end + BOOKKEEPING_BYTES {
+            if stat(file, StatxFlags::BLOCKS)?.stx_blocks * 512 >= end + METADATA_BYTES {
                 return Ok(());
             }
             let allocate = |bytes| fallocate(file, FallocateFlags::KEEP_SIZE, offset, bytes).map_err(io::Error::from);
             match allocate(bytes + RESERVE_BYTES).or_else(|_| allocate(bytes)) {
-                // Not every file system knows how: there, a full disk is found out too late, and ends the process.
+                // Some file systems cannot reserve space. A full disk is then found after the commit point, and ends the process.
                 Err(e) if e.kind() == ErrorKind::Unsupported => Ok(()),
                 other => other,
             }
         })
     }
 
-    fn sync(&self, place: Place) -> io::Result<()> {
-        match place {
-            Place::Csv | Place::Journal | Place::Keys => self.with(place, File::sync_data),
-            Place::Torn | Place::Tail(_) => {
-                self.with(place, File::sync_all)?;
-                File::open(side_files::directory_of(&self.path))?.sync_all()
+    fn sync(&self, kind: FileKind) -> io::Result<()> {
+        match kind {
+            FileKind::Csv | FileKind::Journal | FileKind::Keys => self.with(kind, File::sync_data),
+            FileKind::Torn | FileKind::Tail(_) => {
+                self.with(kind, File::sync_all)?;
+                File::open(parent_directory(&self.path))?.sync_all()
             }
         }
     }
 }
 
-/// The OS lock, freed when dropped. A process that is stopped keeps it, one that is killed loses it.
+/// The OS lock, released when dropped. A stopped process keeps it, a killed process loses it.
 #[derive(Debug)]
 pub(crate) struct OsLock(Option<Arc<File>>);
 

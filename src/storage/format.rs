@@ -1,21 +1,19 @@
-//! How the CSV is laid out, as its own first record tells.
+//! How the CSV is laid out, as its first record tells.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
-use std::sync::Arc;
-
-use crate::csv::schema::Schema;
 use crate::{
-    csv::{row_splitter::bare, scanner},
+    csv::{row_splitter::without_line_end, scanner, schema::Schema},
     storage::{
-        OpenError,
-        disk::{Disk, Place, Stretch},
+        disk::{Disk, FileKind, FileRange},
+        error::OpenError,
     },
 };
 
-/// The longest header record that is read.
+/// The longest accepted header record.
 const HEADER_BYTES_MAX: u64 = 1 << 20;
-pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+/// The UTF-8 byte order mark.
+pub(crate) const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// Columns, line ending, and where rows begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,31 +22,32 @@ pub(crate) struct Format {
     pub(crate) line_end: &'static [u8],
     /// Columns of a headerless file, once its first row is known.
     pub(crate) headerless_width: Option<usize>,
-    /// After a byte order mark.
+    /// Offset of the first record, after a BOM.
     pub(crate) start: u64,
 }
 
 impl Format {
-    /// Reads the file's first record; `new` is what a new file would have, and says whether there is a header at all.
-    pub(crate) fn read(disk: &impl Disk, path: &Path, new: &Arc<Schema>) -> Result<Self, OpenError> {
+    /// Reads the file's first record. `new_file` is the schema that a new file gets; it also says whether there is a header.
+    pub(crate) fn read(disk: &impl Disk, path: &Path, new_file: &Arc<Schema>) -> Result<Self, OpenError> {
         let fail = |e| OpenError::io(path, "read", e);
-        let mark = disk.read(Place::Csv, 0, BYTE_ORDER_MARK.len() as u64).map_err(fail)?;
-        let start = if mark == BYTE_ORDER_MARK { mark.len() as u64 } else { 0 };
-        let stretch = Stretch::new(disk, Place::Csv, start, start + HEADER_BYTES_MAX);
-        let (first, width) = scanner::first_record(stretch).map_err(fail)?;
+        let first_bytes = disk.read(FileKind::Csv, 0, BOM.len() as u64).map_err(fail)?;
+        let start = if first_bytes == BOM { BOM.len() as u64 } else { 0 };
+        let range = FileRange::new(disk, FileKind::Csv, start, start + HEADER_BYTES_MAX);
+        let (first, width) = scanner::first_record(range).map_err(fail)?;
         if first.len() as u64 >= HEADER_BYTES_MAX {
             return Err(OpenError::HeaderTooLong(path.to_owned(), HEADER_BYTES_MAX));
         }
         let line_end: &[u8] = if first.ends_with(b"\r\n") { b"\r\n" } else { b"\n" };
-        if new.width().is_none() {
+        if new_file.width().is_none() {
             let headerless_width = (!first.is_empty()).then_some(width);
-            return Ok(Self { schema: Arc::clone(new), line_end, headerless_width, start });
+            return Ok(Self { schema: Arc::clone(new_file), line_end, headerless_width, start });
         }
-        let schema = Schema::from_header(bare(&first)).map_err(|e| OpenError::Header(path.to_owned(), e))?;
+        let schema =
+            Schema::from_header(without_line_end(&first)).map_err(|e| OpenError::Header(path.to_owned(), e))?;
         Ok(Self { schema: Arc::new(schema), line_end, headerless_width: None, start })
     }
 
-    /// How many cells a whole row has, as far as is known.
+    /// How many cells a whole row has, if that is known yet.
     pub(crate) fn width(&self) -> Option<usize> {
         self.schema.width().or(self.headerless_width)
     }

@@ -1,12 +1,13 @@
-//! The journal's bytes: two headers, a mark of doubt, and numbered, checksummed records in space that is recycled.
+//! The journal's bytes: two headers, a flag for a failed sync, and numbered, checksummed records in recycled space.
 //!
 //! ```text
-//! page 0, 1   the headers; the one with the higher number counts, the older one is overwritten next
-//! page 2      not zero: somebody's sync failed, and what the page cache says is in doubt
-//! page 3 …    records, each from the start of a page; one that would not fit before the end begins at page 3 again
+//! page 0, 1   the headers; the valid one with the higher number counts, and the other one is overwritten next
+//! page 2      not zero: a sync failed, so the page cache may hold data that the disk does not
+//! page 3 …    records, each at the start of a page; one that does not fit before the end of the file starts at page 3
 //! ```
 //!
-//! A checksum covers the journal's own random number, so that no payload, and no record of another journal, passes for one.
+//! Each checksum covers the journal's random number, so that neither a payload nor a record of another journal is taken for a
+//! record of this one.
 
 use std::io;
 
@@ -14,21 +15,23 @@ use bytes::{Buf, BufMut};
 
 use crate::fencing::{FencingToken, LeaseId};
 use crate::storage::{
-    disk::{Disk, Place},
+    disk::{Disk, FileKind},
     keys::Remembered,
 };
 
-/// The version of everything here. A newer one is refused; an older one would be read, and written anew at a checkpoint.
+/// The version of this format. A newer one is refused. An older one would be read, and upgraded at a checkpoint.
 pub(crate) const FORMAT: u32 = 1;
-/// Start of a header in every version, followed by the body's length and checksum; the body starts with the version.
+/// The start of a header in every version. The body's length and checksum follow; the body starts with the version.
 const MAGIC: &[u8; 8] = b"rowlockJ";
 /// Checksum, body length, sequence.
 const RECORD_PREFIX_BYTES: usize = 16;
+/// How much of the CSV before the checkpoint is compared when a file is opened.
+const CHECKSUM_BYTES_MAX: u64 = 4096;
 
-/// How the journal is divided up.
+/// How the journal is divided into pages.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Layout {
-    /// Bytes that a disk overwrites as one, at best.
+    /// Bytes that many disks overwrite atomically.
     pub(crate) page: u64,
 }
 
@@ -36,78 +39,80 @@ impl Layout {
     pub(crate) const REAL: Self = Self { page: 4096 };
     pub(crate) const HEADERS: u64 = 2;
 
-    pub(crate) fn mark(self) -> u64 {
+    pub(crate) fn sync_failed_flag_offset(self) -> u64 {
         Self::HEADERS * self.page
     }
 
-    /// Whether the mark says that somebody's sync failed.
-    pub(crate) fn is_in_doubt(self, pages: &[u8]) -> bool {
-        pages.get(self.mark() as usize).is_some_and(|&mark| mark != 0)
+    /// Whether `pages`, the start of the journal, record a failed sync.
+    pub(crate) fn sync_failed_flag_is_set(self, pages: &[u8]) -> bool {
+        pages.get(self.sync_failed_flag_offset() as usize).is_some_and(|&flag| flag != 0)
     }
 
-    /// Where the records begin.
+    /// Offset of the space for records.
     pub(crate) fn space(self) -> u64 {
-        self.mark() + self.page
+        self.sync_failed_flag_offset() + self.page
     }
 
     pub(crate) fn whole_pages(self, bytes: u64) -> u64 {
         bytes.next_multiple_of(self.page)
     }
 
-    /// The largest record that always finds room once nothing else is kept: on one side of any place in the space.
+    /// The largest record that always fits an empty journal, on one side of any position in the space.
     pub(crate) fn record_bytes_max(self, journal_bytes: u64) -> u64 {
         (journal_bytes - self.space()) / 2 / self.page * self.page
     }
 }
 
-/// What a checkpoint made sure of.
+/// What the last checkpoint made durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Header {
     /// This journal's random number.
     pub(crate) journal: u128,
-    /// Grows with each header written.
+    /// Increases with each header written.
     pub(crate) number: u64,
     /// The journal's size.
     pub(crate) bytes: u64,
-    /// The last record whose rows are durable in the CSV.
+    /// Sequence of the last record whose rows are durable in the CSV.
     pub(crate) base: u64,
-    /// Where the record after it stands, or page 3 if it did not fit there.
+    /// Offset of the following record, unless that starts at page 3.
     pub(crate) next: u64,
-    /// How much of the CSV is durable and whole.
+    /// Bytes of the CSV that are durable, whole rows.
     pub(crate) csv_bytes: u64,
-    /// Of the last bytes of these, to tell another file.
-    pub(crate) csv_print: u32,
-    /// The newest token among the records up to `base`, and its lease.
-    pub(crate) mark: FencingToken,
-    pub(crate) lease: LeaseId,
-    /// Keys written to `<csv>.keys` in this journal's life.
+    /// Checksum of the last of these bytes, to recognise the file.
+    pub(crate) csv_tail_checksum: u32,
+    /// The highest token in the records up to `base`.
+    pub(crate) highest_token: FencingToken,
+    /// The lease that wrote under it.
+    pub(crate) highest_token_lease: LeaseId,
+    /// Keys written to `<csv>.keys` since this journal was created.
     pub(crate) keys: u64,
-    /// A rebuild of what follows `csv_bytes` is under way.
+    /// Set while the CSV after `csv_bytes` is being rebuilt.
     pub(crate) rebuild: Option<Rebuild>,
 }
 
-/// The CSV's new tail is durable in a file of its own.
+/// A rebuild whose new tail is durable in one of the two tail files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rebuild {
     pub(crate) bytes: u64,
     /// Which of the two tail files.
     pub(crate) which: u8,
-    /// Where what stood in the CSV begins in `<csv>.torn`, and how long it is.
+    /// Offset in `<csv>.torn` of the CSV's old tail.
     pub(crate) torn_at: u64,
+    /// Length of the old tail.
     pub(crate) old_bytes: u64,
 }
 
-/// Why a header can't be used.
+/// Why there is no usable header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HeaderFault {
-    /// Neither is whole.
+    /// Neither header is valid.
     Damaged,
-    /// Written by a newer version.
+    /// The format of a newer version.
     Newer(u32),
 }
 
 impl Header {
-    /// After the last record that the checkpoint covers.
+    /// The position after the last record that the checkpoint covers.
     pub(crate) fn cursor(&self) -> Cursor {
         Cursor { sequence: self.base, next: self.next }
     }
@@ -119,9 +124,9 @@ impl Header {
         for number in [self.number, self.bytes, self.base, self.next, self.csv_bytes] {
             body.put_u64_le(number);
         }
-        body.put_u32_le(self.csv_print);
-        body.put_u64_le(self.mark);
-        body.put_u128_le(self.lease);
+        body.put_u32_le(self.csv_tail_checksum);
+        body.put_u64_le(self.highest_token);
+        body.put_u128_le(self.highest_token_lease);
         body.put_u64_le(self.keys);
         let none = Rebuild { bytes: 0, which: u8::MAX, torn_at: 0, old_bytes: 0 };
         let Rebuild { bytes, which, torn_at, old_bytes } = self.rebuild.unwrap_or(none);
@@ -134,6 +139,12 @@ impl Header {
         page.put_u32_le(crc32c::crc32c(&body));
         page.extend_from_slice(&body);
         page
+    }
+
+    /// Whether the CSV begins as it did at the checkpoint: a shorter or different file was replaced or truncated.
+    pub(crate) fn matches_csv(&self, disk: &impl Disk) -> io::Result<bool> {
+        let is_long_enough = disk.len(FileKind::Csv)? >= self.csv_bytes;
+        Ok(is_long_enough && csv_tail_checksum(disk, self.csv_bytes)? == self.csv_tail_checksum)
     }
 
     fn decode(mut page: &[u8]) -> Result<Self, HeaderFault> {
@@ -159,9 +170,9 @@ impl Header {
             base: body.try_get_u64_le()?,
             next: body.try_get_u64_le()?,
             csv_bytes: body.try_get_u64_le()?,
-            csv_print: body.try_get_u32_le()?,
-            mark: body.try_get_u64_le()?,
-            lease: body.try_get_u128_le()?,
+            csv_tail_checksum: body.try_get_u32_le()?,
+            highest_token: body.try_get_u64_le()?,
+            highest_token_lease: body.try_get_u128_le()?,
             keys: body.try_get_u64_le()?,
             rebuild: {
                 let which = body.try_get_u8()?;
@@ -172,14 +183,14 @@ impl Header {
         })
     }
 
-    /// The newest of the two, and which page it is on.
+    /// The newer of the two headers, and the page that it is on.
     pub(crate) fn newest(pages: &[u8], layout: Layout) -> Result<(Self, u64), HeaderFault> {
         let page = |slot: u64| {
             let (from, to) = ((slot * layout.page) as usize, ((slot + 1) * layout.page) as usize);
             Self::decode(pages.get(from..to.min(pages.len())).unwrap_or_default())
         };
         match (page(0), page(1)) {
-            // A newer version has upgraded one of the two: the other must not be believed any more.
+            // A newer version has written one of the two: the other one is out of date.
             (Err(HeaderFault::Newer(format)), _) | (_, Err(HeaderFault::Newer(format))) => {
                 Err(HeaderFault::Newer(format))
             }
@@ -191,21 +202,21 @@ impl Header {
     }
 }
 
-/// One batch, as it was committed.
+/// One committed batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct JournalRecord {
     pub(crate) sequence: u64,
     pub(crate) token: FencingToken,
     pub(crate) lease: LeaseId,
-    /// Where the payload stands in the CSV, or was to stand.
+    /// Offset in the CSV at which the payload was to be appended.
     pub(crate) offset: u64,
-    /// How much of the payload closes a line that somebody else left open.
-    pub(crate) lead: u8,
+    /// Bytes at the start of the payload that end a line which another process left open.
+    pub(crate) line_end_prefix_len: u8,
     pub(crate) replica: Box<str>,
     /// The number of the first of `keys`.
     pub(crate) first_key: u64,
     pub(crate) keys: Vec<Remembered>,
-    /// The rows; none for a token that is recorded ahead of a sleep.
+    /// The rows; empty for a token that is recorded ahead of a sleep.
     pub(crate) payload: Vec<u8>,
 }
 
@@ -214,12 +225,12 @@ impl JournalRecord {
         self.offset + self.payload.len() as u64
     }
 
-    /// Bytes beside the payload.
+    /// The most bytes that a record needs besides its payload.
     pub(crate) fn overhead_bytes(keys: usize) -> usize {
         RECORD_PREFIX_BYTES + 8 + 16 + 8 + 1 + 1 + u8::MAX as usize + 8 + 4 + keys * Remembered::BYTES
     }
 
-    /// All that stands before the payload: a large one is written from where it is.
+    /// Encodes everything before the payload, so that the payload is written without a copy.
     pub(crate) fn encode_head(&self, journal: u128) -> Vec<u8> {
         let mut text = Vec::with_capacity(Self::overhead_bytes(self.keys.len()));
         text.put_bytes(0, 8);
@@ -227,7 +238,7 @@ impl JournalRecord {
         text.put_u64_le(self.token);
         text.put_u128_le(self.lease);
         text.put_u64_le(self.offset);
-        text.put_u8(self.lead);
+        text.put_u8(self.line_end_prefix_len);
         text.put_u8(u8::try_from(self.replica.len()).expect("a replica's name is bounded"));
         text.extend_from_slice(self.replica.as_bytes());
         text.put_u64_le(self.first_key);
@@ -242,39 +253,53 @@ impl JournalRecord {
         text
     }
 
-    /// From what stands in `text` behind the first `skip` bytes. A payload is kept where it was read to. `None`: nothing that
-    /// we write.
+    /// Decodes the bytes of `text` after the first `skip`, and reuses the buffer for the payload. `None` if they are not a
+    /// record.
     fn decode(sequence: u64, mut text: Vec<u8>, skip: usize) -> Option<Self> {
         let body = &mut &text[skip..];
         let token = body.try_get_u64_le().ok()?;
         let (lease, offset) = (body.try_get_u128_le().ok()?, body.try_get_u64_le().ok()?);
-        let (lead, name) = (body.try_get_u8().ok()?, usize::from(body.try_get_u8().ok()?));
-        let replica = std::str::from_utf8(body.get(..name)?).ok()?.into();
-        body.advance(name);
+        let (line_end_prefix_len, name_len) = (body.try_get_u8().ok()?, usize::from(body.try_get_u8().ok()?));
+        let replica = std::str::from_utf8(body.get(..name_len)?).ok()?.into();
+        body.advance(name_len);
         let (first_key, count) = (body.try_get_u64_le().ok()?, body.try_get_u32_le().ok()?);
         let keys = (0..count).map(|_| Remembered::decode(body, token)).collect::<Result<_, _>>().ok()?;
-        if usize::from(lead) > body.len() || offset.checked_add(body.len() as u64).is_none() {
+        if usize::from(line_end_prefix_len) > body.len() || offset.checked_add(body.len() as u64).is_none() {
             return None;
         }
         let head = text.len() - body.len();
         text.drain(..head);
         text.shrink_to_fit();
-        Some(Self { sequence, token, lease, offset, lead, replica, first_key, keys, payload: text })
+        Some(Self { sequence, token, lease, offset, line_end_prefix_len, replica, first_key, keys, payload: text })
     }
+}
+
+/// Records in the journal that the page cache may hold data that the disk does not.
+pub(crate) fn set_sync_failed_flag(disk: &impl Disk, layout: Layout) {
+    // guard: flag_failed_sync: no process trusts a page cache whose sync failed
+    if let Err(e) = disk.write_at(FileKind::Journal, layout.sync_failed_flag_offset(), &[1]) {
+        tracing::error!(error = %e, "cannot set the failed-sync flag in the journal");
+    }
+}
+
+/// The checksum of the last bytes before `csv_bytes`.
+pub(crate) fn csv_tail_checksum(disk: &impl Disk, csv_bytes: u64) -> io::Result<u32> {
+    let bytes = csv_bytes.min(CHECKSUM_BYTES_MAX);
+    Ok(crc32c::crc32c(&disk.read(FileKind::Csv, csv_bytes - bytes, bytes)?))
 }
 
 fn checksum(journal: u128, text: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&journal.to_le_bytes()), text)
 }
 
-/// A place in the chain of records: after which one, and where the following one stands.
+/// A position in the chain of records: the sequence of the last record before it, and the offset of the following one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Cursor {
     pub(crate) sequence: u64,
     pub(crate) next: u64,
 }
 
-/// Reads the record that follows, if it has been written in full.
+/// Reads the following record, if it is complete.
 pub(crate) fn read_after(
     disk: &impl Disk,
     layout: Layout,
@@ -290,7 +315,7 @@ pub(crate) fn read_after(
     Ok(None)
 }
 
-/// All records since the checkpoint that the header tells of.
+/// All records since the header's checkpoint.
 pub(crate) fn records_since(disk: &impl Disk, layout: Layout, head: &Header) -> io::Result<Vec<JournalRecord>> {
     let (mut records, mut cursor) = (Vec::new(), head.cursor());
     while let Some((record, next)) = read_after(disk, layout, head, cursor)? {
@@ -307,39 +332,39 @@ fn read_at(
     at: u64,
     sequence: u64,
 ) -> io::Result<Option<(JournalRecord, u64)>> {
-    let mut text = disk.read(Place::Journal, at, layout.page.min(head.bytes.saturating_sub(at)))?;
+    let mut text = disk.read(FileKind::Journal, at, layout.page.min(head.bytes.saturating_sub(at)))?;
     let Some(mut prefix) = text.get(..RECORD_PREFIX_BYTES) else { return Ok(None) };
     let (crc, body, found) = (prefix.get_u32_le(), u64::from(prefix.get_u32_le()), prefix.get_u64_le());
     let bytes = RECORD_PREFIX_BYTES as u64 + body;
-    // guard: sequence
+    // guard: sequence: an old record in recycled space is not read as a new one
     if found != sequence || at + bytes > head.bytes {
         return Ok(None);
     }
     let present = text.len().min(bytes as usize);
     text.resize(bytes as usize, 0);
     let rest = &mut text[present..];
-    if disk.read_at(Place::Journal, at + present as u64, rest)? < rest.len() {
+    if disk.read_at(FileKind::Journal, at + present as u64, rest)? < rest.len() {
         return Ok(None);
     }
-    // guard: crc
+    // guard: crc: an incomplete record is not read
     if checksum(head.journal, &text[4..]) != crc {
         return Ok(None);
     }
     Ok(JournalRecord::decode(sequence, text, RECORD_PREFIX_BYTES).map(|record| (record, bytes)))
 }
 
-/// Offset and rows of all that looks like a record, in a journal whose headers are lost: without the number that its checksums
-/// cover, nothing proves one. Old records that were not written over yet are among them.
+/// Offset and payload of everything that looks like a record, for a journal whose headers are damaged. Without its random
+/// number the checksums can't be verified, so old records that were not overwritten yet are included.
 pub(crate) fn plausible_payloads(disk: &impl Disk, layout: Layout) -> io::Result<Vec<(u64, Vec<u8>)>> {
-    let (mut found, bytes) = (Vec::new(), disk.len(Place::Journal)?);
+    let (mut found, bytes) = (Vec::new(), disk.len(FileKind::Journal)?);
     let mut at = layout.space();
     while at < bytes {
-        let prefix = disk.read(Place::Journal, at, RECORD_PREFIX_BYTES as u64)?;
+        let prefix = disk.read(FileKind::Journal, at, RECORD_PREFIX_BYTES as u64)?;
         let mut body = prefix.get(4..8).unwrap_or_default();
         let body = u64::from(body.try_get_u32_le().unwrap_or_default());
         at += RECORD_PREFIX_BYTES as u64;
         if body > 0 && at + body <= bytes {
-            let body = disk.read(Place::Journal, at, body)?;
+            let body = disk.read(FileKind::Journal, at, body)?;
             let record = JournalRecord::decode(0, body, 0);
             found.extend(record.filter(|record| record.payload.ends_with(b"\n")).map(|it| (it.offset, it.payload)));
         }
@@ -354,7 +379,7 @@ mod tests {
     use crate::api::acknowledgement::Ack;
 
     #[test]
-    fn a_record_is_written_byte_for_byte_as_every_version_of_this_format_did() {
+    fn record_encoding_is_stable() {
         let ack = Ack {
             rows: 2,
             offset: 7,
@@ -372,7 +397,7 @@ mod tests {
             token: 9,
             lease: 11,
             offset: 40,
-            lead: 1,
+            line_end_prefix_len: 1,
             replica: "r-1".into(),
             first_key: 5,
             keys: vec![Remembered::new(1 << 100, 77, &ack)],

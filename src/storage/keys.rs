@@ -1,40 +1,43 @@
-//! Idempotency keys: the newest of them in memory, and in the fixed slots of `<csv>.keys` before the journal forgets them.
+//! Idempotency keys: the newest ones in memory, and in the fixed slots of `<csv>.keys` before the journal recycles them.
 
 use std::{collections::VecDeque, io, os::unix::fs::FileExt, sync::Arc};
 
 use bytes::{Buf, BufMut};
 use hashbrown::HashTable;
 
-use crate::storage::disk::{Disk, Place};
-use crate::{api::acknowledgement::Ack, fencing::FencingToken};
+use crate::{
+    api::acknowledgement::Ack,
+    fencing::FencingToken,
+    storage::disk::{Disk, FileKind},
+};
 
-/// The file's first bytes say how many slots follow.
+/// Starts the file; the number of slots follows.
 const MAGIC: &[u8; 8] = b"rowlockK";
 const SLOT_BYTES: u64 = 128;
 const NAME_BYTES: usize = 64;
 /// Slots read or written at once.
-const RUN: u64 = 4096;
-/// Set in the stored time of holding, for a lock that was left to expire.
+const RUN_SLOTS: u64 = 4096;
+/// A bit of the stored `held_ms`: the lock was left to expire.
 const ABANDONED: u32 = 1 << 31;
 
-/// What is remembered of a key: a fingerprint of what it came with, and the answer that it got. 64 bytes.
+/// A remembered key: a fingerprint of the request's data, and the answer. 64 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Remembered {
-    /// 128 bits of the key's hash: no two keys share them.
-    pub(crate) hash: u128,
+    /// 128 bits of the key's SHA-256.
+    hash: u128,
     pub(crate) fingerprint: u64,
     pub(crate) offset: u64,
-    pub(crate) token: FencingToken,
-    pub(crate) bytes: u32,
-    pub(crate) rows: u32,
-    pub(crate) waited_ms: u32,
-    pub(crate) held_ms: u32,
-    pub(crate) released: bool,
-    /// A number in `Keys::names`; filled in when it is learnt.
+    token: FencingToken,
+    bytes: u32,
+    rows: u32,
+    waited_ms: u32,
+    held_ms: u32,
+    released: bool,
+    /// An index into `Keys::names`, set by `Keys::learn`.
     replica: u16,
 }
 
-/// The place of a key whose slot could not be read: it is older than what must be remembered.
+/// Stands for a key whose slot could not be read: it is older than the keys that must be remembered.
 const VACANT: Remembered = Remembered {
     hash: 0,
     fingerprint: 0,
@@ -49,7 +52,7 @@ const VACANT: Remembered = Remembered {
 };
 
 impl Remembered {
-    /// In a record, where token and replica are the batch's.
+    /// The encoded size in a record, without token and replica, which the record itself has.
     pub(crate) const BYTES: usize = 48;
 
     pub(crate) fn new(hash: u128, fingerprint: u64, ack: &Ack) -> Self {
@@ -97,16 +100,16 @@ impl Remembered {
 pub(crate) struct Keys {
     capacity: usize,
     ring: VecDeque<Remembered>,
-    /// The number that the next key gets.
+    /// The number of the next key.
     next: u64,
-    /// The low half of the number of each key in the ring.
+    /// The low half of the number of each key in the ring, by the key's hash.
     index: HashTable<u32>,
     names: Vec<Arc<str>>,
 }
 
 impl Keys {
     pub(crate) fn new(capacity: usize) -> Self {
-        // Reserved, so that growth never needs twice the room; untouched memory costs nothing.
+        // Growing the ring would need twice its memory for a moment. Reserved memory costs nothing until it is used.
         let ring = VecDeque::with_capacity(capacity);
         Self { capacity, ring, next: 0, index: HashTable::new(), names: Vec::new() }
     }
@@ -115,7 +118,7 @@ impl Keys {
         self.next
     }
 
-    /// How many are remembered at most.
+    /// How many keys are remembered.
     pub(crate) fn capacity(&self) -> u64 {
         self.capacity as u64
     }
@@ -128,13 +131,12 @@ impl Keys {
         low.wrapping_sub(self.first() as u32) as usize
     }
 
-    /// What is known of a key.
     pub(crate) fn find(&self, hash: u128) -> Option<&Remembered> {
         let low = self.index.find(hash as u64, |&low| self.ring[self.slot_of(low)].hash == hash)?;
         self.ring.get(self.slot_of(*low))
     }
 
-    /// The answer that a key got.
+    /// The answer to the key's first request.
     pub(crate) fn ack(&self, key: &Remembered) -> Ack {
         Ack {
             rows: key.rows as usize,
@@ -150,7 +152,7 @@ impl Keys {
         }
     }
 
-    /// Remembers keys of a record or of slots, numbered from `first` on; those that are known already are passed over.
+    /// Remembers the keys of a record or of slots, numbered from `first` on. Known keys are skipped.
     pub(crate) fn learn(&mut self, first: u64, keys: &[Remembered], replica: &str) {
         if keys.is_empty() {
             return;
@@ -167,7 +169,7 @@ impl Keys {
     fn name(&mut self, name: &str) -> u16 {
         let known = self.names.iter().position(|known| &**known == name);
         let at = known.unwrap_or_else(|| {
-            // A name for each start of a replica: more than this many starts within the newest keys share the last.
+            // Beyond this many names, the newest names share the last index.
             self.names.truncate(usize::from(u16::MAX));
             self.names.push(name.into());
             self.names.len() - 1
@@ -175,7 +177,7 @@ impl Keys {
         u16::try_from(at).unwrap_or(u16::MAX)
     }
 
-    /// Keys before `number` that nobody can tell us of any more are older than what must be remembered.
+    /// Skips keys before `number` that can't be read any more: they are older than the keys that must be remembered.
     pub(crate) fn skip_to(&mut self, number: u64) {
         if number.saturating_sub(self.next) >= self.capacity as u64 {
             self.ring.clear();
@@ -216,20 +218,20 @@ impl Keys {
         }
     }
 
-    /// The rows of the keys from number `first` on landed elsewhere than was recorded; `by` wraps around for a way back.
+    /// Moves the offsets of the keys from number `first` on by `by`, which wraps around to move them back.
     pub(crate) fn move_since(&mut self, first: u64, by: u64) {
         let skipped = usize::try_from(first.saturating_sub(self.first())).unwrap_or(usize::MAX);
         self.ring.iter_mut().skip(skipped).for_each(|key| key.offset = key.offset.wrapping_add(by));
     }
 
-    /// Reads from the file what it has of the keys numbered up to `end`.
+    /// Reads the keys numbered below `end` from the file.
     pub(crate) fn load(&mut self, disk: &impl Disk, end: u64) -> io::Result<()> {
         let slots = slots(disk)?;
         let mut from = self.next.max(end.saturating_sub(slots.min(self.capacity as u64)));
         self.skip_to(from);
         while from < end {
             let run = run_of(from, end, slots);
-            let text = disk.read(Place::Keys, place_of(from, slots), run * SLOT_BYTES)?;
+            let text = disk.read(FileKind::Keys, slot_offset(from, slots), run * SLOT_BYTES)?;
             for (number, slot) in (from..from + run).zip(text.chunks(SLOT_BYTES as usize)) {
                 if let Some((key, name)) = decode_slot(number, slot) {
                     self.learn(number, &[key], &name);
@@ -251,7 +253,7 @@ impl Keys {
             for number in from..from + run {
                 self.encode_slot(number, &mut text);
             }
-            disk.write_at(Place::Keys, place_of(from, slots), &text)?;
+            disk.write_at(FileKind::Keys, slot_offset(from, slots), &text)?;
             from += run;
         }
         Ok(())
@@ -272,7 +274,7 @@ impl Keys {
     }
 }
 
-/// A slot that holds another key's number has been written over, one whose checksum is wrong was never finished.
+/// `None` for a slot that another key has overwritten, or whose write was not completed.
 fn decode_slot(number: u64, mut slot: &[u8]) -> Option<(Remembered, String)> {
     let crc = slot.try_get_u32_le().ok()?;
     if crc32c::crc32c(slot) != crc || slot.try_get_u32_le().ok()? != number as u32 {
@@ -284,25 +286,25 @@ fn decode_slot(number: u64, mut slot: &[u8]) -> Option<(Remembered, String)> {
     Some((key, String::from_utf8_lossy(name).into_owned()))
 }
 
-/// Writes a file of `wanted` slots with all that this one has around number `end`, whether a header counts it yet or not.
+/// Writes a file of `wanted` slots with the keys around number `end`, including those that no header counts yet.
 pub(crate) fn copy_slots(disk: &impl Disk, end: u64, wanted: u64, out: &impl FileExt) -> io::Result<()> {
     let slots = slots(disk)?;
     out.write_all_at(&preamble(wanted), 0)?;
     for number in end.saturating_sub(slots)..end + slots {
-        let slot = disk.read(Place::Keys, place_of(number, slots), SLOT_BYTES)?;
+        let slot = disk.read(FileKind::Keys, slot_offset(number, slots), SLOT_BYTES)?;
         if decode_slot(number, &slot).is_some() {
-            out.write_all_at(&slot, place_of(number, wanted))?;
+            out.write_all_at(&slot, slot_offset(number, wanted))?;
         }
     }
     Ok(())
 }
 
-/// The number after the highest that a slot of the file holds: for who has no header that tells it.
+/// The number after the highest one in the file, for a journal whose header is lost.
 pub(crate) fn end_of_file(disk: &impl Disk) -> io::Result<u64> {
     let slots = slots(disk)?;
     let mut end = 0;
-    for place in 0..slots {
-        let slot = disk.read(Place::Keys, (1 + place) * SLOT_BYTES, SLOT_BYTES)?;
+    for slot in 0..slots {
+        let slot = disk.read(FileKind::Keys, (1 + slot) * SLOT_BYTES, SLOT_BYTES)?;
         if slot.is_empty() {
             break;
         }
@@ -314,16 +316,16 @@ pub(crate) fn end_of_file(disk: &impl Disk) -> io::Result<u64> {
     Ok(end)
 }
 
-/// As many neighbouring slots as are worth one read.
+/// How many neighbouring slots to read or write at once.
 fn run_of(from: u64, end: u64, slots: u64) -> u64 {
-    (end - from).min(slots - from % slots).min(RUN)
+    (end - from).min(slots - from % slots).min(RUN_SLOTS)
 }
 
-fn place_of(number: u64, slots: u64) -> u64 {
+fn slot_offset(number: u64, slots: u64) -> u64 {
     (1 + number % slots) * SLOT_BYTES
 }
 
-/// The first bytes of a file of so many slots.
+/// The first bytes of a file with this many slots.
 pub(crate) fn preamble(slots: u64) -> Vec<u8> {
     let mut text = MAGIC.to_vec();
     text.put_u64_le(slots);
@@ -334,8 +336,8 @@ pub(crate) fn preamble(slots: u64) -> Vec<u8> {
 
 /// How many slots the file has.
 pub(crate) fn slots(disk: &impl Disk) -> io::Result<u64> {
-    let text = disk.read(Place::Keys, 0, SLOT_BYTES)?;
-    let broken = || io::Error::new(io::ErrorKind::InvalidData, "not a file of keys");
+    let text = disk.read(FileKind::Keys, 0, SLOT_BYTES)?;
+    let broken = || io::Error::new(io::ErrorKind::InvalidData, "not a keys file");
     let mut rest = text.strip_prefix(MAGIC).ok_or_else(broken)?;
     let slots = rest.try_get_u64_le().map_err(|_| broken())?;
     let crc = rest.try_get_u32_le().map_err(|_| broken())?;

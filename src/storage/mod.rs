@@ -1,8 +1,10 @@
-//! The CSV on disk and the journal beside it: what is recorded in the journal is committed, and the CSV is made true to it.
+//! The CSV on disk and the journal beside it: a row is committed once it is recorded in the journal, and the CSV is made to
+//! match the journal.
 //!
-//! Synchronous, and the only user of `std::fs` together with the embedded lock. ARCHITECTURE.md says in
-//! which order, and names each guard and the test that fails without it.
+//! Synchronous. Besides the embedded lock, the only module that writes files. docs/design/storage.md describes the order of
+//! writes and syncs, docs/development/guards.md the guards and the tests that fail without them.
 
+mod adopt;
 mod check;
 mod disk;
 mod error;
@@ -13,286 +15,215 @@ mod keys;
 mod ledger;
 mod peer_file;
 mod reader;
+mod row_index;
 mod side_files;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod testing;
+mod types;
 
 use std::{
-    fs::{OpenOptions, TryLockError},
-    io::{self, Write},
-    path::{Path, PathBuf},
+    io,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    thread::JoinHandle,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-pub use crate::storage::check::audit::{Fault, Finding, Sample};
-pub use crate::storage::check::repair::{Replaced, replace_journal};
-pub use crate::storage::check::{CheckOptions, JournalReport, JournalState, Plan, Report, check};
-pub use crate::storage::error::{AppendError, OpenError, Refusal};
-pub use crate::storage::peer_file::Bulletin;
-pub use crate::storage::reader::{News, Page, ReadError, Reader, Row, Snapshot};
-pub use crate::storage::side_files::resolve;
-
-use crate::storage::{
-    check::audit::scan_tokens,
-    disk::{Disk, Place, Stretch},
-    files::{Files, OsLock, beside},
-    format::{BYTE_ORDER_MARK, Format},
-    journal::{Header, Layout},
-    ledger::{
-        Ledger, LedgerOptions, Repair, Seen,
-        append::TORN_BYTES_MAX,
-        checkpoint::{Pending, print_of, sync_for_checkpoint},
+pub use crate::storage::{
+    check::{
+        audit::{Fault, Finding, Sample},
+        check,
+        repair::{Replaced, replace_journal},
+        report::{CheckOptions, JournalReport, JournalState, Plan, Report},
     },
+    error::{AppendError, OpenError, Refusal},
+    peer_file::PeerFile,
+    reader::{ReadError, Reader, Snapshot},
+    side_files::resolve,
+    types::{AppendEntry, EntryOutcome, IdleOutcome, KnownKey, NewRows, Options, Page, Row, Turn},
 };
+
 use crate::{
-    api::acknowledgement::Ack,
-    csv::{idempotency_key::Key, rows::Rows, schema::Schema},
-    fencing::{FencingToken, LeaseId},
-    metrics::Meter,
+    csv::{idempotency_key::Key, schema::Schema},
+    storage::{
+        files::{Files, OsLock, START_WAIT},
+        format::Format,
+        journal::Layout,
+        ledger::{
+            Ledger, LedgerOptions, RefreshOutcome, RepairMode,
+            checkpoint::{PendingCheckpoint, sync_for_checkpoint},
+        },
+    },
 };
 
-/// How long a start waits for another process that has the files in hand.
-const START_WAIT: Duration = Duration::from_secs(2);
-/// A checkpoint begins when this part of the journal's space is in use: one in so many.
-const CHECKPOINT_AT: u64 = 2;
-
-/// What storage needs to know.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The CSV; made where it is missing.
-    pub path: PathBuf,
-    /// A new file's header as a CSV record, or `none`.
-    pub header: String,
-    /// The replica's name, as it stands in rows.
-    pub replica: String,
-    /// The journal's size in bytes.
-    pub journal_bytes: u64,
-    /// How many idempotency keys are remembered.
-    pub keys: usize,
-    /// Whether a volume without file locks will do.
-    pub accept_unlocked: bool,
-    /// Where checkpoints and recoveries are counted.
-    pub meter: Arc<Meter>,
-}
-
-/// One turn at the file, as the lock grants it.
-pub struct Turn<'a> {
-    /// The lease's token: the fence, and a cell of rows that have such a column.
-    pub token: FencingToken,
-    /// The lease itself, should its token have been granted twice.
-    pub lease: LeaseId,
-    /// When it was granted.
-    pub granted: Instant,
-    /// RFC 3339, for rows that have such a column.
-    pub timestamp: &'a str,
-    /// Until when to try for the OS lock.
-    pub deadline: Instant,
-    /// Asked after the OS lock is taken and before the first byte is written.
-    pub still_held: &'a dyn Fn() -> bool,
-}
-
-/// The rows of one request.
-pub struct Entry<'a> {
-    /// All of them are written, or none.
-    pub rows: &'a Rows,
-    /// The client's name for the request.
-    pub key: Option<&'a Key>,
-    /// How many keys had been recorded when the request arrived.
-    pub keys_seen: u64,
-    /// For the answer that is remembered.
-    pub waited_ms: u64,
-    /// For the answer that is remembered.
-    pub released: bool,
-}
-
-/// What became of the rows of one request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Placed {
-    /// They were written, durably.
-    Written {
-        /// Byte offset of the first row.
-        offset: u64,
-        /// Bytes, line endings included.
-        bytes: u64,
-        /// How long the lock was held by then, if that is remembered with a key.
-        held_ms: Option<u64>,
-    },
-    /// The key was known: its first answer.
-    Replayed(Ack),
-}
-
-/// What an idle look has found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Idle {
-    /// Nothing to do.
-    Clean,
-    /// A checkpoint is under way: look again soon.
-    Checkpointing,
-    /// Somebody left work behind that only the lock's holder may do.
-    NeedsRepair,
-}
+/// A checkpoint begins once one half of the journal's space is in use.
+const CHECKPOINT_DIVISOR: u64 = 2;
+/// How long the end of a checkpoint waits for the OS lock.
+const CHECKPOINT_LOCK_WAIT: Duration = Duration::from_millis(100);
+/// How long `close` waits for the OS lock.
+const CLOSE_LOCK_WAIT: Duration = Duration::from_secs(1);
 
 /// One CSV, open for appending.
 #[derive(Debug)]
 pub struct Storage {
     files: Arc<Files>,
     ledger: Ledger<Arc<Files>>,
-    /// A checkpoint whose sync is under way on a thread of its own.
-    pending: Option<(Pending, JoinHandle<io::Result<()>>)>,
-    /// The last checkpoint could not begin; that is logged once.
-    checkpoint_hindered: bool,
-    /// The last record at the last idle look.
+    checkpoint: Option<RunningCheckpoint>,
+    /// The last checkpoint could not begin, which is logged once.
+    checkpoint_failed: bool,
+    /// The last record at the last idle refresh.
     idle_since: u64,
     keys_recorded: Arc<AtomicU64>,
 }
 
+/// A checkpoint whose sync runs on a thread of its own.
+#[derive(Debug)]
+struct RunningCheckpoint {
+    pending: PendingCheckpoint,
+    sync: JoinHandle<io::Result<()>>,
+}
+
 impl Storage {
-    /// Opens or makes the CSV and what lies beside it. A CSV without a journal is read through once.
+    /// Opens or creates the CSV and its side files. A CSV without a journal is read through once.
     ///
     /// # Errors
-    /// Whatever keeps rows from being appended there, in one line that names the file.
+    /// Whatever makes the file unusable for appending, as one line that names it.
     pub fn open(options: Options) -> Result<Self, OpenError> {
         let path = side_files::resolve(&options.path)?;
-        let new_schema = Arc::new(side_files::parse_header_option(&options.header)?);
-        side_files::ensure_exists(&path, &new_schema)?;
-        write_header_if_empty(&path, &new_schema)?;
-        let make = |e| OpenError::io(&path, "make what lies beside", e);
-        side_files::ensure_keys(&beside(&path, ".keys"), &path, options.keys as u64).map_err(make)?;
-        if !beside(&path, ".journal").exists() {
-            adopt(&path, &new_schema, options.journal_bytes)?;
+        let new_file = Arc::new(side_files::parse_header_option(&options.header)?);
+        side_files::ensure_exists(&path, &new_file)?;
+        adopt::write_header_if_empty(&path, &new_file)?;
+        side_files::ensure_keys(&path, options.keys as u64)
+            .map_err(|e| OpenError::io(&path, "create the keys file of", e))?;
+        if !side_files::side_path(&path, ".journal").exists() {
+            adopt::create_journal(&path, &new_file, options.journal_bytes)?;
         }
         let mut files = Files::open(&path).map_err(|e| OpenError::io(&path, "open", e))?;
         if !files.locks_work().map_err(|e| OpenError::io(&path, "lock", e))? {
             if !options.accept_unlocked {
                 return Err(OpenError::Unlocked(path));
             }
-            tracing::warn!(csv = %path.display(), "no file locks on this volume: a stopped replica that goes on may damage rows");
+            tracing::warn!(csv = %path.display(), "file locks do not work on this volume: a stopped replica that continues may damage rows");
             files.accept_unlocked();
         }
         let files = Arc::new(files);
-        let format = Format::read(&files, &path, &new_schema)?;
-        if *format.schema != *new_schema {
-            tracing::info!(csv = %path.display(), "the file has a header of its own, and keeps it");
+        let format = Format::read(&files, &path, &new_file)?;
+        if *format.schema != *new_file {
+            tracing::info!(csv = %path.display(), "the file keeps its own header, which differs from ROWLOCK_CSV_HEADER");
         }
         let (layout, replica, keys, meter) = (Layout::REAL, options.replica, options.keys, options.meter);
         let ledger = Ledger::open(Arc::clone(&files), LedgerOptions { path, layout, format, replica, keys, meter })?;
         let mut storage = Self {
             files,
             ledger,
-            pending: None,
-            checkpoint_hindered: false,
+            checkpoint: None,
+            checkpoint_failed: false,
             idle_since: 0,
             keys_recorded: Arc::default(),
         };
-        storage.first_look(options.journal_bytes)?;
+        storage.first_refresh(options.journal_bytes)?;
         Ok(storage)
     }
 
-    /// Only looks: repairs are for who holds the lock. A process that keeps the files is waited for, but not for ever.
-    fn first_look(&mut self, journal_bytes: u64) -> Result<(), OpenError> {
-        let path = self.ledger.path.clone();
+    /// Refreshes without repairs, which need the lock. Waits a limited time for a process that holds the OS lock.
+    fn first_refresh(&mut self, journal_bytes: u64) -> Result<(), OpenError> {
+        let path = self.ledger.path().to_owned();
         let refuse = |e| match e {
             AppendError::Unfit(e) => e,
             AppendError::Before { doing, source } => OpenError::io(&path, doing, source),
-            other => OpenError::io(&path, "look at", io::Error::other(other)),
+            other => OpenError::io(&path, "refresh", io::Error::other(other)),
         };
         let lock = match self.files.lock(Instant::now() + START_WAIT) {
             Ok(lock) => lock,
             Err(AppendError::Busy) => {
-                tracing::warn!(csv = %path.display(), "another process keeps the files; rows will wait for it");
+                tracing::warn!(csv = %path.display(), "another process holds the file lock; rows wait for it");
                 return Ok(());
             }
             Err(e) => return Err(refuse(e)),
         };
-        let wanted = self.ledger.keys.capacity();
-        side_files::grow_keys(&self.files, &path, self.ledger.head.keys, wanted)
-            .map_err(|e| OpenError::io(&path, "make room for more keys beside", e))?;
-        let seen = self.ledger.look(Repair::Forbidden).map_err(refuse)?;
-        if seen != Seen::NeedsRepair && self.ledger.head.bytes != journal_bytes {
+        side_files::grow_keys(&self.files, &path, self.ledger.keys_stored(), self.ledger.keys_capacity())
+            .map_err(|e| OpenError::io(&path, "enlarge the keys file of", e))?;
+        let outcome = self.ledger.refresh(RepairMode::Forbidden).map_err(refuse)?;
+        if outcome != RefreshOutcome::NeedsRepair && self.ledger.journal_bytes() != journal_bytes {
             match self.ledger.resize(journal_bytes) {
                 Err(AppendError::DiskFull(e)) => {
-                    tracing::warn!(error = %e, "no room to resize the journal; it stays as it is");
+                    tracing::warn!(error = %e, "not enough space to resize the journal; it keeps its size");
                 }
                 other => other.map_err(refuse)?,
             }
         }
         drop(lock);
-        self.note_keys();
+        self.publish_keys_recorded();
         Ok(())
     }
 
-    /// The columns, as the file has them.
+    /// The columns of the file.
     pub fn schema(&self) -> Arc<Schema> {
-        Arc::clone(&self.ledger.format.schema)
+        Arc::clone(&self.ledger.format().schema)
     }
 
     /// The file's path, symbolic links resolved.
     pub fn path(&self) -> &Path {
-        &self.ledger.path
+        self.ledger.path()
     }
 
     /// The most that the encoded rows of one request may come to, in bytes.
     pub fn batch_bytes_max(&self) -> u64 {
-        ledger::append::batch_bytes_max(self.ledger.head.bytes)
+        self.ledger.batch_bytes_max()
     }
 
     /// How long the last sync of the journal took.
     pub fn last_sync(&self) -> Duration {
-        self.ledger.last_sync
+        self.ledger.last_sync()
     }
 
-    /// How many keys have been recorded, as of the last look.
+    /// How many keys were ever recorded, as of the last refresh.
     pub fn keys_recorded(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.keys_recorded)
     }
 
-    fn note_keys(&self) {
-        self.keys_recorded.store(self.ledger.keys.next(), Ordering::Relaxed);
+    fn publish_keys_recorded(&self) {
+        self.keys_recorded.store(self.ledger.keys_recorded(), Ordering::Relaxed);
     }
 
-    /// Appends the rows of several requests as one record and one sync, and answers for each in order. What does not fit one
-    /// record is left for another call: the answer may be shorter than what was given, but never empty.
+    /// Appends the rows of several requests with one record and one sync, and returns their outcomes in order. There are
+    /// fewer outcomes than requests if one record can't hold them all, but at least one.
     ///
     /// # Errors
-    /// For all of them. After `AppendError::Sync` the rows may stand in the file; after every other error they don't.
-    pub fn append(
-        &mut self,
-        entries: &[Entry<'_>],
-        turn: &Turn<'_>,
-    ) -> Result<Vec<Result<Placed, Refusal>>, AppendError> {
+    /// For all requests. After `AppendError::Sync` the rows may be in the file; after every other error they are not.
+    pub fn append(&mut self, entries: &[AppendEntry<'_>], turn: &Turn<'_>) -> Result<Vec<EntryOutcome>, AppendError> {
         let _lock = self.files.lock(turn.deadline)?;
-        let placed = self.ledger.append(entries, turn)?;
-        self.note_keys();
-        if self.pending.is_none() && self.ledger.live_bytes() > self.ledger.head.bytes / CHECKPOINT_AT {
-            // The rows are safe already: what keeps the checkpoint from beginning keeps nobody waiting.
+        let outcomes = self.ledger.append(entries, turn)?;
+        self.publish_keys_recorded();
+        let is_due = self.ledger.live_bytes() > self.ledger.journal_bytes() / CHECKPOINT_DIVISOR;
+        if self.checkpoint.is_none() && is_due {
+            // The rows are durable already, so a checkpoint that can't begin does not fail the append.
             match self.begin_checkpoint() {
-                Err(e) if !std::mem::replace(&mut self.checkpoint_hindered, true) => {
-                    tracing::error!(error = %e, "cannot begin a checkpoint; trying again with each batch");
+                Err(e) if !std::mem::replace(&mut self.checkpoint_failed, true) => {
+                    tracing::error!(error = %e, "cannot begin a checkpoint; retrying with each batch");
                 }
                 Err(_) => {}
-                Ok(()) => self.checkpoint_hindered = false,
+                Ok(()) => self.checkpoint_failed = false,
             }
         }
-        Ok(placed)
+        Ok(outcomes)
     }
 
-    /// Records the turn's token before a sleep, so that older holders are fenced out from then on. Where `key` is known, its
-    /// answer comes at once, and nothing is recorded.
+    /// Records the turn's token before a sleep, so that older holders are fenced out from then on. If `key` is known, nothing
+    /// is recorded, and what is known of it is returned.
     ///
     /// # Errors
     /// As `append`.
-    pub fn fence(&mut self, key: Option<&Key>, turn: &Turn<'_>) -> Result<Option<Result<Ack, Refusal>>, AppendError> {
+    pub fn fence(&mut self, key: Option<&Key>, turn: &Turn<'_>) -> Result<Option<KnownKey>, AppendError> {
         let _lock = self.files.lock(turn.deadline)?;
         self.ledger.fence(key, turn)
     }
 
-    /// Repairs what a killed process or host left behind: for who holds the lock.
+    /// Repairs what a killed process or host left behind. The caller holds the lock.
     ///
     /// # Errors
     /// As `append`.
@@ -302,14 +233,14 @@ impl Storage {
         Ok(())
     }
 
-    /// As `recover`; and what the next append would do to a torn last line is done now.
+    /// Like `recover`, and also quarantines an incomplete last line, which otherwise the next append does.
     ///
     /// # Errors
     /// As `append`.
     pub fn repair(&mut self, deadline: Instant) -> Result<(), AppendError> {
         let _lock = self.files.lock(deadline)?;
-        if let Some(open) = self.ledger.recover()? {
-            self.ledger.mend(open)?;
+        if let Some(open_line) = self.ledger.recover()? {
+            self.ledger.repair_open_line(open_line)?;
         }
         Ok(())
     }
@@ -317,23 +248,23 @@ impl Storage {
     fn begin_checkpoint(&mut self) -> Result<(), AppendError> {
         let pending = self.ledger.begin_checkpoint()?;
         let files = Arc::clone(&self.files);
-        let sync = std::thread::Builder::new()
+        let sync = thread::Builder::new()
             .name("checkpoint".to_owned())
             .spawn(move || sync_for_checkpoint(&files, Layout::REAL))
-            .map_err(AppendError::before("start a thread for"))?;
-        self.pending = Some((pending, sync));
+            .map_err(AppendError::before("start a checkpoint thread for"))?;
+        self.checkpoint = Some(RunningCheckpoint { pending, sync });
         Ok(())
     }
 
-    /// Ends a checkpoint whose sync is done by now.
+    /// Ends a checkpoint whose sync is done.
     ///
     /// # Errors
-    /// `AppendError::Sync` if that has failed: then this process must end.
+    /// `AppendError::Sync` if the sync failed: then this process must end.
     pub fn maintain(&mut self) -> Result<(), AppendError> {
-        match self.pending.take_if(|(_, sync)| sync.is_finished()) {
-            Some(done) => {
-                let lock = self.files.lock(Instant::now() + Duration::from_millis(100));
-                self.end_checkpoint(done, lock)
+        match self.checkpoint.take_if(|checkpoint| checkpoint.sync.is_finished()) {
+            Some(checkpoint) => {
+                let lock = self.files.lock(Instant::now() + CHECKPOINT_LOCK_WAIT);
+                self.end_checkpoint(checkpoint, lock)
             }
             None => Ok(()),
         }
@@ -341,7 +272,7 @@ impl Storage {
 
     fn end_checkpoint(
         &mut self,
-        (pending, sync): (Pending, JoinHandle<io::Result<()>>),
+        RunningCheckpoint { pending, sync }: RunningCheckpoint,
         lock: Result<OsLock, AppendError>,
     ) -> Result<(), AppendError> {
         if let Err(e) = sync.join().unwrap_or_else(|_| Err(io::Error::other("the syncing thread panicked"))) {
@@ -349,142 +280,83 @@ impl Storage {
         }
         match lock {
             Ok(_lock) => self.ledger.finish_checkpoint(&pending),
-            // Somebody has the files in hand: the next checkpoint will do.
+            // The next checkpoint covers these records too.
             Err(AppendError::Busy) => Ok(()),
             Err(e) => Err(e),
         }
     }
 
-    /// A look while nobody asks for anything: learns what others did, and makes a checkpoint after a while of quiet.
+    /// Refreshes while no rows are queued, and begins a checkpoint if nothing was recorded since the previous call.
     ///
     /// # Errors
-    /// As `maintain`, or what keeps the files from being read.
-    pub fn look_idly(&mut self) -> Result<Idle, AppendError> {
+    /// As `maintain`, or that the files can't be read.
+    pub fn idle_refresh(&mut self) -> Result<IdleOutcome, AppendError> {
         self.maintain()?;
-        if self.pending.is_some() {
-            return Ok(Idle::Checkpointing);
+        if self.checkpoint.is_some() {
+            return Ok(IdleOutcome::Checkpointing);
         }
         let _lock = match self.files.lock(Instant::now()) {
             Ok(lock) => lock,
-            Err(AppendError::Busy) => return Ok(Idle::Clean),
+            Err(AppendError::Busy) => return Ok(IdleOutcome::Clean),
             Err(e) => return Err(e),
         };
-        let seen = self.ledger.look(Repair::Forbidden)?;
-        self.note_keys();
-        let sequence = self.ledger.known.sequence;
-        let quiet = std::mem::replace(&mut self.idle_since, sequence) == sequence;
-        if seen == Seen::NeedsRepair {
-            return Ok(Idle::NeedsRepair);
+        let outcome = self.ledger.refresh(RepairMode::Forbidden)?;
+        self.publish_keys_recorded();
+        let sequence = self.ledger.last_sequence();
+        let is_quiet = std::mem::replace(&mut self.idle_since, sequence) == sequence;
+        if outcome == RefreshOutcome::NeedsRepair {
+            return Ok(IdleOutcome::NeedsRepair);
         }
-        if !quiet || !self.ledger.is_dirty() {
-            return Ok(Idle::Clean);
+        if !is_quiet || !self.ledger.is_dirty() {
+            return Ok(IdleOutcome::Clean);
         }
         self.begin_checkpoint()?;
-        Ok(Idle::Checkpointing)
+        Ok(IdleOutcome::Checkpointing)
     }
 
-    /// A last checkpoint: whatever becomes of the journal then, the CSV is durable and owes nothing to it.
+    /// Makes a last checkpoint: afterwards the CSV is complete and durable without its journal.
     ///
     /// # Errors
-    /// As `maintain`, or what keeps the files from being read.
+    /// As `maintain`, or that the files can't be read.
     pub fn close(mut self) -> Result<(), AppendError> {
-        if let Some(done) = self.pending.take() {
-            let lock = self.files.lock(Instant::now() + Duration::from_secs(1));
-            self.end_checkpoint(done, lock)?;
+        if let Some(checkpoint) = self.checkpoint.take() {
+            let lock = self.files.lock(Instant::now() + CLOSE_LOCK_WAIT);
+            self.end_checkpoint(checkpoint, lock)?;
         }
-        let _lock = match self.files.lock(Instant::now() + Duration::from_secs(1)) {
+        let _lock = match self.files.lock(Instant::now() + CLOSE_LOCK_WAIT) {
             Ok(lock) => lock,
             Err(AppendError::Busy) => return Ok(()),
             Err(e) => return Err(e),
         };
-        if self.ledger.look(Repair::Forbidden)? != Seen::NeedsRepair && self.ledger.is_dirty() {
+        let outcome = self.ledger.refresh(RepairMode::Forbidden)?;
+        if outcome != RefreshOutcome::NeedsRepair && self.ledger.is_dirty() {
             self.ledger.checkpoint_now()?;
         }
         Ok(())
     }
 }
 
-/// Before there is a journal, the CSV itself is what is locked.
-fn write_header_if_empty(path: &Path, schema: &Schema) -> Result<(), OpenError> {
-    let file = OpenOptions::new().read(true).append(true).open(path).map_err(|e| OpenError::io(path, "open", e))?;
-    side_files::refuse_unfit(path, &file)?;
-    let Some(header) = schema.header() else { return Ok(()) };
-    let lacks_header = || -> io::Result<bool> {
-        let len = file.metadata()?.len();
-        Ok(len == 0 || len == BYTE_ORDER_MARK.len() as u64 && std::fs::read(path)? == BYTE_ORDER_MARK)
-    };
-    let write = || -> io::Result<()> {
-        (&file).write_all(&[&header[..], b"\n"].concat())?;
-        file.sync_all()
-    };
-    let fail = |e| OpenError::io(path, "write the header of", e);
-    if !lacks_header().map_err(fail)? {
-        return Ok(());
-    }
-    let deadline = Instant::now() + START_WAIT;
-    // Where locks don't work, the probe of the journal will say so.
-    while let Err(TryLockError::WouldBlock) = file.try_lock() {
-        if Instant::now() >= deadline {
-            return Err(OpenError::Busy(path.to_owned()));
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    // Another replica may have written it meanwhile. The lock ends with the handle.
-    if lacks_header().map_err(fail)? { write().map_err(fail) } else { Ok(()) }
-}
-
-/// Makes a journal for a CSV that has none, once the CSV has been read through.
-fn adopt(path: &Path, new_schema: &Arc<Schema>, journal_bytes: u64) -> Result<(), OpenError> {
-    let csv = Arc::new(Files::open_to_read(path).map_err(|e| OpenError::io(path, "open", e))?);
-    let format = Format::read(&csv, path, new_schema)?;
-    let head = adopted_header(path, &csv, &format, journal_bytes)?;
-    side_files::ensure_journal(&beside(path, ".journal"), path, &head, Layout::REAL)
-        .map_err(|e| OpenError::io(path, "make the journal of", e))
-}
-
-/// Reads the CSV through and syncs it: the header of a journal that takes it as it is.
-fn adopted_header(path: &Path, csv: &Arc<Files>, format: &Format, journal_bytes: u64) -> Result<Header, OpenError> {
-    let fail = |e| OpenError::io(path, "read", e);
-    let (rows, mark) = scan_tokens(Stretch::new(csv, Place::Csv, format.start, u64::MAX), format).map_err(fail)?;
-    let whole = format.start + rows.whole_bytes;
-    if rows.open.is_some_and(|open| open.in_quotes && open.bytes > TORN_BYTES_MAX) {
-        return Err(OpenError::StrayQuote(path.to_owned(), whole));
-    }
-    csv.sync(Place::Csv).map_err(|e| OpenError::io(path, "sync", e))?;
-    Ok(Header {
-        journal: uuid::Uuid::new_v4().as_u128(),
-        number: 0,
-        bytes: journal_bytes,
-        base: 0,
-        next: Layout::REAL.space(),
-        csv_bytes: whole,
-        csv_print: print_of(csv, whole).map_err(fail)?,
-        mark,
-        lease: 0,
-        keys: 0,
-        rebuild: None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::csv::schema::Data;
+    use crate::{
+        csv::{rows::Rows, schema::Data},
+        storage::side_files::side_path,
+    };
 
     #[test]
-    fn a_lease_that_ran_out_before_the_write_writes_nothing_and_a_kept_os_lock_is_waited_for_in_vain() {
+    fn lost_lease_or_held_os_lock_writes_nothing() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("rows.csv");
         let mut storage = open(&path);
-        let mut rows = storage.schema().rows();
-        storage.schema().push(&Data::Text("x".into()), &mut rows).expect("fits");
+        let rows = one_row(&storage);
         let mut append = |held: bool| {
             let now = Instant::now();
             let turn = Turn { token: 1, lease: 1, granted: now, timestamp: "", deadline: now, still_held: &|| held };
-            storage.append(&[Entry { rows: &rows, key: None, keys_seen: 0, waited_ms: 0, released: true }], &turn)
+            storage.append(&[AppendEntry { rows: &rows, key: None, keys_seen: 0, waited_ms: 0, released: true }], &turn)
         };
         assert!(matches!(append(false), Err(AppendError::LeaseLost)));
-        let stopped = std::fs::File::open(beside(&path, ".journal")).expect("opens");
+        let stopped = std::fs::File::open(side_path(&path, ".journal")).expect("opens");
         stopped.lock().expect("locks");
         assert!(matches!(append(true), Err(AppendError::Busy)));
         assert_eq!(std::fs::read_to_string(&path).expect("reads"), "token,data\n");
@@ -494,24 +366,29 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_waited_while_its_first_try_may_have_been_forgotten_is_refused() {
+    fn key_that_may_be_forgotten_is_refused() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("rows.csv");
         let mut storage = open(&path);
-        let mut rows = storage.schema().rows();
-        storage.schema().push(&Data::Text("x".into()), &mut rows).expect("fits");
+        let rows = one_row(&storage);
         let mut append = |name: String, keys_seen| {
             let (now, key) = (Instant::now(), Key::new(&name, &rows).expect("a key"));
             let turn = Turn { token: 1, lease: 1, granted: now, timestamp: "", deadline: now, still_held: &|| true };
-            let entry = Entry { rows: &rows, key: Some(&key), keys_seen, waited_ms: 0, released: true };
+            let entry = AppendEntry { rows: &rows, key: Some(&key), keys_seen, waited_ms: 0, released: true };
             storage.append(&[entry], &turn).expect("written").remove(0)
         };
         for n in 0..100 {
-            assert!(matches!(append(format!("k{n}"), n), Ok(Placed::Written { .. })));
+            assert!(matches!(append(format!("k{n}"), n), EntryOutcome::Written { .. }));
         }
-        assert_eq!(append("late".to_owned(), 0), Err(Refusal::Outrun));
-        assert!(matches!(append("k0".to_owned(), 0), Ok(Placed::Replayed(_))), "what is remembered is answered");
-        assert!(matches!(append("late".to_owned(), 1), Ok(Placed::Written { .. })));
+        assert_eq!(append("late".to_owned(), 0), EntryOutcome::Refused(Refusal::KeyMayBeForgotten));
+        assert!(matches!(append("k0".to_owned(), 0), EntryOutcome::Replayed(_)), "a remembered key is answered");
+        assert!(matches!(append("late".to_owned(), 1), EntryOutcome::Written { .. }));
+    }
+
+    fn one_row(storage: &Storage) -> Rows {
+        let mut rows = storage.schema().rows();
+        storage.schema().push(&Data::Text("x".into()), &mut rows).expect("fits");
+        rows
     }
 
     fn open(path: &Path) -> Storage {

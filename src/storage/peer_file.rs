@@ -1,5 +1,5 @@
-//! `<csv>.events`: lines that replicas leave for each other, for people to see. Nothing rests on it: it is never synced, it is
-//! emptied when it has grown, and a line may be lost then.
+//! `<csv>.events`: lines that replicas send each other for `/events`. No promise depends on this file: it is never synced, it
+//! is emptied when it grows large, and a line may be lost then.
 
 use std::{
     fs::{File, OpenOptions},
@@ -8,49 +8,49 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::storage::{files::beside, side_files};
+use crate::storage::side_files::{copy_owner_and_mode, side_path};
 
-/// Whoever finds it longer empties it.
+/// A replica that finds the file longer than this empties it.
 const BYTES_MAX: u64 = 4 << 20;
-/// The most that one look reads.
-const LOOK_BYTES_MAX: u64 = 1 << 20;
+/// The most that one poll reads.
+const POLL_BYTES_MAX: u64 = 1 << 20;
 
 /// One replica's view of the lines.
 #[derive(Debug)]
-pub struct Bulletin {
+pub struct PeerFile {
     csv: PathBuf,
     path: PathBuf,
-    /// Where the next look begins; none before the first.
+    /// Where the next poll begins; `None` before the first poll.
     at: Option<u64>,
 }
 
-impl Bulletin {
-    /// Of a CSV whose path is resolved. Opens nothing yet.
+impl PeerFile {
+    /// The peer file of a CSV whose path is resolved. Opens nothing yet.
     pub fn new(csv: &Path) -> Self {
-        Self { csv: csv.to_owned(), path: beside(csv, ".events"), at: None }
+        Self { csv: csv.to_owned(), path: side_path(csv, ".events"), at: None }
     }
 
-    /// Leaves one line, without its line break.
+    /// Appends one line, given without its line break.
     ///
     /// # Errors
-    /// The system's answer.
-    pub fn post(&self, line: &str) -> io::Result<()> {
+    /// The system's error.
+    pub fn publish(&self, line: &str) -> io::Result<()> {
         let mut file = OpenOptions::new().append(true).create(true).open(&self.path)?;
         let len = file.metadata()?.len();
         if len == 0 {
-            side_files::like_csv(&file, &self.csv)?;
+            copy_owner_and_mode(&file, &self.csv)?;
         } else if len > BYTES_MAX {
             file.set_len(0)?;
         }
-        // One write, so that lines of several replicas don't mix.
+        // One write, so that the lines of several replicas do not mix.
         file.write_all(format!("{line}\n").as_bytes())
     }
 
-    /// The whole lines since the last look; from the first look on.
+    /// Returns the whole lines since the last poll. The first poll returns none.
     ///
     /// # Errors
-    /// The system's answer.
-    pub fn look(&mut self) -> io::Result<String> {
+    /// The system's error.
+    pub fn poll(&mut self) -> io::Result<String> {
         let file = match File::open(&self.path) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 self.at = Some(0);
@@ -59,13 +59,13 @@ impl Bulletin {
             other => other?,
         };
         let len = file.metadata()?.len();
-        // Emptied, or another one: what is there now is new.
+        // A shorter file was emptied or replaced: all its lines are new.
         let at = self.at.map_or(len, |at| if at > len { 0 } else { at });
-        let from = at.max(len.saturating_sub(LOOK_BYTES_MAX));
+        let from = at.max(len.saturating_sub(POLL_BYTES_MAX));
         let mut text = vec![0; (len - from) as usize];
         let read = file.read_at(&mut text, from)?;
         text.truncate(read);
-        // A line whose end is still to come is for the next look.
+        // An incomplete last line is left for the next poll.
         let whole = memchr::memrchr(b'\n', &text).map_or(0, |at| at + 1);
         text.truncate(whole);
         self.at = Some(from + whole as u64);
@@ -78,22 +78,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_replica_sees_every_line_once_and_goes_on_when_the_file_was_emptied() {
+    fn lines_are_received_once_by_each_replica_across_emptying() {
         let folder = tempfile::tempdir().expect("a folder");
         let csv = folder.path().join("rows.csv");
         std::fs::write(&csv, "").expect("writable");
-        let (mut one, mut two) = (Bulletin::new(&csv), Bulletin::new(&csv));
-        assert_eq!(one.look().expect("readable"), "");
-        two.post("a").expect("writable");
-        assert_eq!(two.look().expect("readable"), "", "what was there before the first look is over");
-        one.post("b").expect("writable");
-        assert_eq!(one.look().expect("readable"), "a\nb\n");
-        assert_eq!(two.look().expect("readable"), "b\n");
+        let (mut one, mut two) = (PeerFile::new(&csv), PeerFile::new(&csv));
+        assert_eq!(one.poll().expect("readable"), "");
+        two.publish("a").expect("writable");
+        assert_eq!(two.poll().expect("readable"), "", "lines before the first poll are not returned");
+        one.publish("b").expect("writable");
+        assert_eq!(one.poll().expect("readable"), "a\nb\n");
+        assert_eq!(two.poll().expect("readable"), "b\n");
         let long = "x".repeat(BYTES_MAX as usize + 1);
-        one.post(&long).expect("writable");
-        assert!(two.look().expect("readable").len() <= LOOK_BYTES_MAX as usize);
-        one.post("c").expect("writable");
-        assert_eq!(two.look().expect("readable"), "c\n");
+        one.publish(&long).expect("writable");
+        assert!(two.poll().expect("readable").len() <= POLL_BYTES_MAX as usize);
+        one.publish("c").expect("writable");
+        assert_eq!(two.poll().expect("readable"), "c\n");
         assert!(std::fs::metadata(&two.path).expect("there").len() < 10);
     }
 }

@@ -1,25 +1,32 @@
-//! Making the CSV and its side file, and refusing what can't be one.
+//! Creates the CSV and its side files, and refuses what cannot serve as a CSV.
 
 use std::{
     fs::{self, File, Permissions},
     io::{self, ErrorKind, Write},
     os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use tempfile::NamedTempFile;
 
-use crate::csv::schema::Schema;
-use crate::storage::{
-    OpenError,
-    files::{Files, beside},
-    journal::{Header, Layout},
-    keys::{self, preamble},
-    ledger::checkpoint::write_zeros,
+use crate::{
+    csv::schema::Schema,
+    storage::{
+        disk::{Disk, write_zeros},
+        error::OpenError,
+        journal::{Header, Layout},
+        keys,
+    },
 };
 
-/// Resolves symbolic links once, so that all replicas mean the same file ever after.
+/// `<csv><suffix>`.
+pub(crate) fn side_path(csv: &Path, suffix: &str) -> PathBuf {
+    let mut path = csv.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}
+
+/// Resolves symbolic links once, so that all replicas use the same file and side files.
 ///
 /// # Errors
 /// If the file, or its directory, can't be found.
@@ -36,7 +43,7 @@ pub fn resolve(path: &Path) -> Result<PathBuf, OpenError> {
     }
 }
 
-/// Reads `ROWLOCK_CSV_HEADER`.
+/// Parses `ROWLOCK_CSV_HEADER`.
 pub(crate) fn parse_header_option(header: &str) -> Result<Schema, OpenError> {
     if header == "none" {
         Ok(Schema::headerless())
@@ -45,25 +52,25 @@ pub(crate) fn parse_header_option(header: &str) -> Result<Schema, OpenError> {
     }
 }
 
-/// Makes a missing file whole or not at all: header and all, synced under another name, then linked, then the directory synced.
+/// Creates a missing CSV with its header. The file appears complete or not at all.
 pub(crate) fn ensure_exists(path: &Path, schema: &Schema) -> Result<(), OpenError> {
     if let Ok(metadata) = fs::metadata(path) {
         return if metadata.is_file() { Ok(()) } else { Err(OpenError::NotAFile(path.to_owned())) };
     }
-    let make = || -> io::Result<()> {
-        let directory = directory_of(path);
-        // The process's umask takes away what others may not do.
+    let create = || -> io::Result<()> {
+        let directory = parent_directory(path);
+        // The process's umask still applies.
         let mut file = tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(directory)?;
         if let Some(header) = schema.header() {
             file.write_all(&header)?;
             file.write_all(b"\n")?;
         }
-        put_in_place(file, path)
+        persist_new(file, path)
     };
-    make().map_err(|e| OpenError::io(path, "make", e))
+    create().map_err(|e| OpenError::io(path, "create", e))
 }
 
-/// Refuses what an append could not keep its promises on.
+/// Refuses a file that is not a regular file with one name.
 pub(crate) fn refuse_unfit(path: &Path, file: &File) -> Result<(), OpenError> {
     let metadata = file.metadata().map_err(|e| OpenError::io(path, "stat", e))?;
     match (metadata.is_file(), metadata.nlink()) {
@@ -73,9 +80,9 @@ pub(crate) fn refuse_unfit(path: &Path, file: &File) -> Result<(), OpenError> {
     }
 }
 
-/// Makes the journal whole or not at all: zeros, then two headers that say how far the CSV was read. Keeps one that is there.
-pub(crate) fn ensure_journal(path: &Path, csv: &Path, head: &Header, layout: Layout) -> io::Result<()> {
-    make_beside(path, csv, |file| write_journal(file, head, layout))
+/// Creates the journal, complete or not at all: two headers, then zeros. Keeps an existing one.
+pub(crate) fn ensure_journal(csv: &Path, head: &Header, layout: Layout) -> io::Result<()> {
+    ensure_side_file(&side_path(csv, ".journal"), csv, |file| write_journal(file, head, layout))
 }
 
 fn write_journal(file: &File, head: &Header, layout: Layout) -> io::Result<()> {
@@ -86,76 +93,75 @@ fn write_journal(file: &File, head: &Header, layout: Layout) -> io::Result<()> {
     Ok(())
 }
 
-/// Puts a new journal in the place of one that is kept under another name: at no time is there none.
+/// Replaces the journal by a new one and keeps the old one under another name. There is a journal at any time.
 pub(crate) fn replace_journal(csv: &Path, kept_as: &Path, head: &Header, layout: Layout) -> io::Result<()> {
-    let path = beside(csv, ".journal");
-    let file = side_file(csv, |file| write_journal(file, head, layout))?;
+    let path = side_path(csv, ".journal");
+    let file = new_side_file(csv, |file| write_journal(file, head, layout))?;
     fs::hard_link(&path, kept_as)?;
-    put_over(file, &path)
+    persist_over(file, &path)
 }
 
-/// Makes the file of keys, with room for so many. Keeps one that is there.
-pub(crate) fn ensure_keys(path: &Path, csv: &Path, slots: u64) -> io::Result<()> {
-    make_beside(path, csv, |file| file.write_all_at(&preamble(slots), 0))
+/// Creates the keys file with this many slots. Keeps an existing one.
+pub(crate) fn ensure_keys(csv: &Path, slots: u64) -> io::Result<()> {
+    ensure_side_file(&side_path(csv, ".keys"), csv, |file| file.write_all_at(&keys::preamble(slots), 0))
 }
 
-/// Replaces a file of fewer keys by one with room for `wanted`: for who holds the OS lock.
-pub(crate) fn grow_keys(files: &Arc<Files>, csv: &Path, end: u64, wanted: u64) -> io::Result<()> {
-    if keys::slots(files)? >= wanted {
+/// Replaces a keys file with fewer slots by one with `wanted` slots. The caller holds the OS lock.
+pub(crate) fn grow_keys(disk: &impl Disk, csv: &Path, end: u64, wanted: u64) -> io::Result<()> {
+    if keys::slots(disk)? >= wanted {
         return Ok(());
     }
-    let file = side_file(csv, |file| keys::copy_slots(files, end, wanted, file))?;
-    put_over(file, &beside(csv, ".keys"))
+    let file = new_side_file(csv, |file| keys::copy_slots(disk, end, wanted, file))?;
+    persist_over(file, &side_path(csv, ".keys"))
 }
 
-/// A side file: whole or not at all. Keeps one that is there.
-fn make_beside(path: &Path, csv: &Path, fill: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+/// Creates a side file, complete or not at all. Keeps an existing one.
+fn ensure_side_file(path: &Path, csv: &Path, fill: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
     if path.exists() {
         return Ok(());
     }
-    put_in_place(side_file(csv, fill)?, path)
+    persist_new(new_side_file(csv, fill)?, path)
 }
 
-/// With the CSV's mode and owner, under a name of no meaning yet.
-fn side_file(csv: &Path, fill: impl FnOnce(&File) -> io::Result<()>) -> io::Result<NamedTempFile> {
-    let file = NamedTempFile::new_in(directory_of(csv))?;
+/// A temporary file in the CSV's directory, with the CSV's owner and mode.
+fn new_side_file(csv: &Path, fill: impl FnOnce(&File) -> io::Result<()>) -> io::Result<NamedTempFile> {
+    let file = NamedTempFile::new_in(parent_directory(csv))?;
     fill(file.as_file())?;
-    like_csv(file.as_file(), csv)?;
+    copy_owner_and_mode(file.as_file(), csv)?;
     Ok(file)
 }
 
-/// Synced, put in the place of what is there, and the directory synced.
-fn put_over(file: NamedTempFile, path: &Path) -> io::Result<()> {
+/// Syncs the file, renames it over an existing one, and syncs the directory.
+fn persist_over(file: NamedTempFile, path: &Path) -> io::Result<()> {
     file.as_file().sync_all()?;
     file.persist(path).map_err(|e| e.error)?;
-    File::open(directory_of(path))?.sync_all()
+    File::open(parent_directory(path))?.sync_all()
 }
 
-/// Synced, linked, and the directory synced; another process may have been first.
-fn put_in_place(file: NamedTempFile, path: &Path) -> io::Result<()> {
+/// Syncs the file, gives it its name unless another process was faster, and syncs the directory.
+fn persist_new(file: NamedTempFile, path: &Path) -> io::Result<()> {
     file.as_file().sync_all()?;
     match file.persist_noclobber(path) {
-        Ok(_) => File::open(directory_of(path))?.sync_all(),
+        Ok(_) => File::open(parent_directory(path))?.sync_all(),
         Err(e) if e.error.kind() == ErrorKind::AlreadyExists => Ok(()),
         Err(e) => Err(e.error),
     }
 }
 
-pub(crate) fn directory_of(path: &Path) -> &Path {
+pub(crate) fn parent_directory(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new("/"))
 }
 
-/// Side files get the CSV's mode, and its owner where the system lets us give it.
-pub(crate) fn like_csv(file: &File, csv: &Path) -> io::Result<()> {
-    let like = fs::metadata(csv)?;
-    let ours = file.metadata()?;
-    if (ours.uid(), ours.gid()) != (like.uid(), like.gid()) {
-        match std::os::unix::fs::fchown(file, Some(like.uid()), Some(like.gid())) {
+/// Gives a side file the CSV's mode, and its owner where the system permits that.
+pub(crate) fn copy_owner_and_mode(file: &File, csv: &Path) -> io::Result<()> {
+    let (wanted, current) = (fs::metadata(csv)?, file.metadata()?);
+    if (current.uid(), current.gid()) != (wanted.uid(), wanted.gid()) {
+        match std::os::unix::fs::fchown(file, Some(wanted.uid()), Some(wanted.gid())) {
             Err(e) if e.kind() == ErrorKind::PermissionDenied => {
-                tracing::debug!(error = %e, "a side file stays ours, the CSV is somebody else's");
+                tracing::debug!(error = %e, "cannot give a side file the CSV's owner");
             }
             other => other?,
         }
     }
-    file.set_permissions(like.permissions())
+    file.set_permissions(wanted.permissions())
 }

@@ -1,4 +1,4 @@
-//! The disk itself, by the calls that a process makes.
+//! Tests the simulated disk with the system calls that a process makes.
 
 use std::{
     collections::BTreeSet,
@@ -19,10 +19,10 @@ use tempfile::{NamedTempFile, TempDir};
 
 use super::disk::{Disk, Lost, disk};
 
-/// Enough for each of the few things that chance can do.
+/// Enough seeds for each random outcome to occur.
 const SEEDS: u64 = 64;
 
-/// Mounts, works, and unmounts.
+/// Mounts the disk, runs `work`, and unmounts it.
 fn on<T>(disk: &Disk, work: impl FnOnce(&Path) -> T) -> T {
     let folder = TempDir::new().expect("a temporary folder");
     let mounted = disk.mount(folder.path());
@@ -35,8 +35,8 @@ fn sync_folder(folder: &Path) {
     File::open(folder).and_then(|folder| folder.sync_all()).expect("synced");
 }
 
-/// A file that is there for good.
-fn settled(folder: &Path, name: &str, content: &[u8]) -> File {
+/// Creates a file that is durable.
+fn durable_file(folder: &Path, name: &str, content: &[u8]) -> File {
     let mut file = File::create(folder.join(name)).expect("created");
     file.write_all(content).expect("written");
     file.sync_all().expect("synced");
@@ -48,24 +48,24 @@ fn appending(path: &Path) -> File {
     OpenOptions::new().append(true).create(true).open(path).expect("opens")
 }
 
-/// What a power cut made of it, for each of many seeds.
-fn outcomes<T: Ord>(work: impl Fn(&Path), look: impl Fn(&Disk) -> T) -> BTreeSet<T> {
+/// The results of `observe` after `work` and a power cut, for many seeds.
+fn outcomes<T: Ord>(work: impl Fn(&Path), observe: impl Fn(&Disk) -> T) -> BTreeSet<T> {
     let cut = |seed| {
         let disk = disk(seed)?;
         on(&disk, &work);
         disk.cut_power();
-        Some(look(&disk))
+        Some(observe(&disk))
     };
     (0..SEEDS).filter_map(cut).collect()
 }
 
 #[test]
-fn what_was_synced_survives_a_power_cut_and_what_was_not_may_not() {
+fn synced_data_survives_power_cut() {
     let Some(_) = disk(0) else { return };
     let work = |folder: &Path| {
-        let mut file = settled(folder, "rows", b"one\n");
+        let mut file = durable_file(folder, "rows", b"one\n");
         file.write_all(b"two\n").expect("written");
-        assert_eq!(fs::read(folder.join("rows")).expect("read"), b"one\ntwo\n", "the cache shows it at once");
+        assert_eq!(fs::read(folder.join("rows")).expect("read"), b"one\ntwo\n", "the cache has it at once");
     };
     let seen = outcomes(work, |disk| disk.read("rows").expect("its name was synced"));
     assert!(seen.iter().all(|content| content.starts_with(b"one\n")), "{seen:?}");
@@ -73,28 +73,28 @@ fn what_was_synced_survives_a_power_cut_and_what_was_not_may_not() {
 }
 
 #[test]
-fn a_write_is_torn_anywhere_and_leaves_zeros_in_its_gaps() {
+fn unsynced_write_survives_in_pieces_with_zeros_between() {
     let Some(_) = disk(0) else { return };
     let work = |folder: &Path| {
-        settled(folder, "rows", b"").write_all(&[b'x'; 20_000]).expect("written");
+        durable_file(folder, "rows", b"").write_all(&[b'x'; 20_000]).expect("written");
     };
     let seen = outcomes(work, |disk| disk.read("rows").expect("its name was synced"));
     assert!(seen.iter().flatten().all(|byte| [0, b'x'].contains(byte)));
     assert!(seen.iter().any(|content| content.contains(&0)), "a gap");
-    assert!(seen.iter().any(|content| content.len() % 4096 != 0 && content.len() < 20_000), "a torn page");
+    assert!(seen.iter().any(|content| content.len() % 4096 != 0 && content.len() < 20_000), "a partly written page");
     assert!(seen.contains([b'x'; 20_000].as_slice()), "all of it");
 }
 
 #[test]
-fn a_truncation_that_was_not_synced_may_be_undone() {
+fn unsynced_truncation_may_be_undone() {
     let Some(_) = disk(0) else { return };
-    let work = |folder: &Path| settled(folder, "rows", b"0123456789").set_len(3).expect("cut");
+    let work = |folder: &Path| durable_file(folder, "rows", b"0123456789").set_len(3).expect("truncated");
     let seen = outcomes(work, |disk| disk.read("rows").expect("its name was synced"));
     assert_eq!(seen, BTreeSet::from([b"012".to_vec(), b"0123456789".to_vec()]));
 }
 
 #[test]
-fn a_new_name_stays_only_once_its_directory_was_synced() {
+fn new_name_survives_only_after_directory_sync() {
     let Some(_) = disk(0) else { return };
     let create = |folder: &Path| {
         let mut file = File::create_new(folder.join("new")).expect("created");
@@ -111,26 +111,26 @@ fn a_new_name_stays_only_once_its_directory_was_synced() {
 }
 
 #[test]
-fn a_rename_happens_whole_or_not_at_all() {
+fn rename_is_atomic() {
     let Some(_) = disk(0) else { return };
     let work = |folder: &Path| {
-        settled(folder, "rows", b"old");
-        settled(folder, "rows.new", b"new");
+        durable_file(folder, "rows", b"old");
+        durable_file(folder, "rows.new", b"new");
         fs::rename(folder.join("rows.new"), folder.join("rows")).expect("renamed");
     };
-    let look = |disk: &Disk| (disk.names(), disk.read("rows").expect("one or the other"));
+    let observe = |disk: &Disk| (disk.names(), disk.read("rows").expect("one or the other"));
     let before = (vec!["rows".to_owned(), "rows.new".to_owned()], b"old".to_vec());
     let after = (vec!["rows".to_owned()], b"new".to_vec());
-    assert_eq!(outcomes(work, look), BTreeSet::from([before, after]));
+    assert_eq!(outcomes(work, observe), BTreeSet::from([before, after]));
 }
 
 #[test]
-fn what_a_cut_took_is_counted_and_the_next_mount_shows_the_rest() {
+fn losses_of_power_cut_are_counted() {
     let (mut took_all, mut took_nothing) = (false, false);
     for seed in 0..SEEDS {
         let Some(disk) = disk(seed) else { return };
         on(&disk, |folder| {
-            settled(folder, "rows", b"one\n").write_all(b"two\n").expect("written");
+            durable_file(folder, "rows", b"one\n").write_all(b"two\n").expect("written");
             fs::hard_link(folder.join("rows"), folder.join("other")).expect("linked");
         });
         let lost = disk.cut_power();
@@ -145,19 +145,19 @@ fn what_a_cut_took_is_counted_and_the_next_mount_shows_the_rest() {
 }
 
 #[test]
-fn after_a_sync_that_failed_the_next_one_says_ok_and_the_data_may_be_gone() {
+fn sync_after_failed_one_succeeds_with_data_lost() {
     let Some(_) = disk(0) else { return };
     let mut seen = BTreeSet::new();
     for seed in 0..SEEDS {
         let disk = Disk::new(seed);
         on(&disk, |folder| {
-            let mut file = settled(folder, "rows", b"one\n");
+            let mut file = durable_file(folder, "rows", b"one\n");
             disk.fail_syncs("rows", 1);
             file.write_all(b"two\n").expect("written");
-            let failed = file.sync_data().expect_err("was told to fail");
+            let failed = file.sync_data().expect_err("fails as requested");
             assert_eq!(failed.raw_os_error(), Some(Errno::IO.raw_os_error()));
-            file.sync_data().expect("the second says OK");
-            assert_eq!(fs::read(folder.join("rows")).expect("read"), b"one\ntwo\n", "the cache lies");
+            file.sync_data().expect("the second sync succeeds");
+            assert_eq!(fs::read(folder.join("rows")).expect("read"), b"one\ntwo\n", "the cache has unwritten data");
         });
         assert_eq!(disk.syncs_failed(), 1);
         disk.cut_power();
@@ -167,13 +167,13 @@ fn after_a_sync_that_failed_the_next_one_says_ok_and_the_data_may_be_gone() {
 }
 
 #[test]
-fn a_write_fails_as_it_was_told_and_writes_nothing() {
+fn injected_write_error_writes_nothing() {
     let Some(disk) = disk(1) else { return };
     on(&disk, |folder| {
         disk.fail_writes("rows", 2, Errno::IO);
         let mut file = File::create(folder.join("rows")).expect("created");
         for _ in 0..2 {
-            let failed = file.write_all(b"x").expect_err("was told to fail");
+            let failed = file.write_all(b"x").expect_err("fails as requested");
             assert_eq!(failed.raw_os_error(), Some(Errno::IO.raw_os_error()));
         }
         file.write_all(b"y").expect("written");
@@ -182,7 +182,7 @@ fn a_write_fails_as_it_was_told_and_writes_nothing() {
 }
 
 #[test]
-fn appends_of_two_threads_never_overwrite_each_other() {
+fn appends_of_two_threads_do_not_overwrite_each_other() {
     let Some(disk) = disk(2) else { return };
     on(&disk, |folder| {
         let path = &folder.join("rows");
@@ -199,7 +199,7 @@ fn appends_of_two_threads_never_overwrite_each_other() {
 }
 
 #[test]
-fn appends_of_two_processes_never_overwrite_each_other() {
+fn appends_of_two_processes_do_not_overwrite_each_other() {
     let Some(disk) = disk(3) else { return };
     on(&disk, |folder| {
         let append = |process: &str| {
@@ -224,7 +224,7 @@ fn assert_all_rows(disk: &Disk) {
 }
 
 #[test]
-fn short_writes_are_gone_on_with() {
+fn short_writes_can_be_continued() {
     let Some(disk) = disk(4) else { return };
     let bytes: Vec<u8> = (0..100_000_u32).map(|n| n as u8).collect();
     on(&disk, |folder| {
@@ -240,7 +240,7 @@ fn short_writes_are_gone_on_with() {
 }
 
 #[test]
-fn a_lock_excludes_a_second_handle_and_another_process() {
+fn lock_excludes_second_handle_and_other_process() {
     let Some(disk) = disk(5) else { return };
     on(&disk, |folder| {
         let path = folder.join("rows");
@@ -256,16 +256,16 @@ fn a_lock_excludes_a_second_handle_and_another_process() {
 }
 
 #[test]
-fn room_that_is_reserved_shows_in_the_blocks_and_not_in_the_length() {
+fn reserved_space_counts_as_blocks_not_as_length() {
     let Some(disk) = disk(6) else { return };
     on(&disk, |folder| {
-        let file = settled(folder, "rows", b"x");
-        assert_eq!(file.metadata().expect("told").blocks(), 8);
+        let file = durable_file(folder, "rows", b"x");
+        assert_eq!(file.metadata().expect("known").blocks(), 8);
         fallocate(&file, FallocateFlags::KEEP_SIZE, 1, 8192).expect("reserved");
-        let metadata = file.metadata().expect("told");
+        let metadata = file.metadata().expect("known");
         assert_eq!((metadata.len(), metadata.blocks()), (1, 24));
         fallocate(&file, FallocateFlags::empty(), 0, 10_000).expect("reserved");
-        assert_eq!(file.metadata().expect("told").len(), 10_000);
+        assert_eq!(file.metadata().expect("known").len(), 10_000);
         disk.without_fallocate(true);
         assert_eq!(fallocate(&file, FallocateFlags::KEEP_SIZE, 0, 1), Err(Errno::OPNOTSUPP));
         disk.without_fallocate(false);
@@ -274,45 +274,45 @@ fn room_that_is_reserved_shows_in_the_blocks_and_not_in_the_length() {
 }
 
 #[test]
-fn a_full_disk_takes_what_fits_and_then_nothing() {
+fn full_disk_writes_what_fits() {
     let Some(disk) = disk(7) else { return };
     on(&disk, |folder| {
-        let mut file = settled(folder, "rows", b"");
+        let mut file = durable_file(folder, "rows", b"");
         disk.capacity(Some(3 * 4096));
         assert_eq!(fallocate(&file, FallocateFlags::KEEP_SIZE, 0, 4 * 4096), Err(Errno::NOSPC));
         fallocate(&file, FallocateFlags::KEEP_SIZE, 0, 2 * 4096).expect("fits");
-        let room = statvfs(folder).expect("told");
-        assert_eq!((room.f_blocks, room.f_bavail), (3, 1));
+        let space = statvfs(folder).expect("known");
+        assert_eq!((space.f_blocks, space.f_bavail), (3, 1));
         assert_eq!(file.write(&[1; 20_000]).expect("fits in part"), 3 * 4096);
         let full = file.write(b"x").expect_err("is full");
         assert_eq!(full.kind(), ErrorKind::StorageFull);
         file.write_all_at(b"y", 0).expect("what is there may be overwritten");
-        let other = File::create(folder.join("other")).expect("a name takes no room");
+        let other = File::create(folder.join("other")).expect("a name needs no space");
         assert_eq!(other.write_at(b"x", 0).expect_err("is full").kind(), ErrorKind::StorageFull);
         drop(file);
         fs::remove_file(folder.join("rows")).expect("removed");
-        wait_for_room(folder);
-        other.write_all_at(b"x", 0).expect("there is room again");
+        wait_for_space(folder);
+        other.write_all_at(b"x", 0).expect("there is space again");
     });
 }
 
-/// The kernel tells of a file's last close only after the close has returned.
-fn wait_for_room(folder: &Path) {
+/// The kernel reports the last close of a file only after the close has returned.
+fn wait_for_space(folder: &Path) {
     for _ in 0..1000 {
-        if statvfs(folder).expect("told").f_bavail > 0 {
+        if statvfs(folder).expect("known").f_bavail > 0 {
             return;
         }
         thread::sleep(Duration::from_millis(10));
     }
-    panic!("no room was given back");
+    panic!("no space was freed");
 }
 
 #[test]
-fn a_disk_that_turned_read_only_refuses_every_change() {
+fn read_only_disk_refuses_every_change() {
     let Some(disk) = disk(8) else { return };
     on(&disk, |folder| {
         let (path, other) = (folder.join("rows"), folder.join("other"));
-        let file = settled(folder, "rows", b"one\n");
+        let file = durable_file(folder, "rows", b"one\n");
         disk.read_only(true);
         let refused = [
             file.write_at(b"x", 0).map(drop),
@@ -337,11 +337,11 @@ fn a_disk_that_turned_read_only_refuses_every_change() {
 }
 
 #[test]
-fn names_and_what_is_known_of_files_behave_as_elsewhere() {
+fn names_and_metadata_behave_as_on_real_disk() {
     let Some(disk) = disk(9) else { return };
     on(&disk, |folder| {
         let path = folder.join("rows");
-        let file = settled(folder, "rows", b"one\n");
+        let file = durable_file(folder, "rows", b"one\n");
         assert_eq!(File::create_new(&path).expect_err("exists").kind(), ErrorKind::AlreadyExists);
         let temporary = || NamedTempFile::new_in(folder).expect("created");
         let taken = temporary().persist_noclobber(&path).expect_err("the name is taken");
@@ -349,10 +349,10 @@ fn names_and_what_is_known_of_files_behave_as_elsewhere() {
         drop(taken);
         temporary().persist_noclobber(folder.join("new")).expect("the name is free");
         fs::hard_link(&path, folder.join("second")).expect("linked");
-        assert_eq!(file.metadata().expect("told").nlink(), 2);
+        assert_eq!(file.metadata().expect("known").nlink(), 2);
         file.set_permissions(fs::Permissions::from_mode(0o640)).expect("set");
         file.set_modified(SystemTime::UNIX_EPOCH).expect("set");
-        let metadata = fs::metadata(folder.join("second")).expect("told");
+        let metadata = fs::metadata(folder.join("second")).expect("known");
         assert_eq!((metadata.mode() & 0o7777, metadata.mtime(), metadata.nlink()), (0o640, 0, 2));
         let names: BTreeSet<_> =
             fs::read_dir(folder).expect("lists").map(|entry| entry.expect("an entry").file_name()).collect();
@@ -362,7 +362,7 @@ fn names_and_what_is_known_of_files_behave_as_elsewhere() {
 }
 
 #[test]
-fn a_test_that_panics_leaves_no_mount_even_while_a_file_is_open() {
+fn panicking_test_leaves_no_mount() {
     let Some(disk) = disk(10) else { return };
     let folder = TempDir::new().expect("a temporary folder");
     let path = folder.path().to_owned();
@@ -372,17 +372,17 @@ fn a_test_that_panics_leaves_no_mount_even_while_a_file_is_open() {
         std::panic::resume_unwind(Box::new(file));
     });
     let mut file = *panicking.join().expect_err("panicked").downcast::<File>().expect("the file");
-    file.write_all(b"x").expect("who has it open may go on");
+    file.write_all(b"x").expect("an open file stays usable");
     assert!(!folder.path().join("rows").exists());
-    let mounts = fs::read_to_string("/proc/self/mounts").expect("told");
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("known");
     assert!(!mounts.contains(folder.path().to_str().expect("text")), "{mounts}");
 }
 
 #[test]
-fn a_journal_is_overwritten_in_steps_and_synced_each_time() {
+fn synced_overwrites_survive_power_cut() {
     let Some(disk) = disk(11) else { return };
     on(&disk, |folder| {
-        let file = settled(folder, "journal", &vec![0; 1 << 20]);
+        let file = durable_file(folder, "journal", &vec![0; 1 << 20]);
         for step in 0..1000 {
             file.write_all_at(&[step as u8; 4096], step % 256 * 4096).expect("written");
             file.sync_data().expect("synced");

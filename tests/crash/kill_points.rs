@@ -1,16 +1,16 @@
-//! A replica that is killed or stopped at each point of a row's way.
+//! A replica is killed or stopped at each failpoint.
 
 use std::time::Duration;
 
 use crate::{
+    failpoints::{APPEND, CHECKPOINT, REBUILD},
     load::{Load, verify},
-    named_points::{APPEND, CHECKPOINT, REBUILD},
-    replicas::{Fleet, LOCK_TTL_MS},
+    replicas::{LOCK_TTL_MS, Replicas},
     support::until,
 };
 
-/// Where a stopped process keeps no OS lock, so that the others must go on without it.
-const UNGUARDED: [&str; 3] = ["lock_granted", "answer_due", "answered"];
+/// Points at which a stopped process does not hold the OS lock, so that the others must continue.
+const OUTSIDE_OS_LOCK: [&str; 3] = ["lock_granted", "answer_due", "answered"];
 const CLIENTS: usize = 12;
 
 fn rounds(default: u32) -> u32 {
@@ -18,68 +18,68 @@ fn rounds(default: u32) -> u32 {
 }
 
 async fn killed_at(points: &[&str]) {
-    let mut fleet = Fleet::start();
-    let load = Load::start(CLIENTS, &fleet.addresses);
+    let mut replicas = Replicas::start();
+    let load = Load::start(CLIENTS, &replicas.addresses);
     for point in points {
         for round in 0..rounds(20) {
-            fleet.arm(point, "KILL");
-            let place = fleet.hit(point).await;
-            fleet.replace_killed(place);
+            replicas.arm(point, "KILL");
+            let index = replicas.hit(point).await;
+            replicas.replace_killed(index);
             if round % 5 == 4 {
-                // Nobody is left who knows: the next start makes the file whole.
-                fleet.kill_all();
-                fleet.start_all();
+                // The next start repairs the file, since no running process knows its state.
+                replicas.kill_all();
+                replicas.start_all();
             }
             let before = load.acked();
             until("rows are served again", async || load.acked() > before).await;
         }
     }
     let all = load.end().await;
-    verify(&fleet.bench.csv, &all);
+    verify(&replicas.bench.csv, &all);
 }
 
 async fn stopped_at(points: &[&str]) {
-    let fleet = Fleet::start();
-    let load = Load::start(CLIENTS, &fleet.addresses);
+    let replicas = Replicas::start();
+    let load = Load::start(CLIENTS, &replicas.addresses);
     for point in points {
         for _ in 0..rounds(5) {
-            fleet.arm(point, "STOP");
-            let place = fleet.hit(point).await;
+            replicas.arm(point, "STOP");
+            let index = replicas.hit(point).await;
             let before = load.acked();
             tokio::time::sleep(Duration::from_millis(3 * LOCK_TTL_MS)).await;
             assert!(
-                !UNGUARDED.contains(point) || load.acked() > before,
-                "nobody went on while one was stopped at {point}"
+                !OUTSIDE_OS_LOCK.contains(point) || load.acked() > before,
+                "no replica continued while one was stopped at {point}"
             );
-            fleet.replicas[place].signal("CONT");
+            replicas.all[index].signal("CONT");
         }
     }
     let all = load.end().await;
-    verify(&fleet.bench.csv, &all);
+    verify(&replicas.bench.csv, &all);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_killed_at_any_point_of_an_append_leaves_every_key_exactly_once() {
+async fn kill_during_append_keeps_each_key_once() {
     killed_at(&APPEND).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_killed_at_any_point_of_a_checkpoint_leaves_every_key_exactly_once() {
+async fn kill_during_checkpoint_keeps_each_key_once() {
     killed_at(&CHECKPOINT).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_killed_at_any_point_of_a_rebuild_leaves_every_key_exactly_once() {
+async fn kill_during_rebuild_keeps_each_key_once() {
     killed_at(&REBUILD).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_stopped_past_its_time_at_any_point_of_an_append_leaves_every_key_exactly_once() {
+async fn stop_during_append_keeps_each_key_once() {
     stopped_at(&APPEND).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_stopped_past_its_time_at_any_point_of_a_checkpoint_or_rebuild_leaves_every_key_exactly_once() {
+async fn stop_during_checkpoint_or_rebuild_keeps_each_key_once() {
     stopped_at(&CHECKPOINT).await;
     stopped_at(&REBUILD).await;
 }

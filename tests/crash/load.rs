@@ -1,4 +1,4 @@
-//! Clients that retry each key until it is acknowledged, and the look at the file that must hold each exactly once.
+//! Clients that retry each key until it is acknowledged, and the check that the file has each key exactly once.
 
 use std::{
     collections::HashMap,
@@ -16,15 +16,15 @@ use tokio::task::JoinHandle;
 
 use crate::support::PATIENCE;
 
-/// The header that these rows are made for.
+/// The header for these rows.
 pub(crate) const HEADER: &str = "token,key,data";
-/// A stopped replica answers nobody: after so long another one is asked.
+/// A stopped replica does not answer: after this time the client tries another one.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Where the replicas are now; a place stays empty while nobody serves there.
+/// The URLs of the replicas; `None` for one that is not running.
 pub(crate) type Addresses = Arc<RwLock<Vec<Option<String>>>>;
 
-/// A row that was acknowledged, and where.
+/// An acknowledged row.
 #[derive(Debug)]
 pub(crate) struct Acked {
     key: String,
@@ -40,7 +40,7 @@ pub(crate) struct Load {
     refused: Refused,
 }
 
-/// How often each status was answered that is no success.
+/// How often each status other than 201 was answered.
 type Refused = Arc<Mutex<HashMap<u16, u64>>>;
 
 impl Load {
@@ -57,22 +57,22 @@ impl Load {
         Self { clients, ended, acked, refused }
     }
 
-    /// How often this status was answered by now.
+    /// How often this status was answered so far.
     pub(crate) fn refused(&self, status: u16) -> u64 {
         self.refused.lock().expect("not poisoned").get(&status).copied().unwrap_or_default()
     }
 
-    /// How many rows were acknowledged by now.
+    /// How many rows were acknowledged so far.
     pub(crate) fn acked(&self) -> u64 {
         self.acked.load(Ordering::Relaxed)
     }
 
-    /// Lets every client settle the key that it has in hand, and answers all that was acknowledged.
+    /// Lets each client finish its current key, and returns all acknowledged rows.
     pub(crate) async fn end(self) -> Vec<Acked> {
         self.ended.store(true, Ordering::Relaxed);
         let mut all = Vec::new();
         for client in self.clients {
-            all.extend(client.await.expect("a client knows of each of its keys"));
+            all.extend(client.await.expect("a client gets each of its keys acknowledged"));
         }
         all
     }
@@ -109,7 +109,7 @@ impl Client {
             };
             let answer = match address {
                 Some(address) => self.post(&address, key, data).await,
-                None => Err("nobody serves".to_owned()),
+                None => Err("the replica is not running".to_owned()),
             };
             match answer {
                 Ok((201, ack)) => {
@@ -136,7 +136,7 @@ impl Client {
     }
 }
 
-/// Of many lengths, with all that needs quoting.
+/// Data of many lengths, with quotes, commas and line breaks.
 fn data_of(client: usize, number: usize) -> String {
     let mut data = format!("{client}-{number}: ");
     let long = (client * 7919 + number * 104_729) % 2500;
@@ -146,18 +146,18 @@ fn data_of(client: usize, number: usize) -> String {
     data
 }
 
-/// Holds the file against what was acknowledged. All that was sent was acknowledged in the end, so nothing else may stand.
+/// Compares the file with the acknowledged rows. Each sent row was acknowledged in the end, so there must be no other rows.
 pub(crate) fn verify(csv: &Path, all: &[Acked]) {
     let text = std::fs::read(csv).expect("a readable CSV");
     verify_text(&text, all);
 }
 
-/// As `verify`.
+/// Like `verify`, for the file's content.
 pub(crate) fn verify_text(text: &[u8], all: &[Acked]) {
     assert_eq!(text.iter().position(|&byte| byte == 0), None, "a hole, in {} bytes", text.len());
     assert!(
         text.ends_with(b"\n"),
-        "a torn end: {:?}",
+        "an incomplete last line: {:?}",
         String::from_utf8_lossy(&text[text.len().saturating_sub(200)..])
     );
     let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(text);
@@ -166,17 +166,18 @@ pub(crate) fn verify_text(text: &[u8], all: &[Acked]) {
     assert_eq!(header.iter().collect::<Vec<_>>().join(","), HEADER);
     let (mut rows, mut newest) = (HashMap::new(), 0);
     for record in records {
-        let (token, place) = (record[0].parse::<u64>().expect("a token"), record.position().expect("a place").byte());
+        let (token, position) =
+            (record[0].parse::<u64>().expect("a token"), record.position().expect("a position").byte());
         assert!(token >= newest, "token {token} after {newest}");
         newest = token;
-        let before = rows.insert(record[1].to_owned(), (record[2].to_owned(), place));
-        assert!(before.is_none(), "key {} stands twice, at {before:?} and {place}", &record[1]);
+        let before = rows.insert(record[1].to_owned(), (record[2].to_owned(), position));
+        assert!(before.is_none(), "key {} is repeated, at {before:?} and {position}", &record[1]);
     }
     for Acked { key, data, offset, bytes } in all {
-        let (found, place) = rows.remove(key).unwrap_or_else(|| panic!("acknowledged {key} is lost"));
-        assert_eq!((&found, place), (data, *offset), "{key} stands otherwise than was answered");
+        let (found, position) = rows.remove(key).unwrap_or_else(|| panic!("acknowledged {key} is lost"));
+        assert_eq!((&found, position), (data, *offset), "{key} differs from its acknowledgement");
         let end = usize::try_from(offset + bytes).expect("fits");
-        assert_eq!(text[end - 1], b'\n', "{key} does not end where was answered");
+        assert_eq!(text[end - 1], b'\n', "{key} does not end at the acknowledged offset");
     }
     assert!(rows.is_empty(), "never sent: {:?}", rows.keys());
 }

@@ -1,4 +1,4 @@
-//! Kills, stops, power cuts and failing disks, on real replicas under load: every key stands in the file exactly once.
+//! Kills, stops, power cuts and failing disks, on real replicas under load: each key is in the file exactly once.
 
 #[path = "../support/disk/mod.rs"]
 #[allow(dead_code, reason = "shared with the faults")]
@@ -7,10 +7,10 @@ mod disk_errors;
 mod disk_test;
 #[path = "../support/ext4.rs"]
 mod ext4;
+#[path = "../support/failpoints.rs"]
+mod failpoints;
 mod kill_points;
 mod load;
-#[path = "../support/failpoints.rs"]
-mod named_points;
 mod power_cuts;
 mod replicas;
 #[path = "../support/mod.rs"]

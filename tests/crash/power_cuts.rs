@@ -1,4 +1,4 @@
-//! Power cuts and failing syncs under real replicas under load, on a disk that forgets what was not synced.
+//! Power cuts and failing syncs under replicas with load, on a simulated disk that loses unsynced data.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::{
     disk::{Disk, Lost, Mounted, disk},
     load::{HEADER, Load, verify},
-    replicas::Fleet,
+    replicas::Replicas,
     support::{Bench, On, Replica, until},
 };
 
@@ -20,7 +20,7 @@ const SYNC_FAILED: i32 = 74;
 
 /// A disk, and a bench whose CSV is on it.
 struct Host {
-    // Unmounted before its folder goes.
+    // Unmounted before its folder is removed.
     mounted: Option<Mounted>,
     disk: Disk,
     at: PathBuf,
@@ -37,7 +37,7 @@ impl Host {
         Some((Self { mounted, disk, at }, bench))
     }
 
-    /// For when nobody runs any more.
+    /// No process may have a file open.
     fn lose_power(&mut self) -> Lost {
         self.mounted.take().expect("it was mounted").unmount();
         let lost = self.disk.cut_power();
@@ -50,12 +50,12 @@ fn cuts() -> u64 {
     std::env::var("ROWLOCK_CUTS").ok().map_or(100, |cuts| cuts.parse().expect("a number of power cuts"))
 }
 
-/// Between the cuts syncs fail, too, and Redis forgets everything.
+/// Between the power cuts, syncs fail and Redis loses all its data.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hundred_power_cuts_under_load_leave_every_key_exactly_once() {
+async fn power_cuts_under_load_keep_each_key_once() {
     let Some((mut host, bench)) = Host::start(On::Redis, 1) else { return };
-    let mut fleet = Fleet::on(bench);
-    let load = Load::start(CLIENTS, &fleet.addresses);
+    let mut replicas = Replicas::on(bench);
+    let load = Load::start(CLIENTS, &replicas.addresses);
     let (mut lost, mut failed) = (Lost::default(), Vec::new());
     for cut in 0..cuts() {
         let enough = load.acked() + 1 + cut * 7919 % 60;
@@ -65,28 +65,28 @@ async fn a_hundred_power_cuts_under_load_leave_every_key_exactly_once() {
             let before = host.disk.syncs_failed();
             host.disk.fail_syncs(file, 1);
             until("a sync fails", async || host.disk.syncs_failed() > before).await;
-            until("its process ends", async || fleet.replicas.iter_mut().any(|replica| replica.has_ended())).await;
+            until("its process ends", async || replicas.all.iter_mut().any(|replica| replica.has_ended())).await;
         }
         if cut % 5 == 4 {
-            fleet.bench.redis().cli(&["flushall"]);
+            replicas.bench.redis().cli(&["flushall"]);
         }
-        failed.extend(fleet.kill_all());
+        failed.extend(replicas.kill_all());
         let more = host.lose_power();
         (lost.writes, lost.pieces, lost.entries) =
             (lost.writes + more.writes, lost.pieces + more.pieces, lost.entries + more.entries);
-        fleet.start_all();
+        replicas.start_all();
     }
     let all = load.end().await;
-    verify(&fleet.bench.csv, &all);
+    verify(&replicas.bench.csv, &all);
     println!("{} rows acknowledged, {lost:?}, {} syncs failed", all.len(), host.disk.syncs_failed());
-    assert!(lost.writes as u64 >= cuts(), "what was not synced must get lost: {lost:?}");
-    // The others that had the file open are told as well, and may still have been about to end.
+    assert!(lost.writes as u64 >= cuts(), "unsynced writes must be lost: {lost:?}");
+    // The sync also fails in other processes that have the file open, which may be about to end.
     assert!(failed.iter().all(|&code| code == SYNC_FAILED), "{failed:?}");
     assert!(failed.len() as u64 >= cuts() / 4, "a failed sync must end its process: {failed:?}");
-    fleet.kill_all();
+    replicas.kill_all();
 }
 
-/// One keyed row; status, whether it was a repeat, and the answer.
+/// Appends a row with a key. Returns the status, whether it was replayed, and the body.
 async fn keyed(replica: &Replica, key: &str) -> (u16, bool, Value) {
     let response = replica.post(&json!({"data": key})).header("idempotency-key", key).send().await.expect("an answer");
     let replayed = response.headers().contains_key("idempotent-replayed");
@@ -101,7 +101,7 @@ async fn is_ready(replica: &Replica) -> bool {
 const SETTINGS: [(&str, &str); 1] = [("ROWLOCK_CSV_HEADER", HEADER)];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failed_sync_or_write_is_never_acknowledged_ends_the_process_and_is_not_believed_by_who_comes_next() {
+async fn failed_sync_or_write_ends_process_unacknowledged() {
     for seed in 0..12 {
         let Some((mut host, bench)) = Host::start(On::Embedded, seed) else { return };
         let mut replica = bench.replica(&SETTINGS);
@@ -114,7 +114,7 @@ async fn a_failed_sync_or_write_is_never_acknowledged_ends_the_process_and_is_no
         }
         let (status, _, problem) = keyed(&replica, "doubtful").await;
         assert_eq!((status, &problem["code"], &problem["outcome"]), (500, &json!("sync_failed"), &json!("unknown")));
-        assert!(!is_ready(&replica).await, "nobody must be sent here any more");
+        assert!(!is_ready(&replica).await, "a replica whose sync failed is not ready");
         assert_eq!(replica.end().code(), Some(SYNC_FAILED), "{}", replica.log());
         assert!(replica.log().contains("cannot know what the file holds"), "{}", replica.log());
         if seed % 2 == 1 {
@@ -122,12 +122,12 @@ async fn a_failed_sync_or_write_is_never_acknowledged_ends_the_process_and_is_no
         }
         let report = bench.run(&["check", "--json"], &SETTINGS);
         let report: Value = serde_json::from_slice(&report.stdout).expect("a report");
-        // The mark itself is not synced: a power cut may take it, with all that it speaks of.
+        // The failed-sync flag is not synced: a power cut may remove it, together with the data in doubt.
         assert!(seed % 2 == 1 || report["journal"]["state"] == "in_doubt", "{report}");
         let next = bench.replica(&SETTINGS);
         let (status, replayed, ack) = keyed(&next, "doubtful").await;
         assert_eq!(status, 201, "{ack}");
-        assert!(replayed || !after_commit, "what was committed stands");
+        assert!(replayed || !after_commit, "a committed row stays");
         assert!(keyed(&next, "before").await.1);
         let keys: Vec<_> = bench.rows().iter().map(|row| row["key"].clone()).collect();
         assert_eq!(keys, ["before", "doubtful"], "seed {seed}");
@@ -135,7 +135,7 @@ async fn a_failed_sync_or_write_is_never_acknowledged_ends_the_process_and_is_no
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sync_that_fails_in_a_checkpoint_ends_the_process_and_no_row_is_lost() {
+async fn failed_checkpoint_sync_ends_process_and_loses_no_row() {
     for file in ["rows.csv", "rows.csv.keys"] {
         let Some((mut host, bench)) = Host::start(On::Embedded, 7) else { return };
         let mut replica = bench.replica(&SETTINGS);
@@ -143,7 +143,7 @@ async fn a_sync_that_fails_in_a_checkpoint_ends_the_process_and_no_row_is_lost()
         for key in ["one", "two", "three"] {
             assert_eq!(keyed(&replica, key).await.0, 201);
         }
-        // After a second of quiet.
+        // The checkpoint begins after a second without rows.
         assert_eq!(replica.end().code(), Some(SYNC_FAILED), "{}", replica.log());
         host.lose_power();
         let next = bench.replica(&SETTINGS);
@@ -155,42 +155,42 @@ async fn a_sync_that_fails_in_a_checkpoint_ends_the_process_and_no_row_is_lost()
 }
 
 #[test]
-fn a_failed_sync_is_the_exit_code_of_a_command() {
+fn failed_sync_sets_exit_code_of_command() {
     let Some((host, bench)) = Host::start(On::Embedded, 3) else { return };
     assert!(bench.run(&["append", "--data", "one"], &SETTINGS).status.success());
-    // The first sync of the journal is that of a start which looks.
+    // The first sync of the journal is that of the first refresh.
     host.disk.fail_syncs("rows.csv.journal", u32::MAX);
     let output = bench.run(&["append", "--data", "two"], &SETTINGS);
     assert_eq!(output.status.code(), Some(SYNC_FAILED), "{output:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn writes_that_take_only_a_part_are_continued() {
+async fn short_writes_are_continued() {
     let Some((host, bench)) = Host::start(On::Redis, 5) else { return };
     host.disk.short_writes(true);
-    let mut fleet = Fleet::on(bench);
-    let load = Load::start(CLIENTS, &fleet.addresses);
+    let mut replicas = Replicas::on(bench);
+    let load = Load::start(CLIENTS, &replicas.addresses);
     until("rows are served", async || load.acked() >= 300).await;
     let all = load.end().await;
-    verify(&fleet.bench.csv, &all);
-    fleet.kill_all();
+    verify(&replicas.bench.csv, &all);
+    replicas.kill_all();
 }
 
-/// With and without a file system that can make sure of room.
+/// On a file system that can reserve space, and on one that can't.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_runs_full_before_or_after_the_commit_point_leaves_nothing_behind_and_serves_again_with_room() {
+async fn full_disk_before_or_after_commit_point_leaves_no_rows() {
     for without_fallocate in [false, true] {
         let Some((host, bench)) = Host::start(On::Embedded, 9) else { return };
         host.disk.without_fallocate(without_fallocate);
         let replica = bench.replica(&SETTINGS);
         assert_eq!(keyed(&replica, "before").await.0, 201);
         let used = |name: &str| host.disk.read(name).map_or(0, |content| content.len().next_multiple_of(4096) as u64);
-        let room = host.disk.names().iter().map(|name| used(name)).sum::<u64>();
-        // The room that was made in advance stays with the file: only rows beyond it find the disk full.
+        let used_bytes = host.disk.names().iter().map(|name| used(name)).sum::<u64>();
+        // Space reserved in advance stays with the file: only rows beyond it find the disk full.
         let (row, reserved) = ("x".repeat(60_000), if without_fallocate { 0 } else { 4 << 20 });
-        host.disk.capacity(Some(room + reserved));
+        host.disk.capacity(Some(used_bytes + reserved));
         let mut written = 0;
-        // Behind the headers, which a checkpoint may write at any time.
+        // Without the headers, which a checkpoint may write at any time.
         let journal = || host.disk.read("rows.csv.journal").map(|journal| journal[3 * 4096..].to_vec());
         let (problem, before) = loop {
             let before = journal();
@@ -204,7 +204,7 @@ async fn a_disk_that_runs_full_before_or_after_the_commit_point_leaves_nothing_b
         let expected = (507, &json!("disk_full"), &json!("not_written"));
         assert_eq!((problem.0, &problem.1["code"], &problem.1["outcome"]), expected);
         assert_eq!(bench.rows().len(), 1 + written, "half a row was left behind");
-        assert!(without_fallocate || journal() == before, "a record was written without room for its rows");
+        assert!(without_fallocate || journal() == before, "a record was written without space for its rows");
         host.disk.capacity(None);
         assert_eq!(replica.append(json!({"data": row})).await.0, 201);
         assert!(keyed(&replica, "before").await.1);
@@ -215,13 +215,13 @@ async fn a_disk_that_runs_full_before_or_after_the_commit_point_leaves_nothing_b
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_volume_that_turns_read_only_refuses_and_serves_again_when_it_is_well() {
+async fn read_only_volume_refuses_rows_until_writable() {
     for on in [On::Redis, On::Embedded] {
         let Some((host, bench)) = Host::start(on, 11) else { return };
-        // An embedded lock is on that volume, too, and is waited for.
+        // The embedded lock is on that volume too, and the append waits for it.
         let replica = bench.replica(&[SETTINGS[0], ("ROWLOCK_WAIT_TIMEOUT", "200ms")]);
         assert_eq!(keyed(&replica, "before").await.0, 201);
-        // A checkpoint would be refused as well, and must not end the process.
+        // A checkpoint fails too, and must not end the process.
         host.disk.read_only(true);
         let refused_for = Instant::now();
         while refused_for.elapsed() < Duration::from_secs(2) {

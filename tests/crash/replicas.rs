@@ -1,4 +1,4 @@
-//! Replicas on one file, brought back whenever they are killed, and the points at which a test waits for them.
+//! Three replicas on one file, which are replaced when they are killed, and the failpoints that tests arm.
 
 use std::{
     fs,
@@ -8,51 +8,51 @@ use std::{
 };
 
 use crate::{
+    failpoints::{REBUILD, arm, leave_torn_line},
     load::{Addresses, HEADER},
-    named_points::{REBUILD, arm, leave_torn_line},
     support::{Bench, On, Replica, until},
 };
 
-/// How long a killed replica's lock binds the others.
+/// How long the lock of a killed replica still excludes the others.
 pub(crate) const LOCK_TTL_MS: u64 = 200;
 
-pub(crate) struct Fleet {
+pub(crate) struct Replicas {
     pub(crate) bench: Bench,
-    pub(crate) replicas: Vec<Replica>,
+    pub(crate) all: Vec<Replica>,
     pub(crate) addresses: Addresses,
     points: PathBuf,
 }
 
-impl Fleet {
+impl Replicas {
     /// Three replicas on one Redis.
     pub(crate) fn start() -> Self {
         Self::on(Bench::new(On::Redis))
     }
 
-    /// As `start`, on the CSV of this bench.
+    /// Like `start`, on the CSV of this bench.
     pub(crate) fn on(bench: Bench) -> Self {
         let points = bench.folder().join("points");
         fs::create_dir(&points).expect("a folder");
         let addresses = Arc::new(RwLock::new(vec![None; 3]));
-        let mut fleet = Self { bench, replicas: Vec::new(), addresses, points };
-        fleet.start_all();
-        fleet
+        let mut replicas = Self { bench, all: Vec::new(), addresses, points };
+        replicas.start_all();
+        replicas
     }
 
-    fn one_more(&self, place: usize) -> Replica {
+    fn start_one(&self, index: usize) -> Replica {
         let (points, ttl) = (self.points.to_string_lossy(), format!("{LOCK_TTL_MS}ms"));
         let settings = [("ROWLOCK_CSV_HEADER", HEADER), ("ROWLOCK_LOCK_TTL", &ttl), ("ROWLOCK_TEST_POINTS", &points)];
         let replica = self.bench.replica(&settings);
-        self.addresses.write().expect("not poisoned")[place] = Some(replica.url.clone());
+        self.addresses.write().expect("not poisoned")[index] = Some(replica.url.clone());
         replica
     }
 
-    /// Makes the next replica that comes to the point kill or stop itself.
+    /// Makes the next replica that reaches the point kill or stop itself.
     pub(crate) fn arm(&self, point: &str, signal: &str) {
         arm(&self.points, point, signal);
     }
 
-    /// Waits until one has come there, and answers its place.
+    /// Waits until a replica has reached the point, and returns its index.
     pub(crate) async fn hit(&self, point: &str) -> usize {
         let taken_by = |replica: &Replica| self.points.join(format!("{point}.{}", replica.pid())).exists();
         let is_rebuild = REBUILD.contains(&point);
@@ -60,26 +60,26 @@ impl Fleet {
             if is_rebuild {
                 leave_torn_line(&self.bench.csv);
             }
-            self.replicas.iter().any(taken_by)
+            self.all.iter().any(taken_by)
         })
         .await;
-        let place = self.replicas.iter().position(taken_by).expect("it was there just now");
-        fs::remove_file(self.points.join(format!("{point}.{}", self.replicas[place].pid()))).expect("it is there");
-        place
+        let index = self.all.iter().position(taken_by).expect("it was found just now");
+        fs::remove_file(self.points.join(format!("{point}.{}", self.all[index].pid()))).expect("it is there");
+        index
     }
 
-    /// Starts a replica where one was killed.
-    pub(crate) fn replace_killed(&mut self, place: usize) {
-        let status = self.replicas[place].end();
-        assert_eq!(status.signal(), Some(9), "{status:?}: {}", self.replicas[place].log());
-        self.replicas[place] = self.one_more(place);
+    /// Starts a replica in place of a killed one.
+    pub(crate) fn replace_killed(&mut self, index: usize) {
+        let status = self.all[index].end();
+        assert_eq!(status.signal(), Some(9), "{status:?}: {}", self.all[index].log());
+        self.all[index] = self.start_one(index);
     }
 
     pub(crate) fn start_all(&mut self) {
-        self.replicas = (0..3).map(|place| self.one_more(place)).collect();
+        self.all = (0..3).map(|index| self.start_one(index)).collect();
     }
 
-    /// Kills all that still run, as a host does that goes down; answers the exit codes of those that had ended before.
+    /// Kills all running replicas. Returns the exit codes of those that had ended before.
     pub(crate) fn kill_all(&mut self) -> Vec<i32> {
         self.addresses.write().expect("not poisoned").fill(None);
         let end = |mut replica: Replica| {
@@ -88,6 +88,6 @@ impl Fleet {
             }
             replica.end().code()
         };
-        self.replicas.drain(..).filter_map(end).collect()
+        self.all.drain(..).filter_map(end).collect()
     }
 }

@@ -1,15 +1,15 @@
-//! `rowlock check`: what it finds, what it leaves alone, and what `--repair` mends.
+//! `rowlock check`: what it finds, what it does not change, and what `--repair` repairs.
 
 use std::{collections::BTreeMap, fs, process::Output};
 
 use serde_json::{Value, json};
 
 use crate::{
-    journal::{BOTH_HEADERS, SETTINGS, beside, damage_journal, header_of_format_2, killed_after},
+    journal::{BOTH_HEADERS, SETTINGS, damage_journal, header_of_format_2, killed_after, side_path},
     support::{Bench, On, until_checkpointed, until_held},
 };
 
-/// Runs `check --json`; its exit code, and what it says.
+/// Runs `check --json`. Returns its exit code and report.
 fn check(bench: &Bench, args: &[&str]) -> (Option<i32>, Value) {
     let output = bench.run(&[&["check", "--json"], args].concat(), &SETTINGS);
     let report = serde_json::from_slice(&output.stdout);
@@ -20,7 +20,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// All files of the bench's folder.
+/// All files in the bench's folder.
 fn files(bench: &Bench) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(bench.folder()).expect("a folder").map(|entry| entry.expect("an entry"));
     let content = |path| fs::read(path).expect("readable");
@@ -28,7 +28,7 @@ fn files(bench: &Bench) -> BTreeMap<String, Vec<u8>> {
 }
 
 #[tokio::test]
-async fn a_whole_file_is_said_to_be_whole_and_nothing_is_changed() {
+async fn whole_file_is_reported_whole_and_not_changed() {
     let bench = Bench::new(On::Embedded);
     let mut replica = bench.replica(&SETTINGS);
     for row in ["one", "two, \"quoted\"\r\nand long", ""] {
@@ -51,7 +51,7 @@ async fn a_whole_file_is_said_to_be_whole_and_nothing_is_changed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_is_checked_beside_replicas_that_go_on_writing() {
+async fn check_runs_while_replicas_write() {
     let bench = Bench::new(On::Redis);
     let replica = bench.replica(&SETTINGS);
     let writer = async {
@@ -70,7 +70,7 @@ async fn a_file_is_checked_beside_replicas_that_go_on_writing() {
 }
 
 #[test]
-fn each_fault_of_a_file_is_found_and_counted() {
+fn each_fault_is_found_and_counted() {
     let head = "token,key,data\n1,a,x\n";
     for (rows, fault, offset, count) in [
         ("2,b\n2,c\n", "torn_line", 21, 2),
@@ -94,7 +94,7 @@ fn each_fault_of_a_file_is_found_and_counted() {
 }
 
 #[tokio::test]
-async fn rows_that_a_killed_replica_left_out_are_told_and_a_repair_brings_them_in() {
+async fn rows_missing_after_kill_are_reported_and_repaired() {
     let bench = Bench::new(On::Embedded);
     killed_after(&bench, &["one", "two", "three"]).await;
     let whole = bench.content();
@@ -110,7 +110,7 @@ async fn rows_that_a_killed_replica_left_out_are_told_and_a_repair_brings_them_i
 }
 
 #[tokio::test]
-async fn rows_that_somebody_changed_are_told_and_a_repair_makes_them_what_they_were() {
+async fn edited_rows_are_reported_and_repaired() {
     let bench = Bench::new(On::Embedded);
     killed_after(&bench, &["one", "two", "three"]).await;
     let whole = bench.content();
@@ -124,11 +124,11 @@ async fn rows_that_somebody_changed_are_told_and_a_repair_makes_them_what_they_w
     );
     assert_eq!(check(&bench, &["--repair"]).0, Some(0));
     assert_eq!(bench.content(), whole);
-    assert!(fs::read_to_string(beside(&bench, ".torn")).expect("a side file").contains("2,2wo"));
+    assert!(fs::read_to_string(side_path(&bench, ".torn")).expect("a side file").contains("2,2wo"));
 }
 
 #[tokio::test]
-async fn a_torn_last_line_is_set_aside_by_a_repair() {
+async fn repair_quarantines_incomplete_last_line() {
     let bench = Bench::new(On::Embedded);
     let mut replica = bench.replica(&SETTINGS);
     replica.append_text("one").await;
@@ -139,11 +139,11 @@ async fn a_torn_last_line_is_set_aside_by_a_repair() {
     let (code, report) = check(&bench, &["--repair"]);
     assert_eq!((code, &report["whole"], &report["set_aside_bytes"]), (Some(0), &json!(true), &json!(7)), "{report}");
     assert_eq!(bench.content(), whole);
-    assert_eq!(fs::read_to_string(beside(&bench, ".torn")).expect("a side file"), "9,\"tor\n");
+    assert_eq!(fs::read_to_string(side_path(&bench, ".torn")).expect("a side file"), "9,\"tor\n");
 }
 
 #[tokio::test]
-async fn a_damaged_journal_is_replaced_by_a_repair_that_keeps_the_fence_the_keys_and_what_it_held() {
+async fn repair_of_damaged_journal_keeps_token_keys_and_rows() {
     let bench = Bench::new(On::Embedded);
     let keyed = ["append", "--data", "paid", "--idempotency-key", "k"];
     assert!(bench.run(&keyed, &SETTINGS).status.success());
@@ -151,7 +151,7 @@ async fn a_damaged_journal_is_replaced_by_a_repair_that_keeps_the_fence_the_keys
     let whole = bench.content();
     fs::write(&bench.csv, whole.replace("3,three\n", "")).expect("writable");
     damage_journal(&bench, &BOTH_HEADERS);
-    let damaged = fs::read(beside(&bench, ".journal")).expect("a journal");
+    let damaged = fs::read(side_path(&bench, ".journal")).expect("a journal");
     let (code, report) = check(&bench, &[]);
     assert_eq!((code, &report["journal"]["state"]), (Some(1), &json!("damaged")), "{report}");
     assert!(stderr(&bench.run(&["serve"], &SETTINGS)).contains("rows.csv --repair`"));
@@ -159,8 +159,8 @@ async fn a_damaged_journal_is_replaced_by_a_repair_that_keeps_the_fence_the_keys
     let output = bench.run(&["check", "--repair"], &SETTINGS);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert!(stderr(&output).starts_with("rowlock: will copy rows of the damaged "), "{output:?}");
-    assert_eq!(fs::read(beside(&bench, ".journal.old")).expect("kept"), damaged);
-    assert_eq!(fs::read_to_string(beside(&bench, ".torn")).expect("set aside"), "3,three\n");
+    assert_eq!(fs::read(side_path(&bench, ".journal.old")).expect("kept"), damaged);
+    assert_eq!(fs::read_to_string(side_path(&bench, ".torn")).expect("quarantined"), "3,three\n");
     let replica = bench.replica(&SETTINGS);
     assert!(replica.append_text("four").await["token"].as_u64() > Some(2));
     let again = bench.run(&keyed, &SETTINGS);
@@ -169,7 +169,7 @@ async fn a_damaged_journal_is_replaced_by_a_repair_that_keeps_the_fence_the_keys
 }
 
 #[tokio::test]
-async fn rows_that_a_journal_owes_to_another_file_are_set_aside_by_a_repair() {
+async fn repair_quarantines_rows_of_foreign_journal() {
     let bench = Bench::new(On::Embedded);
     killed_after(&bench, &["one", "two"]).await;
     fs::write(&bench.csv, "token,other\n,file\n").expect("writable");
@@ -180,13 +180,13 @@ async fn rows_that_a_journal_owes_to_another_file_are_set_aside_by_a_repair() {
     );
     let (code, report) = check(&bench, &["--repair"]);
     assert_eq!((code, &report["whole"]), (Some(0), &json!(true)), "{report}");
-    assert_eq!(fs::read_to_string(beside(&bench, ".torn")).expect("set aside"), "1,one\n2,two\n");
+    assert_eq!(fs::read_to_string(side_path(&bench, ".torn")).expect("quarantined"), "1,one\n2,two\n");
     assert_eq!(bench.replica(&SETTINGS).append_text("next").await["token"].as_u64().expect("a token"), 4);
     assert_eq!(bench.content(), "token,other\n,file\n4,next\n");
 }
 
 #[tokio::test]
-async fn a_journal_of_a_newer_version_is_left_alone() {
+async fn journal_of_newer_version_is_not_changed() {
     let bench = Bench::new(On::Embedded);
     killed_after(&bench, &["one"]).await;
     damage_journal(&bench, &[(0, &header_of_format_2())]);
@@ -198,7 +198,7 @@ async fn a_journal_of_a_newer_version_is_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_repaired_while_a_replica_holds_the_lock() {
+async fn repair_fails_while_replica_holds_lock() {
     for on in [On::Redis, On::Embedded] {
         let bench = Bench::new(on);
         let replica = bench.replica(&SETTINGS);
@@ -221,7 +221,7 @@ async fn nothing_is_repaired_while_a_replica_holds_the_lock() {
 }
 
 #[test]
-fn a_file_that_cannot_be_checked_is_one_clear_line() {
+fn unreadable_file_fails_check_with_one_line() {
     let bench = Bench::new(On::Embedded);
     let output = bench.run(&["check", "nowhere.csv"], &[]);
     assert_eq!((output.status.code(), stderr(&output).lines().count()), (Some(1), 1), "{output:?}");

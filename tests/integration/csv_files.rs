@@ -1,4 +1,4 @@
-//! The header is the schema: files that are new, that somebody else made, that were left open, that cannot be used.
+//! The header is the schema: new files, existing files, files with an open last line, unusable files.
 
 use std::{fs, process::Command};
 
@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::support::{Bench, On, Replica, until, until_checkpointed, until_free};
 
-/// What a start on `content` leaves behind after these rows.
+/// The content of the file after a replica was started on `content` and appended these rows.
 async fn after(content: &[u8], header: &str, rows: &[&str]) -> String {
     let bench = Bench::with_file(On::Embedded, content);
     let replica = bench.replica(&[("ROWLOCK_CSV_HEADER", header), ("ROWLOCK_REPLICA", "r1")]);
@@ -17,7 +17,7 @@ async fn after(content: &[u8], header: &str, rows: &[&str]) -> String {
 }
 
 #[tokio::test]
-async fn a_new_or_empty_file_gets_its_header() {
+async fn new_or_empty_file_gets_configured_header() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[("ROWLOCK_CSV_HEADER", "data,\"a, b\",token")]);
     assert_eq!(bench.content(), "data,\"a, b\",token\n");
@@ -28,7 +28,7 @@ async fn a_new_or_empty_file_gets_its_header() {
 }
 
 #[tokio::test]
-async fn many_replicas_that_start_at_once_make_one_header() {
+async fn replicas_started_at_once_write_one_header() {
     let bench = Bench::new(On::Embedded);
     let children: Vec<_> =
         (0..8).map(|n| bench.command(&[]).args(["append", "--data", &n.to_string()]).spawn().expect("runs")).collect();
@@ -41,7 +41,7 @@ async fn many_replicas_that_start_at_once_make_one_header() {
 }
 
 #[tokio::test]
-async fn an_existing_header_is_respected_in_order_and_choice_of_columns() {
+async fn existing_header_decides_columns_and_order() {
     assert_eq!(after(b"data,replica\nold,r0\n", "timestamp,data", &["new"]).await, "data,replica\nold,r0\nnew,r1\n");
     assert_eq!(after(b"b,a\n", "timestamp,data", &["new"]).await, "b,a\nnew,\n");
     assert_eq!(after(b"\xef\xbb\xbfdata,token\n", "x", &["new"]).await, "\u{feff}data,token\nnew,1\n");
@@ -50,7 +50,7 @@ async fn an_existing_header_is_respected_in_order_and_choice_of_columns() {
 }
 
 #[tokio::test]
-async fn the_demos_file_goes_on_being_appended_to() {
+async fn file_of_python_predecessor_is_continued() {
     let old =
         "Timestamp,ClientID,LockToken,ActionType,Data\n2024-05-01 10:00:00,client-1,3f2a,append,\"hello, world\"\n";
     let bench = Bench::with_file(On::Redis, old.as_bytes());
@@ -65,7 +65,7 @@ async fn the_demos_file_goes_on_being_appended_to() {
 }
 
 #[tokio::test]
-async fn a_file_without_a_header_is_as_wide_as_its_first_row() {
+async fn headerless_file_is_as_wide_as_its_first_row() {
     assert_eq!(after(b"a,b,c\n", "none", &["x"]).await, "a,b,c\nx,,\n");
     let bench = Bench::new(On::Redis);
     let settings = [("ROWLOCK_CSV_HEADER", "none"), ("ROWLOCK_LOCK_TTL", "60s")];
@@ -78,14 +78,14 @@ async fn a_file_without_a_header_is_as_wide_as_its_first_row() {
         assert_eq!((status, &problem["code"], &problem["field"]), (422, &json!("invalid_field"), &json!("data")));
         assert_eq!(append(replica, json!({"a": 1})).await.0, 422);
     }
-    // A row that was refused leaves no lock behind, whatever it asked for.
+    // A refused row releases the lock, even with `skip_release`.
     assert_eq!(replicas[0].append(json!({"data": ["1", "2", "3"], "skip_release": true})).await.0, 422);
     until_free(&bench).await;
     assert_eq!(bench.content(), "1,\n\"\",\n");
 }
 
 #[tokio::test]
-async fn a_file_without_a_data_column_takes_no_rows() {
+async fn file_without_data_column_refuses_rows() {
     let bench = Bench::with_file(On::Embedded, b"token,timestamp\n");
     let replica = bench.replica(&[]);
     for data in [json!("x"), json!([]), json!({})] {
@@ -95,7 +95,7 @@ async fn a_file_without_a_data_column_takes_no_rows() {
 }
 
 #[tokio::test]
-async fn a_last_line_left_open_is_closed_if_it_is_a_whole_row() {
+async fn open_last_line_is_closed_if_it_is_a_whole_row() {
     assert_eq!(after(b"token,data\n0,old", "x", &["new"]).await, "token,data\n0,old\n1,new\n");
     assert_eq!(after(b"token,data", "x", &["new"]).await, "token,data\n1,new\n");
     assert_eq!(after(b"token,data\r\n0,old\r", "x", &["new"]).await, "token,data\r\n0,old\r\n1,new\r\n");
@@ -103,21 +103,21 @@ async fn a_last_line_left_open_is_closed_if_it_is_a_whole_row() {
 }
 
 #[tokio::test]
-async fn a_torn_last_line_is_set_aside_before_it_is_cut() {
-    for (torn, why) in [("0", "too few cells"), ("0,\"two\nli", "an open quote")] {
-        let bench = Bench::with_file(On::Embedded, format!("token,data\n9,whole\n{torn}").as_bytes());
+async fn incomplete_last_line_is_quarantined() {
+    for (incomplete, why) in [("0", "too few cells"), ("0,\"two\nli", "an open quote")] {
+        let bench = Bench::with_file(On::Embedded, format!("token,data\n9,whole\n{incomplete}").as_bytes());
         bench.replica(&[]).append_text("new").await;
         assert_eq!(bench.content(), "token,data\n9,whole\n10,new\n", "{why}");
-        let aside = fs::read_to_string(format!("{}.torn", bench.csv.display())).expect("a side file");
-        assert_eq!(aside, format!("{torn}\n"), "{why}");
+        let quarantined = fs::read_to_string(format!("{}.torn", bench.csv.display())).expect("a side file");
+        assert_eq!(quarantined, format!("{incomplete}\n"), "{why}");
     }
 }
 
 #[tokio::test]
-async fn a_file_that_comes_without_its_journal_goes_on_from_its_newest_token() {
+async fn file_without_journal_continues_above_its_highest_token() {
     for on in [On::Redis, On::Embedded] {
         let bench =
-            Bench::with_file(on, b"token,data\n7,old\n99999999999999999999,not ours\n18446744073709551615,nor this\n");
+            Bench::with_file(on, b"token,data\n7,old\n99999999999999999999,foreign\n18446744073709551615,foreign\n");
         let replica = bench.replica(&[]);
         assert_eq!(replica.append_text("new").await["token"], 8);
         assert_eq!(replica.append_text("newer").await["token"], 9);
@@ -125,7 +125,7 @@ async fn a_file_that_comes_without_its_journal_goes_on_from_its_newest_token() {
 }
 
 #[tokio::test]
-async fn a_line_that_somebody_else_leaves_open_meanwhile_is_mended_too() {
+async fn line_left_open_by_foreign_writer_is_closed() {
     use std::io::Write;
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[("ROWLOCK_CSV_HEADER", "token,data")]);
@@ -137,7 +137,7 @@ async fn a_line_that_somebody_else_leaves_open_meanwhile_is_mended_too() {
 }
 
 #[tokio::test]
-async fn a_quote_that_swallows_the_rest_of_a_large_file_is_never_cut() {
+async fn long_text_after_stray_quote_is_never_truncated() {
     let content = format!("token,data\n0,\"stray\n{}", "1,good row\n".repeat(200_000));
     let bench = Bench::with_file(On::Embedded, content.as_bytes());
     let output = bench.run(&["serve"], &[]);
@@ -147,26 +147,26 @@ async fn a_quote_that_swallows_the_rest_of_a_large_file_is_never_cut() {
 }
 
 #[tokio::test]
-async fn a_file_that_was_replaced_or_cut_short_meanwhile_is_no_silent_loss() {
+async fn replaced_or_truncated_file_is_detected() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[("ROWLOCK_CSV_HEADER", "token,data")]);
     replica.append_text("one").await;
-    fs::write(&bench.csv, "token,data\n").expect("cut short");
+    fs::write(&bench.csv, "token,data\n").expect("truncated");
     replica.append_text("two").await;
-    assert_eq!(bench.content(), "token,data\n1,one\n2,two\n", "what the journal still has is put back");
+    assert_eq!(bench.content(), "token,data\n1,one\n2,two\n", "rows in the journal are restored");
 
     until_checkpointed(&bench).await;
-    fs::write(&bench.csv, "token,data\n").expect("cut short");
+    fs::write(&bench.csv, "token,data\n").expect("truncated");
     replica.append_text("three").await;
-    assert_eq!(bench.content(), "token,data\n3,three\n", "what was cut after a checkpoint is gone");
-    until("the log says so", async || replica.log().contains("not the file that the journal knows")).await;
+    assert_eq!(bench.content(), "token,data\n3,three\n", "rows before the checkpoint are lost");
+    until("the log says so", async || replica.log().contains("not the file that the journal describes")).await;
 
     until_checkpointed(&bench).await;
-    fs::write(&bench.csv, "a,b,c\n").expect("cut short");
+    fs::write(&bench.csv, "a,b,c\n").expect("truncated");
     for _ in 0..2 {
         let (status, problem) = replica.append(json!({"data": "misplaced"})).await;
         assert_eq!((status, &problem["outcome"]), (500, &json!("not_written")));
-        assert_eq!(bench.content(), "a,b,c\n", "rows laid out by another header are not written");
+        assert_eq!(bench.content(), "a,b,c\n", "rows for the previous header are not written");
     }
     until("the log says why", async || replica.log().contains("the header changed")).await;
 
@@ -179,7 +179,7 @@ async fn a_file_that_was_replaced_or_cut_short_meanwhile_is_no_silent_loss() {
 }
 
 #[test]
-fn a_file_that_cannot_be_used_ends_the_start_with_one_clear_line() {
+fn unusable_file_fails_start_with_one_line() {
     let refused = |content: Option<&[u8]>, csv: &str, settings: &[(&str, &str)], says: &str| {
         let bench = Bench::new(On::Embedded);
         if let Some(content) = content {
@@ -202,7 +202,7 @@ fn a_file_that_cannot_be_used_ends_the_start_with_one_clear_line() {
 }
 
 #[test]
-fn a_file_with_two_names_is_refused_and_a_link_is_resolved() {
+fn hard_links_are_refused_and_symlinks_resolved() {
     let bench = Bench::with_file(On::Embedded, b"token,data\n");
     let linked = bench.folder().join("linked.csv");
     std::os::unix::fs::symlink(&bench.csv, &linked).expect("linked");
@@ -215,7 +215,7 @@ fn a_file_with_two_names_is_refused_and_a_link_is_resolved() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("several hard links"), "{output:?}");
 }
 
-/// A mount of its own, gone with the process: for root, and for users where the kernel lets them.
+/// Runs the script in a mount namespace, whose mounts end with the process. Needs root, or user namespaces.
 fn in_a_mount(bench: &Bench, script: &str) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--map-root-user", "--mount", "sh", "-ec", script, env!("CARGO_BIN_EXE_rowlock")]);
@@ -224,17 +224,17 @@ fn in_a_mount(bench: &Bench, script: &str) -> Command {
 }
 
 #[test]
-fn a_read_only_volume_ends_the_start_with_one_clear_line() {
+fn read_only_volume_fails_start_with_one_line() {
     let bench = Bench::new(On::Embedded);
     let script = r#"mkdir volume; mount -t tmpfs -o ro tmpfs volume; exec "$0" serve --csv volume/rows.csv"#;
     let output = in_a_mount(&bench, script).output().expect("unshare runs");
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(stderr.starts_with("rowlock: cannot make ") && stderr.contains("Read-only file system"), "{stderr}");
+    assert!(stderr.starts_with("rowlock: cannot create ") && stderr.contains("Read-only file system"), "{stderr}");
 }
 
 #[tokio::test]
-async fn a_full_disk_refuses_leaves_nothing_behind_and_serves_again_once_there_is_room() {
+async fn full_disk_refuses_rows_until_there_is_space() {
     let bench = Bench::new(On::Embedded);
     let script = r#"mkdir volume; mount -t tmpfs -o size=1400k tmpfs volume; head -c 150000 /dev/zero > volume/filler; exec "$0" serve --csv volume/rows.csv --csv-header data --journal-bytes 1MiB"#;
     let replica = Replica::start(in_a_mount(&bench, script));
@@ -254,7 +254,7 @@ async fn a_full_disk_refuses_leaves_nothing_behind_and_serves_again_once_there_i
     );
     let volume = format!("/proc/{}/root{}", replica.pid(), bench.folder().join("volume").display());
     let length = fs::metadata(format!("{volume}/rows.csv")).expect("reachable").len();
-    assert_eq!(length, 5 + written * 30_001, "half a row was left behind");
+    assert_eq!(length, 5 + written * 30_001, "half a row is left in the file");
     fs::remove_file(format!("{volume}/filler")).expect("removed");
     replica.append_text(&row).await;
 }

@@ -1,4 +1,4 @@
-//! Cells that a spreadsheet would run as formulas: defused on their way in, or on their way out.
+//! Cells that a spreadsheet would run as formulas are guarded when they are appended, or when they are downloaded.
 
 use std::{fs, io::Write, process::Command, process::Stdio};
 
@@ -10,7 +10,7 @@ use crate::support::{Bench, On, Replica, answer, header};
 const GUARDED: [(&str, &str); 2] =
     [("ROWLOCK_FORMULA_GUARD", "on"), ("ROWLOCK_CSV_HEADER", "timestamp,replica,token,key,data,more")];
 
-/// Cells that would be run.
+/// Cells that a spreadsheet would run.
 const FORMULAS: [&str; 21] = [
     "=1+1",
     "=HYPERLINK(\"http://x\",\"y\")",
@@ -34,7 +34,7 @@ const FORMULAS: [&str; 21] = [
     "\u{ff0b}1",
     "=\"\"\"\n,\"",
 ];
-/// Cells that would not.
+/// Cells that it would not run.
 const HARMLESS: [&str; 18] = [
     "",
     " ",
@@ -84,7 +84,7 @@ fn table(header: &[&str], rows: impl Iterator<Item = [String; 2]>) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn every_kind_of_body_is_guarded_on_its_way_in_and_numbers_and_text_are_not_touched() {
+async fn formulas_are_guarded_in_every_kind_of_body() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&GUARDED);
     let mut expected = Vec::new();
@@ -119,14 +119,14 @@ async fn every_kind_of_body_is_guarded_on_its_way_in_and_numbers_and_text_are_no
     assert_eq!(cells(&bench), expected);
 }
 
-/// As a form has it.
+/// The cell as a form body.
 fn form_of(cell: &str) -> String {
     let encoded: String = cell.bytes().map(|byte| format!("%{byte:02X}")).collect();
     format!("data={encoded}")
 }
 
 #[test]
-fn the_command_guards_as_the_service_does() {
+fn append_command_guards_formulas() {
     let bench = Bench::new(On::Embedded);
     for args in [&["append", "--data", "=1+1"][..], &["append", "--data", "-1.5", "--formula-guard", "off"]] {
         assert!(bench.run(args, &GUARDED).status.success());
@@ -145,7 +145,7 @@ fn the_command_guards_as_the_service_does() {
 }
 
 #[tokio::test]
-async fn what_the_service_fills_in_is_as_ever_but_for_a_clients_key() {
+async fn service_columns_are_not_guarded_except_client_key() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[&GUARDED[..], &[("ROWLOCK_REPLICA", "-r1")]].concat());
     for key in ["=k", "'=k", "-1", "k"] {
@@ -165,7 +165,7 @@ async fn what_the_service_fills_in_is_as_ever_but_for_a_clients_key() {
 }
 
 #[tokio::test]
-async fn a_repeat_is_known_whether_formulas_were_guarded_then_or_are_now() {
+async fn key_is_replayed_whether_guard_is_on_or_off() {
     let bench = Bench::new(On::Embedded);
     let header = GUARDED[1];
     let replicas = [&GUARDED[..], &[header]].map(|settings| bench.replica(settings));
@@ -179,7 +179,7 @@ async fn a_repeat_is_known_whether_formulas_were_guarded_then_or_are_now() {
         assert_eq!(append(&replicas[first], key, data.clone()).await, (201, false));
         assert_eq!(append(&replicas[first], key, data.clone()).await, (201, true));
         assert_eq!(append(&replicas[1 - first], key, data).await, (201, true));
-        // What only looks like it in the file is other data.
+        // Data that is merely equal to the guarded cell is other data.
         assert_eq!(append(&replicas[first], key, json!(["'=1", "\"\n-x"])).await.0, 422);
     }
     let both = ["'=1", "=1"].map(|data| [data.to_owned(), "\"\n-x".to_owned()]);
@@ -187,7 +187,7 @@ async fn a_repeat_is_known_whether_formulas_were_guarded_then_or_are_now() {
 }
 
 #[tokio::test]
-async fn without_the_guard_a_cell_is_what_was_sent() {
+async fn cells_are_unchanged_without_guard() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&GUARDED[1..]);
     for cell in all() {
@@ -198,8 +198,8 @@ async fn without_the_guard_a_cell_is_what_was_sent() {
 }
 
 #[tokio::test]
-async fn on_its_way_out_each_cell_of_the_file_is_guarded_wherever_its_parts_are_cut() {
-    // Others' ways to write it, too; and more than is read at once, so that cells lie across.
+async fn download_guards_each_cell_across_chunk_boundaries() {
+    // Includes text that Rowlock would encode differently, and is larger than a chunk, so that cells cross chunk boundaries.
     let mut file =
         "\u{feff}\"=a\",token,more\r\n=1,1,\"-1\"\r\n\"-1\"\"\",1,\"-1\"x\r\n\"a\n=1\",,-\r\n\r\n".as_bytes().to_vec();
     let mut expected =
@@ -224,7 +224,7 @@ async fn on_its_way_out_each_cell_of_the_file_is_guarded_wherever_its_parts_are_
 }
 
 #[tokio::test]
-async fn the_guarded_file_has_a_tag_of_its_own_no_ranges_and_may_be_compressed() {
+async fn guarded_download_has_own_etag_and_no_ranges() {
     const GUARDED: &str = "/rows.csv?formula_guard=on";
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[("ROWLOCK_CSV_HEADER", "token,data")]);

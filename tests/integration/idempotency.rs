@@ -1,4 +1,4 @@
-//! `Idempotency-Key`: a request that is repeated until it succeeds writes its row once.
+//! `Idempotency-Key`: a request that is retried until it succeeds writes its row once.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Bench, On, Replica, answer, until, until_checkpointed, until_held};
 
-/// Status, whether it was replayed, and the body.
+/// Returns the status, whether the answer was replayed, and the body.
 async fn keyed(replica: &Replica, key: &str, body: Value) -> (u16, bool, Value) {
     let response = replica.post(&body).header("idempotency-key", key).send().await.expect("an answer");
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
@@ -15,7 +15,7 @@ async fn keyed(replica: &Replica, key: &str, body: Value) -> (u16, bool, Value) 
 }
 
 #[tokio::test]
-async fn a_repeat_is_answered_as_the_first_was_by_any_replica_after_a_restart_a_kill_and_a_flush() {
+async fn key_is_replayed_by_any_replica_after_kill_and_flush() {
     let bench = Bench::new(On::Redis);
     let settings = [("ROWLOCK_CSV_HEADER", "token,key,data")];
     let mut replicas = [(); 2].map(|()| bench.replica(&settings));
@@ -31,12 +31,12 @@ async fn a_repeat_is_answered_as_the_first_was_by_any_replica_after_a_restart_a_
     until_checkpointed(&bench).await;
     bench.redis().cli(&["flushall"]);
     let late = bench.replica(&settings);
-    assert_eq!(keyed(&late, "k,1", json!({"data": "x"})).await, (201, true, first), "from the file of keys");
+    assert_eq!(keyed(&late, "k,1", json!({"data": "x"})).await, (201, true, first), "from the keys file");
     assert_eq!(bench.content(), "token,key,data\n1,\"k,1\",x\n");
 }
 
 #[tokio::test]
-async fn a_key_that_comes_with_other_data_is_refused_whatever_else_it_asks_for() {
+async fn key_with_other_data_is_refused() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[]);
     assert_eq!(keyed(&replica, "k", json!({"data": "x"})).await.0, 201);
@@ -47,14 +47,14 @@ async fn a_key_that_comes_with_other_data_is_refused_whatever_else_it_asks_for()
     }
     let (status, _, problem) = keyed(&replica, "k", json!({"data": "y", "sleep": 0.01})).await;
     assert_eq!((status, &problem["code"]), (422, &json!("key_reused")));
-    // The same cells are the same data, however they are written; sleep is no part of it, and is not slept again.
+    // Equal cells are equal data, however they are encoded. `sleep` is not part of the data, and a replay does not sleep.
     let (status, replayed, _) = keyed(&replica, "k", json!({"data": {"data": "x"}, "sleep": 20})).await;
     assert_eq!((status, replayed), (201, true));
     assert_eq!(bench.rows().len(), 1);
 }
 
 #[tokio::test]
-async fn a_key_under_way_in_this_replica_is_a_conflict_and_in_two_replicas_it_is_one_row() {
+async fn key_in_flight_is_conflict_here_and_one_row_elsewhere() {
     let bench = Bench::new(On::Redis);
     let replicas = [(); 2].map(|()| bench.replica(&[]));
     let body = json!({"data": "x", "sleep": 0.5});
@@ -62,7 +62,7 @@ async fn a_key_under_way_in_this_replica_is_a_conflict_and_in_two_replicas_it_is
         tokio::join!(keyed(&replicas[0], "k", body.clone()), keyed(&replicas[1], "k", body.clone()), async {
             until_held(&bench).await;
             until("a conflict", async || {
-                // Whichever of the two is still under way in the first replica.
+                // The first replica refuses the key while its own request is in flight.
                 let response = replicas[0].post(&body).header("idempotency-key", "k").send().await.expect("an answer");
                 assert_eq!(response.status().as_u16() == 409, response.headers().contains_key("retry-after"));
                 response.status().as_u16() == 409
@@ -77,7 +77,7 @@ async fn a_key_under_way_in_this_replica_is_a_conflict_and_in_two_replicas_it_is
 }
 
 #[tokio::test]
-async fn a_refusal_is_not_remembered() {
+async fn refused_key_is_not_remembered() {
     let bench = Bench::new(On::Redis);
     let replica = bench.replica(&[("ROWLOCK_WAIT_TIMEOUT", "300ms")]);
     bench.redis().cli(&["set", crate::support::LOCK_KEY, "foreign", "px", "60000"]);
@@ -89,7 +89,7 @@ async fn a_refusal_is_not_remembered() {
 }
 
 #[tokio::test]
-async fn the_newest_keys_are_remembered_and_no_more() {
+async fn only_newest_keys_are_remembered() {
     let bench = Bench::new(On::Embedded);
     let few = [("ROWLOCK_IDEMPOTENCY_KEYS", "3")];
     let replica = bench.replica(&few);
@@ -108,7 +108,7 @@ async fn the_newest_keys_are_remembered_and_no_more() {
 }
 
 #[tokio::test]
-async fn a_replica_that_remembers_more_finds_what_the_smaller_file_of_keys_has() {
+async fn larger_key_limit_keeps_keys_of_smaller_file() {
     let bench = Bench::new(On::Embedded);
     let small = bench.replica(&[("ROWLOCK_IDEMPOTENCY_KEYS", "3")]);
     for key in ["a", "b", "c"] {
@@ -131,7 +131,7 @@ async fn a_replica_that_remembers_more_finds_what_the_smaller_file_of_keys_has()
 }
 
 #[tokio::test]
-async fn keys_outlive_many_rounds_of_a_small_journal() {
+async fn keys_survive_journal_recycling() {
     let bench = Bench::new(On::Redis);
     let replicas = [(); 3].map(|()| bench.replica(&[]));
     let body = "x".repeat(3000);
@@ -152,7 +152,7 @@ async fn keys_outlive_many_rounds_of_a_small_journal() {
 }
 
 #[tokio::test]
-async fn a_client_that_repeats_until_it_succeeds_writes_once_while_replicas_are_killed() {
+async fn retries_write_once_while_replicas_are_killed() {
     let bench = Bench::new(On::Redis);
     let settings = [("ROWLOCK_LOCK_TTL", "300ms")];
     let steady = bench.replica(&settings);
@@ -188,7 +188,7 @@ async fn a_client_that_repeats_until_it_succeeds_writes_once_while_replicas_are_
 }
 
 #[test]
-fn the_command_line_takes_a_key_too() {
+fn append_command_takes_key() {
     let bench = Bench::new(On::Embedded);
     let append = |data: &str| bench.run(&["append", "--data", data, "--idempotency-key", "k"], &[]);
     let (first, again, other) = (append("x"), append("x"), append("y"));
@@ -201,7 +201,7 @@ fn the_command_line_takes_a_key_too() {
 }
 
 #[tokio::test]
-async fn a_row_that_is_too_large_for_the_journal_is_refused_alone() {
+async fn row_too_large_for_journal_is_refused_alone() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[]);
     let large = "x".repeat(600_000);
@@ -209,7 +209,7 @@ async fn a_row_that_is_too_large_for_the_journal_is_refused_alone() {
     let answers = futures_util::future::join_all(posts).await;
     let codes: Vec<_> = answers.iter().map(|(status, body)| (*status, body["code"].as_str())).collect();
     assert_eq!(codes, [(413, Some("batch_too_large")), (201, None), (413, Some("batch_too_large"))]);
-    // Quoting makes it too large only once it is encoded.
+    // The row exceeds the limit only after its quotes are escaped.
     let (status, problem) = replica.append(json!({ "data": "\"".repeat(300_000) })).await;
     assert_eq!((status, &problem["code"]), (413, &json!("batch_too_large")));
     assert_eq!(bench.rows().len(), 1);

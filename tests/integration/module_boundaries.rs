@@ -34,7 +34,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
 const LIBRARIES: [(&str, &[&str]); 12] = [
     ("axum", &["http", "server"]),
     ("tower_http", &["http"]),
-    ("utoipa", &["http", "api", "storage"]),
+    ("utoipa", &["http", "api"]),
     ("utoipa_axum", &["http"]),
     ("utoipa_swagger_ui", &["http"]),
     ("deadpool", &["lock"]),
@@ -47,7 +47,7 @@ const LIBRARIES: [(&str, &[&str]); 12] = [
 ];
 
 /// Modules whose files still use each other in circles.
-const CIRCLES_REMAIN: [&str; 1] = ["storage"];
+const CIRCLES_REMAIN: [&str; 0] = [];
 
 type ModulePath = Vec<String>;
 

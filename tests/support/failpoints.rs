@@ -28,12 +28,12 @@ pub(crate) const CHECKPOINT: [&str; 6] = [
 /// In a rebuild of the end of the file. They need a torn line, see `leave_torn_line`.
 pub(crate) const REBUILD: [&str; 10] = [
     "torn_half_written",
-    "rebuild_set_aside",
+    "rebuild_quarantined",
     "tail_half_written",
     "rebuild_tail_synced",
-    "rebuild_noted",
-    "rebuild_cut",
-    "rebuild_cut_synced",
+    "rebuild_journaled",
+    "rebuild_truncated",
+    "rebuild_truncation_synced",
     "rebuild_appended",
     "rebuild_appended_synced",
     "rebuild_ended",

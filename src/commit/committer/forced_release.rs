@@ -50,8 +50,8 @@ impl Committer {
             // guard: fence_before_force
             match self.storage.fence(None, &turn) {
                 Ok(_) => break,
-                Err(storage::AppendError::Fenced { mark }) => {
-                    token = mark + 1;
+                Err(storage::AppendError::Fenced { highest_token }) => {
+                    token = highest_token + 1;
                     self.lock.raise_token(token).await;
                 }
                 Err(e) => return Err(AppendError::from(&e)),

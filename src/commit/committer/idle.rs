@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::commit::committer::{Committer, FILE_LOCK_WAIT, Fatal, sync_failed};
-use crate::storage::{self, Idle};
+use crate::storage::{self, IdleOutcome};
 
 /// The interval between idle refreshes.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
@@ -19,11 +19,12 @@ impl Committer {
     pub(super) async fn idle_refresh(&mut self) -> Result<Duration, Fatal> {
         self.lock.return_connection();
         self.lock.probe().await;
-        let mut outcome = self.storage.look_idly();
-        if let Ok(Idle::NeedsRepair) = outcome {
+        let mut outcome = self.storage.idle_refresh();
+        if let Ok(IdleOutcome::NeedsRepair) = outcome {
             let deadline = Instant::now() + IDLE_INTERVAL;
             if let Some(lease) = self.lock.acquire(|| self.queue.is_empty() && Instant::now() < deadline).await {
-                outcome = self.storage.recover((Instant::now() + FILE_LOCK_WAIT).into_std()).map(|()| Idle::Clean);
+                outcome =
+                    self.storage.recover((Instant::now() + FILE_LOCK_WAIT).into_std()).map(|()| IdleOutcome::Clean);
                 lease.release().await;
             }
         }
@@ -31,7 +32,7 @@ impl Committer {
             Ok(idle) => {
                 self.last_idle_error = None;
                 Ok(match idle {
-                    Idle::Checkpointing => CHECKPOINT_INTERVAL,
+                    IdleOutcome::Checkpointing => CHECKPOINT_INTERVAL,
                     _ if self.lock.is_unreachable() => UNREACHABLE_INTERVAL,
                     _ => IDLE_INTERVAL,
                 })

@@ -18,7 +18,7 @@ use crate::{
     failpoints,
     lock::Lease,
     metrics::Counter,
-    storage::{self, Entry, Placed, Refusal, Turn},
+    storage::{self, AppendEntry, EntryOutcome, KnownKey, Turn},
     time::ms,
 };
 
@@ -70,7 +70,7 @@ impl Committer {
         if batch.is_empty() {
             return Ok(self.release(hold, ReleaseMode::Release).await);
         }
-        failpoints::reach("lock_granted");
+        failpoints::hit("lock_granted");
         self.announce_grant(&mut hold, &batch[0], granted);
         let mode = match self.hold_before_write(&mut hold, granted, batch).await? {
             BeforeWrite::Append(batch) => self.append(&mut hold, granted, batch)?,
@@ -113,9 +113,12 @@ impl Committer {
         let fenced = with_turn(lease, granted, deadline, |turn| self.storage.fence(batch[0].key.as_ref(), turn));
         match fenced {
             Ok(None) => {}
-            Ok(Some(replay)) => {
-                self.observers.meter().add(Counter::Replays, replay.is_ok().into());
-                self.observers.answer(batch, |_| replay.clone().map_err(AppendError::from));
+            Ok(Some(known)) => {
+                self.observers.meter().add(Counter::Replays, matches!(known, KnownKey::Replayed(_)).into());
+                self.observers.answer(batch, |_| match &known {
+                    KnownKey::Replayed(ack) => Ok(ack.clone()),
+                    KnownKey::Reused => Err(AppendError::KeyReused),
+                });
                 return Ok(BeforeWrite::Done(ReleaseMode::Release));
             }
             Err(e) => return self.handle_not_written(&e, batch, false).map(BeforeWrite::Done),
@@ -158,13 +161,13 @@ impl Committer {
             self.observers.set_file_busy(false);
             assert!((1..=batch.len()).contains(&outcomes.len()), "storage answers some of the entries, in order");
             let rest = batch.split_off(outcomes.len());
-            if batch[0].simulation.skip_release && matches!(outcomes[0], Ok(Placed::Written { .. })) {
+            if batch[0].simulation.skip_release && matches!(outcomes[0], EntryOutcome::Written { .. }) {
                 mode = ReleaseMode::Abandon;
             }
-            failpoints::reach("answer_due");
+            failpoints::hit("answer_due");
             hold.limit_continuing(batch.len(), &self.queue);
             self.acknowledge(batch, outcomes, hold, granted);
-            failpoints::reach("answered");
+            failpoints::hit("answered");
             batch = rest;
         }
         Ok(mode)
@@ -187,9 +190,9 @@ impl Committer {
                 self.observers.answer(batch, |_| Err(refusal.clone()));
                 return Err(sync_failed(e));
             }
-            storage::AppendError::Fenced { mark } => {
+            storage::AppendError::Fenced { highest_token } => {
                 self.observers.meter().count(Counter::FencedWrites);
-                (ReleaseMode::RaiseToken(*mark), true)
+                (ReleaseMode::RaiseToken(*highest_token), true)
             }
             storage::AppendError::LeaseLost | storage::AppendError::Busy => (ReleaseMode::Release, true),
             storage::AppendError::DiskFull(_)
@@ -209,20 +212,15 @@ impl Committer {
         Ok(mode)
     }
 
-    fn acknowledge(
-        &self,
-        batch: Vec<PendingAppend>,
-        outcomes: Vec<Result<Placed, Refusal>>,
-        hold: &mut Hold,
-        granted: Instant,
-    ) {
+    fn acknowledge(&self, batch: Vec<PendingAppend>, outcomes: Vec<EntryOutcome>, hold: &mut Hold, granted: Instant) {
         let (held, token) = (ms(granted.elapsed()), hold.lease.token());
         let sync = self.storage.last_sync();
         hold.rows += self.count(&batch, &outcomes, granted, sync);
         let mut outcomes = outcomes.into_iter();
-        self.observers.answer(batch, |append| match outcomes.next().expect("one for each append")? {
-            Placed::Replayed(ack) => Ok(ack),
-            Placed::Written { offset, bytes, held_ms } => Ok(Ack {
+        self.observers.answer(batch, |append| match outcomes.next().expect("one for each append") {
+            EntryOutcome::Refused(refusal) => Err(refusal.into()),
+            EntryOutcome::Replayed(ack) => Ok(ack),
+            EntryOutcome::Written { offset, bytes, held_ms } => Ok(Ack {
                 rows: append.rows.len(),
                 offset,
                 bytes,
@@ -238,23 +236,17 @@ impl Committer {
     }
 
     /// Counts a durable batch, and returns the number of its rows.
-    fn count(
-        &self,
-        batch: &[PendingAppend],
-        outcomes: &[Result<Placed, Refusal>],
-        granted: Instant,
-        sync: Duration,
-    ) -> usize {
+    fn count(&self, batch: &[PendingAppend], outcomes: &[EntryOutcome], granted: Instant, sync: Duration) -> usize {
         let (mut rows, mut written_bytes, mut waits, mut replays) = (0, 0, Vec::with_capacity(batch.len()), 0);
         for (append, outcome) in batch.iter().zip(outcomes) {
             match outcome {
-                Ok(Placed::Written { bytes, .. }) => {
+                EntryOutcome::Written { bytes, .. } => {
                     rows += append.rows.len();
                     written_bytes += bytes;
                     waits.push(granted.saturating_duration_since(append.arrived));
                 }
-                Ok(Placed::Replayed(_)) => replays += 1,
-                Err(_) => {}
+                EntryOutcome::Replayed(_) => replays += 1,
+                EntryOutcome::Refused(_) => {}
             }
         }
         let meter = self.observers.meter();
@@ -295,8 +287,8 @@ fn with_turn<T>(lease: &Lease, granted: Instant, deadline: Instant, act: impl Fn
     })
 }
 
-fn entry(append: &PendingAppend, granted: Instant) -> Entry<'_> {
-    Entry {
+fn entry(append: &PendingAppend, granted: Instant) -> AppendEntry<'_> {
+    AppendEntry {
         rows: &append.rows,
         key: append.key.as_ref(),
         keys_seen: append.keys_seen,

@@ -31,7 +31,7 @@ use crate::{
     api::events::{LockChange, Stats},
     commit::{
         peer_events::{Event, NEW_ROWS_MAX},
-        reading::News,
+        reading::NewRows,
     },
     csv::schema::InvalidField,
     time::ms,
@@ -112,7 +112,7 @@ struct Subscription {
     /// Byte offset of the next row to send; `None` until the first live rows arrive.
     at: Option<u64>,
     /// Live rows that start after `at`, so that the rows between are read from the file first.
-    ahead: Option<Arc<News>>,
+    ahead: Option<Arc<NewRows>>,
     /// Rows of the file are sent before live ones.
     catching_up: bool,
     rows_max: usize,
@@ -215,7 +215,7 @@ impl Subscription {
                 let offset = page.rows.first().map_or(end, |row| row.offset);
                 // A page may end before the file does.
                 (self.at, self.catching_up) = (Some(end), page.next.is_some());
-                self.rows(&News { offset, end, count, rows: page.rows }, last)
+                self.rows(&NewRows { offset, end, count, rows: page.rows }, last)
             }
         })
     }
@@ -280,7 +280,7 @@ impl Subscription {
         (news.count > 0).then(|| self.rows(&news, self.rows_max))
     }
 
-    fn live_rows(&mut self, news: Arc<News>) -> Option<SseEvent> {
+    fn live_rows(&mut self, news: Arc<NewRows>) -> Option<SseEvent> {
         match self.at {
             Some(at) if news.end <= at => None,
             Some(at) if news.offset != at => {
@@ -294,7 +294,7 @@ impl Subscription {
         }
     }
 
-    fn rows(&self, news: &News, rows_max: usize) -> SseEvent {
+    fn rows(&self, news: &NewRows, rows_max: usize) -> SseEvent {
         let newest = &news.rows[news.rows.len().saturating_sub(rows_max)..];
         let rows = row_bodies(newest, self.app.appender.schema());
         let body = RowsBody { offset: news.offset, end: news.end, count: news.count, rows };

@@ -15,7 +15,7 @@ use crate::http::{
     handlers::health::is_ready,
 };
 use crate::{
-    api::{events::Volume, lock_status::LockState},
+    api::{lock_status::LockState, volume::Volume},
     metrics::{Gauge, Meter},
 };
 

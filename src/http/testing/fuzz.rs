@@ -12,7 +12,7 @@ use crate::csv::{
     formula_guard::CellGuard,
     idempotency_key::Key,
     rows::Rows,
-    schema::{Data, Schema, ServiceCells},
+    schema::{Data, RowLayout, Schema, ServiceCells},
 };
 use crate::http::body::{
     append::{AppendRequest, json_data},
@@ -48,7 +48,8 @@ impl<'a> Input<'a> {
 
     fn lines(&self, rows: &Rows) -> Vec<u8> {
         let mut lines = Vec::new();
-        self.schema.write_rows(&mut lines, rows, &SERVICE, WIDTH, self.line_end);
+        let layout = RowLayout { headerless_width: WIDTH, line_end: self.line_end };
+        self.schema.write_rows(&mut lines, rows, &SERVICE, layout);
         lines
     }
 

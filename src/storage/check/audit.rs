@@ -1,8 +1,7 @@
-//! Reads a CSV row by row, and notes what no row of ours is: torn, merged, out of order, written twice.
+//! Reads a CSV row by row and finds faults: incomplete or merged rows, tokens out of order, repeated keys.
 
 use std::{
     collections::{HashMap, VecDeque},
-    io::{self, Read},
     rc::Rc,
     sync::Arc,
 };
@@ -11,22 +10,20 @@ use serde::Serialize;
 
 use crate::{
     csv::{
-        row_splitter::{Piece, RowSplitter, bare},
-        scanner::{Rows, is_closable, scan_rows},
+        row_splitter::{Piece, RowSplitter, without_line_end},
+        scanner::is_closable,
+        schema::Schema,
+        strict_quotes::check_quotes,
     },
-    storage::format::Format,
-};
-use crate::{
-    csv::{schema::Schema, strict_quotes::check_quotes},
     fencing::FencingToken,
 };
 
-/// So many places of each kind are told, the rest are counted.
+/// How many samples of each fault are reported.
 const SAMPLES_MAX: usize = 5;
-/// As much of a row is shown.
+/// How much of a row a sample shows.
 const EXCERPT_BYTES: usize = 60;
 
-/// No lock counts further, since Redis's scripts count in doubles: what is larger is somebody's own number.
+/// Redis scripts count in doubles, so no lock grants a higher token. A higher number in the column is foreign.
 const TOKEN_MAX: FencingToken = 1 << 53;
 
 /// What can be wrong with a CSV.
@@ -43,24 +40,24 @@ pub enum Fault {
     EndlessQuote,
     /// A NUL byte: a hole that a power cut left.
     Nul,
-    /// The last line has no end, and is no whole row.
+    /// The last line has no line end and is not a whole row.
     OpenLine,
     /// A token lower than one before it.
     TokenBack,
-    /// A key that stands twice among the newest.
+    /// A key that is repeated among the newest keys.
     RepeatedKey,
-    /// Rows that are other than the journal has them.
+    /// Rows that differ from the journal.
     NotAsJournaled,
 }
 
-/// One kind of fault, and where it was found.
+/// All faults of one kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What is wrong.
+    /// The kind.
     pub fault: Fault,
-    /// How often.
+    /// How many there are.
     pub count: u64,
-    /// The first of them.
+    /// The first few of them.
     pub samples: Vec<Sample>,
 }
 
@@ -69,25 +66,25 @@ pub struct Finding {
 pub struct Sample {
     /// Byte offset in the CSV.
     pub offset: u64,
-    /// What stands there, for people.
+    /// A description for people.
     pub detail: String,
 }
 
-/// Follows the rows from the file's start to its end.
+/// Follows the rows from the start of the file to its end.
 pub(crate) struct Audit {
-    /// Cells of a row; that of the first row where there is no header.
+    /// Cells in a row; without a header those of the first row.
     width: Option<usize>,
     token_at: Option<usize>,
     header_is_due: bool,
     splitter: Option<RowSplitter>,
     pub(crate) rows: u64,
     pub(crate) newest_token: Option<FencingToken>,
-    keys: Keys,
+    keys: NewestKeys,
     findings: Vec<Finding>,
 }
 
 impl Audit {
-    /// `start` is where the first record begins; `keys`: among how many of the newest none may stand twice.
+    /// `start` is the offset of the first record. A key that is repeated within the newest `keys` is a fault.
     pub(crate) fn new(schema: &Arc<Schema>, start: u64, keys: usize) -> Self {
         Self {
             width: schema.width(),
@@ -96,7 +93,11 @@ impl Audit {
             splitter: Some(RowSplitter::new(start)),
             rows: 0,
             newest_token: None,
-            keys: Keys { column: schema.key_column().filter(|_| keys > 0), capacity: keys, ..Keys::default() },
+            keys: NewestKeys {
+                column: schema.key_column().filter(|_| keys > 0),
+                capacity: keys,
+                ..NewestKeys::default()
+            },
             findings: Vec::new(),
         }
     }
@@ -110,7 +111,7 @@ impl Audit {
         self.splitter = Some(splitter);
     }
 
-    /// A last line without its end.
+    /// Judges a last line that has no line end.
     pub(crate) fn end(&mut self) {
         let Some((start, text)) = self.splitter.take().map(RowSplitter::into_rest) else { return };
         if is_closable(&text, self.width) {
@@ -121,25 +122,25 @@ impl Audit {
     }
 
     fn row(&mut self, start: u64, row: &[u8]) {
-        let bare = bare(row);
-        if std::mem::take(&mut self.header_is_due) || bare.is_empty() {
+        let text = without_line_end(row);
+        if std::mem::take(&mut self.header_is_due) || text.is_empty() {
             return;
         }
         self.rows += 1;
-        if let Some(at) = memchr::memchr(0, bare) {
-            return self.note(Fault::Nul, start + at as u64, excerpt(bare));
+        if let Some(at) = memchr::memchr(0, text) {
+            return self.note(Fault::Nul, start + at as u64, excerpt(text));
         }
-        if memchr::memchr(b'"', bare).is_none() {
-            let cells: Vec<_> = bare.split(|&byte| byte == b',').collect();
-            return self.cells(start, bare, &cells);
+        if memchr::memchr(b'"', text).is_none() {
+            let cells: Vec<_> = text.split(|&byte| byte == b',').collect();
+            return self.cells(start, text, &cells);
         }
-        // Readers differ in what they make of it; we never write it.
-        if check_quotes(bare).is_err() {
-            return self.note(Fault::BrokenQuote, start, excerpt(bare));
+        // CSV readers disagree about such text, and Rowlock never writes it.
+        if check_quotes(text).is_err() {
+            return self.note(Fault::BrokenQuote, start, excerpt(text));
         }
         let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(row);
         let record = reader.byte_records().next().and_then(Result::ok).unwrap_or_default();
-        self.cells(start, bare, &record.iter().collect::<Vec<_>>());
+        self.cells(start, text, &record.iter().collect::<Vec<_>>());
     }
 
     fn cells(&mut self, start: u64, row: &[u8], cells: &[&[u8]]) {
@@ -162,7 +163,6 @@ impl Audit {
         }
     }
 
-    /// Notes a fault.
     pub(crate) fn note(&mut self, fault: Fault, offset: u64, detail: String) {
         let at = self.findings.iter().position(|finding| finding.fault == fault).unwrap_or_else(|| {
             self.findings.push(Finding { fault, count: 0, samples: Vec::new() });
@@ -175,46 +175,25 @@ impl Audit {
         }
     }
 
-    /// What was found, by kind.
     pub(crate) fn into_findings(mut self) -> Vec<Finding> {
         self.findings.sort_by_key(|finding| finding.fault);
         self.findings
     }
 }
 
-/// Reads a CSV through that no journal knows: its rows, and the newest token that stands in it, so that tokens never go back.
-pub(crate) fn scan_tokens(input: impl Read, format: &Format) -> io::Result<(Rows, FencingToken)> {
-    let mut tee = Tee { input, audit: Audit::new(&format.schema, format.start, 0) };
-    let rows = scan_rows(&mut tee)?;
-    Ok((rows, tee.audit.newest_token.unwrap_or_default()))
-}
-
-struct Tee<R> {
-    input: R,
-    audit: Audit,
-}
-
-impl<R: Read> Read for Tee<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.input.read(buffer)?;
-        self.audit.feed(&buffer[..read]);
-        Ok(read)
-    }
-}
-
 /// The newest keys of a file that has a column for them.
 #[derive(Default)]
-struct Keys {
+struct NewestKeys {
     column: Option<usize>,
     capacity: usize,
     newest: VecDeque<Rc<[u8]>>,
     first_at: HashMap<Rc<[u8]>, u64>,
-    /// Key and token of the row before: the rows of one request stand together.
+    /// Key and token of the previous row: the rows of one batch share their key.
     last: Option<(Rc<[u8]>, Option<FencingToken>)>,
 }
 
-impl Keys {
-    /// Where the row's key stood before, if it did.
+impl NewestKeys {
+    /// The offset of an earlier row with the same key, if there is one.
     fn repeats(&mut self, at: u64, token: Option<FencingToken>, cells: &[&[u8]]) -> Option<u64> {
         let key = cells.get(self.column?).filter(|key| !key.is_empty())?;
         if self.last.as_ref().is_some_and(|(last, of)| **last == **key && *of == token) {
@@ -257,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn each_fault_is_found_where_it_is_and_nothing_else_is_one() {
+    fn each_fault_is_found_at_its_offset() {
         let head = "token,key,data\n";
         for (rows, count, fault) in [
             ("1,a,x\n2,b,\"y\r\n,\"\"z\"\n", 2, None),
@@ -280,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_behind_a_quote_that_never_ends_is_looked_at_too() {
+    fn rows_after_endless_quote_are_audited() {
         let row = "2,b,yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\n";
         let text = format!("token,key,data\n1,a,\"x\n{}", row.repeat(ROW_BYTES_MAX / row.len() + 2));
         let (rows, findings) = audit(&text, 1 << 16);

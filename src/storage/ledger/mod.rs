@@ -1,48 +1,51 @@
-//! What one process knows of the CSV and its journal, and the look that brings it up to date.
+//! One process's view of the CSV and its journal, and the refresh that brings it up to date.
 //!
-//! Everything here happens under the OS lock on the journal. `append`, `checkpoint` and `rebuild` are the other parts.
+//! Every method is called under the OS lock on the journal.
 
-pub(crate) mod append;
+mod append;
 pub(crate) mod checkpoint;
+mod encode;
+mod new_tail;
 mod rebuild;
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, path::Path, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{
-    csv::scanner::{OpenLine, scan_rows},
-    storage::{
-        AppendError, OpenError,
-        check::audit::scan_tokens,
-        disk::{Disk, Place, Stretch},
-        format::Format,
-        journal::{Cursor, Header, HeaderFault, JournalRecord, Layout, read_after, records_since},
-        keys::Keys,
-        ledger::checkpoint::{leave_mark, print_of},
+    csv::{
+        encode::quote,
+        scanner::{OpenLine, scan_rows},
     },
-};
-use crate::{
-    csv::schema::quote,
     fencing::{FencingToken, LeaseId},
     metrics::{Counter, Meter},
+    storage::{
+        adopt::scan_tokens,
+        disk::{Disk, FileKind, FileRange},
+        error::{AppendError, OpenError},
+        format::Format,
+        journal::{
+            Cursor, Header, JournalRecord, Layout, csv_tail_checksum, read_after, records_since, set_sync_failed_flag,
+        },
+        keys::Keys,
+    },
 };
 
-/// Whether this look may change the CSV: only who holds the lease may.
+/// Whether a refresh may change the CSV. Only the holder of the lease may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Repair {
+pub(crate) enum RepairMode {
     Allowed,
     Forbidden,
 }
 
-/// What a look has found.
+/// What a refresh found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Seen {
-    /// The CSV is true to the journal; its last line may have been left open by somebody else.
-    True(Option<OpenLine>),
-    /// There is something to repair, and this look was not allowed to.
+pub(crate) enum RefreshOutcome {
+    /// The CSV matches the journal. Another process may have left its last line open.
+    Consistent(Option<OpenLine>),
+    /// The CSV needs a repair, and this refresh was not allowed to make it.
     NeedsRepair,
 }
 
-/// What a ledger starts from.
+/// What a ledger is opened with.
 pub(crate) struct LedgerOptions {
     pub(crate) path: PathBuf,
     pub(crate) layout: Layout,
@@ -56,44 +59,47 @@ pub(crate) struct LedgerOptions {
 /// One process's view of one CSV.
 #[derive(Debug)]
 pub(crate) struct Ledger<D> {
-    pub(crate) disk: D,
-    pub(crate) path: PathBuf,
-    pub(crate) layout: Layout,
-    pub(crate) format: Format,
-    pub(crate) replica: Box<str>,
-    pub(crate) replica_cell: Box<[u8]>,
-    /// The newest header at the last look, and the page that it is on.
-    pub(crate) head: Header,
-    pub(crate) head_page: u64,
-    /// The newest header is somebody else's, and perhaps not durable yet.
-    pub(crate) owes_header_sync: bool,
+    disk: D,
+    path: PathBuf,
+    layout: Layout,
+    format: Format,
+    replica: Box<str>,
+    replica_cell: Box<[u8]>,
+    /// The newest header at the last refresh.
+    head: Header,
+    /// The page that it is on.
+    head_page: u64,
+    /// Another process wrote the newest header, which may not be durable yet.
+    header_sync_pending: bool,
     /// The last record that was read or written.
-    pub(crate) known: Cursor,
-    /// The last record whose rows were seen to stand in the CSV.
-    pub(crate) verified: Cursor,
-    pub(crate) mark: FencingToken,
-    pub(crate) mark_lease: LeaseId,
-    pub(crate) keys: Keys,
+    known: Cursor,
+    /// The last record whose rows were found in the CSV.
+    verified: Cursor,
+    highest_token: FencingToken,
+    /// The lease that wrote under it.
+    highest_token_lease: LeaseId,
+    keys: Keys,
     /// Everything before this offset of the CSV is whole rows.
-    pub(crate) whole: u64,
-    /// How long the CSV was at the last look, and what we appended since. Should somebody append without any lock, the end of
-    /// our own next append tells.
-    pub(crate) len: u64,
-    /// Whether this process has looked at the CSV before.
+    whole_end: u64,
+    /// The CSV's length at the last refresh, plus what was appended since. If another process appends without the lock, the
+    /// end of our next append shows it.
+    len: u64,
+    /// Whether a refresh has succeeded before.
     started: bool,
     /// A sync has failed: this process must end.
-    pub(crate) failed: bool,
+    failed: bool,
     /// How long the last sync of a record took.
-    pub(crate) last_sync: Duration,
-    pub(crate) meter: Arc<Meter>,
+    last_sync: Duration,
+    meter: Arc<Meter>,
 }
 
 impl<D: Disk> Ledger<D> {
-    /// Reads the headers. The first look is the caller's to take.
+    /// Reads the headers. The caller makes the first refresh.
     pub(crate) fn open(disk: D, options: LedgerOptions) -> Result<Self, OpenError> {
         let LedgerOptions { path, layout, format, replica, keys, meter } = options;
-        let pages =
-            disk.read(Place::Journal, 0, layout.space()).map_err(|e| OpenError::io(&path, "read the journal of", e))?;
+        let pages = disk
+            .read(FileKind::Journal, 0, layout.space())
+            .map_err(|e| OpenError::io(&path, "read the journal of", e))?;
         let (head, head_page) = Header::newest(&pages, layout).map_err(|fault| OpenError::header(&path, fault))?;
         let base = head.cursor();
         Ok(Self {
@@ -104,15 +110,15 @@ impl<D: Disk> Ledger<D> {
             replica: replica.into(),
             known: base,
             verified: base,
-            mark: 0,
-            mark_lease: 0,
+            highest_token: 0,
+            highest_token_lease: 0,
             keys: Keys::new(keys),
-            whole: head.csv_bytes,
+            whole_end: head.csv_bytes,
             len: 0,
             started: false,
             failed: false,
             last_sync: Duration::ZERO,
-            owes_header_sync: true,
+            header_sync_pending: true,
             head,
             head_page,
             path,
@@ -120,61 +126,111 @@ impl<D: Disk> Ledger<D> {
         })
     }
 
-    /// Learns what others did, and makes the CSV true to the journal: recovery is nothing else.
-    pub(crate) fn look(&mut self, repair: Repair) -> Result<Seen, AppendError> {
+    /// The CSV's path, symbolic links resolved.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How the CSV is laid out.
+    pub(crate) fn format(&self) -> &Format {
+        &self.format
+    }
+
+    /// How long the last sync of a record took.
+    pub(crate) fn last_sync(&self) -> Duration {
+        self.last_sync
+    }
+
+    /// Everything before this offset of the CSV is whole rows.
+    pub(crate) fn whole_end(&self) -> u64 {
+        self.whole_end
+    }
+
+    /// How much of the CSV the newest known checkpoint covers, in bytes.
+    pub(crate) fn checkpoint_end(&self) -> u64 {
+        self.head.csv_bytes
+    }
+
+    /// The journal's size in bytes.
+    pub(crate) fn journal_bytes(&self) -> u64 {
+        self.head.bytes
+    }
+
+    /// The sequence of the last known record.
+    pub(crate) fn last_sequence(&self) -> u64 {
+        self.known.sequence
+    }
+
+    /// How many keys were ever recorded.
+    pub(crate) fn keys_recorded(&self) -> u64 {
+        self.keys.next()
+    }
+
+    /// How many keys the newest known checkpoint has stored in the keys file.
+    pub(crate) fn keys_stored(&self) -> u64 {
+        self.head.keys
+    }
+
+    /// How many keys are remembered.
+    pub(crate) fn keys_capacity(&self) -> u64 {
+        self.keys.capacity()
+    }
+
+    /// Reads what other processes recorded, and makes the CSV match the journal. Recovery after a crash is nothing else.
+    pub(crate) fn refresh(&mut self, repair: RepairMode) -> Result<RefreshOutcome, AppendError> {
         if self.failed {
             return Err(AppendError::Sync(io::Error::other("an earlier sync failed")));
         }
-        let pages = self.disk.read(Place::Journal, 0, self.layout.space()).map_err(AppendError::before("read"))?;
-        let in_doubt = self.layout.is_in_doubt(&pages);
-        if in_doubt && repair == Repair::Forbidden {
-            return Ok(Seen::NeedsRepair);
+        let pages = self.disk.read(FileKind::Journal, 0, self.layout.space()).map_err(AppendError::before("read"))?;
+        let sync_failed = self.layout.sync_failed_flag_is_set(&pages);
+        if sync_failed && repair == RepairMode::Forbidden {
+            return Ok(RefreshOutcome::NeedsRepair);
         }
-        if in_doubt {
-            self.write_all_anew(&pages)?;
+        if sync_failed {
+            self.rewrite_all(&pages)?;
             self.meter.count(Counter::RecoveredFailedSyncs);
         }
         self.catch_up(&pages)?;
-        self.len = self.disk.len(Place::Csv).map_err(AppendError::before("stat"))?;
+        self.len = self.disk.len(FileKind::Csv).map_err(AppendError::before("stat"))?;
         self.check_prefix()?;
-        let damage = self.learn_and_verify(repair, in_doubt)?;
-        let seen = match damage {
-            Damage::None => self.look_behind()?,
-            Damage::Some => None,
+        let end = match self.learn_and_verify(repair, sync_failed)? {
+            Damage::None => self.scan_foreign_rows()?,
+            Damage::Some => CsvEnd::Damaged,
         };
-        let open = match (seen, repair) {
-            (Some(open), _) => open,
-            (None, Repair::Forbidden) => return Ok(Seen::NeedsRepair),
-            (None, Repair::Allowed) => {
+        let open_line = match (end, repair) {
+            (CsvEnd::Whole, _) => None,
+            (CsvEnd::OpenLine(line), _) => Some(line),
+            (CsvEnd::Damaged, RepairMode::Forbidden) => return Ok(RefreshOutcome::NeedsRepair),
+            (CsvEnd::Damaged, RepairMode::Allowed) => {
                 self.rebuild(None)?;
                 self.meter.count(Counter::Rebuilds);
                 None
             }
         };
         self.started = true;
-        if in_doubt {
+        if sync_failed {
             self.disk
-                .write_at(Place::Journal, self.layout.mark(), &[0])
-                .map_err(AppendError::before("clear the mark of"))?;
+                .write_at(FileKind::Journal, self.layout.sync_failed_flag_offset(), &[0])
+                .map_err(AppendError::before("clear the failed-sync flag of"))?;
         }
-        Ok(Seen::True(open))
+        Ok(RefreshOutcome::Consistent(open_line))
     }
 
-    /// Takes over the newest header; where space was recycled meanwhile, what the checkpoint kept of it.
+    /// Takes over the newest header, and the checkpoint's token and keys where their records were recycled.
     fn catch_up(&mut self, pages: &[u8]) -> Result<(), AppendError> {
         let (head, page) = Header::newest(pages, self.layout)
             .map_err(|fault| AppendError::Unfit(OpenError::header(&self.path, fault)))?;
         let base = head.cursor();
         if (head.number, head.journal) != (self.head.number, self.head.journal) {
-            self.owes_header_sync = true;
+            self.header_sync_pending = true;
         }
         if self.verified.sequence <= head.base && (head.number != self.head.number || !self.started) {
-            // Whoever wrote it may have rebuilt the CSV: what we knew of its later part is no longer so.
-            (self.verified, self.whole) = (base, head.csv_bytes);
+            // The process that wrote the header may have rebuilt the CSV behind what we verified.
+            (self.verified, self.whole_end) = (base, head.csv_bytes);
         }
         if self.known.sequence < head.base || !self.started {
             self.keys.load(&self.disk, head.keys).map_err(AppendError::before("read the keys of"))?;
-            (self.mark, self.mark_lease) = (head.mark, head.lease);
+            (self.highest_token, self.highest_token_lease) = (head.highest_token, head.highest_token_lease);
         }
         if self.known.sequence <= head.base || !self.started {
             self.known = base;
@@ -183,16 +239,13 @@ impl<D: Disk> Ledger<D> {
         Ok(())
     }
 
-    /// A file that is shorter or other than the checkpoint says was replaced, or cut by somebody.
+    /// Checks that the CSV is still the file that the checkpoint describes.
     fn check_prefix(&mut self) -> Result<(), AppendError> {
-        let len = self.len;
-        if self.started && len >= self.whole {
+        if self.started && self.len >= self.whole_end {
             return Ok(());
         }
-        (self.verified, self.whole) = (self.base(), self.head.csv_bytes);
-        let same = len >= self.head.csv_bytes
-            && print_of(&self.disk, self.head.csv_bytes).map_err(AppendError::before("read"))? == self.head.csv_print;
-        if same {
+        (self.verified, self.whole_end) = (self.base(), self.head.csv_bytes);
+        if self.head.matches_csv(&self.disk).map_err(AppendError::before("read"))? {
             return Ok(());
         }
         if self.record_after(self.base())?.is_some() || self.head.rebuild.is_some() {
@@ -201,32 +254,37 @@ impl<D: Disk> Ledger<D> {
         self.adopt()
     }
 
-    /// Another file of the same name, and no rows that the journal would owe it: read through once, then believed.
+    /// Accepts another file of the same name, after reading it through. The journal holds no rows of the previous one.
     fn adopt(&mut self) -> Result<(), AppendError> {
         let path = &self.path;
-        tracing::error!(csv = %path.display(), "not the file that the journal knows, or cut short by somebody; reading it anew");
+        tracing::error!(csv = %path.display(), "the CSV is not the file that the journal describes, or was truncated; reading it through again");
         let new = Format::read(&self.disk, path, &self.format.schema).map_err(AppendError::Unfit)?;
         if self.started && (new.schema != self.format.schema || new.line_end != self.format.line_end) {
-            // Rows that wait are laid out by the header that was there at start: another one would misplace their cells.
+            // Queued rows are laid out for the header that was there at start: another one would misplace their cells.
             return Err(AppendError::Unfit(OpenError::HeaderChanged(self.path.clone())));
         }
         self.format = new;
-        let text = Stretch::new(&self.disk, Place::Csv, self.format.start, u64::MAX);
+        let text = FileRange::new(&self.disk, FileKind::Csv, self.format.start, u64::MAX);
         let (rows, token) = scan_tokens(text, &self.format).map_err(AppendError::before("read"))?;
-        if token > self.mark {
-            (self.mark, self.mark_lease) = (token, 0);
+        if token > self.highest_token {
+            (self.highest_token, self.highest_token_lease) = (token, 0);
         }
-        self.whole = self.format.start + rows.whole_bytes;
-        self.sync(Place::Csv)?;
-        let csv_print = print_of(&self.disk, self.whole).map_err(AppendError::before("read"))?;
-        let (mark, lease) = (self.mark, self.mark_lease);
-        self.write_header(Header { csv_bytes: self.whole, csv_print, mark, lease, ..self.head.clone() })
+        self.whole_end = self.format.start + rows.whole_bytes;
+        self.sync(FileKind::Csv)?;
+        let csv_tail_checksum = csv_tail_checksum(&self.disk, self.whole_end).map_err(AppendError::before("read"))?;
+        self.write_header(Header {
+            csv_bytes: self.whole_end,
+            csv_tail_checksum,
+            highest_token: self.highest_token,
+            highest_token_lease: self.highest_token_lease,
+            ..self.head.clone()
+        })
     }
 
-    /// Reads the records that are new, and holds each against the CSV.
-    fn learn_and_verify(&mut self, repair: Repair, in_doubt: bool) -> Result<Damage, AppendError> {
-        let doubted = in_doubt || self.head.rebuild.is_some();
-        let mut damage = if doubted { Damage::Some } else { Damage::None };
+    /// Reads the new records and compares each with the CSV.
+    fn learn_and_verify(&mut self, repair: RepairMode, sync_failed: bool) -> Result<Damage, AppendError> {
+        let is_suspect = sync_failed || self.head.rebuild.is_some();
+        let mut damage = if is_suspect { Damage::Some } else { Damage::None };
         let mut current = self.record_after(self.verified)?;
         while let Some((record, cursor)) = current {
             let following = self.record_after(cursor)?;
@@ -242,113 +300,133 @@ impl<D: Disk> Ledger<D> {
         Ok(damage)
     }
 
-    pub(crate) fn record_after(&self, cursor: Cursor) -> Result<Option<(JournalRecord, Cursor)>, AppendError> {
+    fn record_after(&self, cursor: Cursor) -> Result<Option<(JournalRecord, Cursor)>, AppendError> {
         read_after(&self.disk, self.layout, &self.head, cursor).map_err(AppendError::before("read the journal of"))
     }
 
-    /// Takes in token, lease and keys of a record, if it is new.
-    pub(crate) fn learn(&mut self, record: &JournalRecord, cursor: Cursor) {
+    /// Takes over token, lease and keys of a record, if it is new.
+    fn learn(&mut self, record: &JournalRecord, cursor: Cursor) {
         if record.sequence <= self.known.sequence {
             return;
         }
         assert_eq!(record.sequence, self.known.sequence + 1, "records are read in order");
         self.known = cursor;
-        if record.token >= self.mark {
-            (self.mark, self.mark_lease) = (record.token, record.lease);
+        if record.token >= self.highest_token {
+            (self.highest_token, self.highest_token_lease) = (record.token, record.lease);
         }
         self.keys.learn(record.first_key, &record.keys, &record.replica);
     }
 
-    /// Whether a record's rows stand where it says. The last one's may have been cut short by a kill: then the rest is written.
-    fn verify(&mut self, record: &JournalRecord, is_last: bool, repair: Repair) -> Result<Damage, AppendError> {
+    /// Compares a record's payload with the CSV. If a kill cut the last one short, the rest is written.
+    fn verify(&mut self, record: &JournalRecord, is_last: bool, repair: RepairMode) -> Result<Damage, AppendError> {
         if record.payload.is_empty() {
             return Ok(Damage::None);
         }
-        if !self.started && self.has_hole(self.whole, record.offset)? {
+        if !self.started && self.has_hole(self.whole_end, record.offset)? {
             return Ok(Damage::Some);
         }
         let bytes = record.payload.len() as u64;
-        let present = self.disk.read(Place::Csv, record.offset, bytes).map_err(AppendError::before("read"))?;
-        // guard: verify
+        let present = self.disk.read(FileKind::Csv, record.offset, bytes).map_err(AppendError::before("read"))?;
+        // guard: verify: the CSV matches the journal after a crash
         if present != record.payload {
             let len = self.len;
             let is_cut_short = len >= record.offset && len < record.end() && record.payload.starts_with(&present);
-            if !is_last || !is_cut_short || repair == Repair::Forbidden {
+            if !is_last || !is_cut_short || repair == RepairMode::Forbidden {
                 return Ok(Damage::Some);
             }
-            tracing::warn!(csv = %self.path.display(), at = len, token = record.token, "writing the rest of a batch that a killed replica left");
-            // guard: sync_before_repair
-            self.sync(Place::Journal)?;
-            let rest = &record.payload[present.len()..];
-            let landed =
-                self.disk.append(Place::Csv, rest).map_err(AppendError::before("write the rest of a batch to"))?;
-            if landed.start != len || landed.end != record.end() {
-                return Ok(Damage::Some);
-            }
-            self.len = landed.end;
-            self.meter.count(Counter::CompletedBatches);
+            return self.complete(record, present.len());
         }
-        self.whole = record.end();
+        self.whole_end = record.end();
+        Ok(Damage::None)
+    }
+
+    /// Appends what is missing of the last record's payload, of which the CSV has the first `present_bytes`.
+    fn complete(&mut self, record: &JournalRecord, present_bytes: usize) -> Result<Damage, AppendError> {
+        tracing::warn!(csv = %self.path.display(), at = self.len, token = record.token, "completing a batch that a killed replica left incomplete");
+        // guard: sync_before_repair: rows are not repaired from a record that a power cut may remove
+        self.sync(FileKind::Journal)?;
+        let rest = &record.payload[present_bytes..];
+        let appended =
+            self.disk.append(FileKind::Csv, rest).map_err(AppendError::before("write the rest of a batch to"))?;
+        if appended.start != self.len || appended.end != record.end() {
+            return Ok(Damage::Some);
+        }
+        (self.len, self.whole_end) = (appended.end, record.end());
+        self.meter.count(Counter::CompletedBatches);
         Ok(Damage::None)
     }
 
     fn has_hole(&self, from: u64, to: u64) -> Result<bool, AppendError> {
-        let rows = scan_rows(Stretch::new(&self.disk, Place::Csv, from, to)).map_err(AppendError::before("read"))?;
-        Ok(rows.has_hole)
+        let range = FileRange::new(&self.disk, FileKind::Csv, from, to);
+        Ok(scan_rows(range).map_err(AppendError::before("read"))?.has_hole)
     }
 
-    /// Reads what others appended behind our rows. `None`: a hole that a power cut left, found at a start.
-    fn look_behind(&mut self) -> Result<Option<Option<OpenLine>>, AppendError> {
+    /// Reads the rows that other processes appended after ours.
+    fn scan_foreign_rows(&mut self) -> Result<CsvEnd, AppendError> {
         let len = self.len;
-        if len == self.whole {
-            return Ok(Some(None));
+        if len == self.whole_end {
+            return Ok(CsvEnd::Whole);
         }
-        let stretch = Stretch::new(&self.disk, Place::Csv, self.whole, len);
-        let rows = scan_rows(stretch).map_err(AppendError::before("read"))?;
-        // guard: scan_at_start
+        let range = FileRange::new(&self.disk, FileKind::Csv, self.whole_end, len);
+        let rows = scan_rows(range).map_err(AppendError::before("read"))?;
+        // guard: scan_at_start: a hole that a power cut left in foreign rows is repaired
         if rows.has_hole && !self.started {
-            return Ok(None);
+            return Ok(CsvEnd::Damaged);
         }
-        self.whole += rows.whole_bytes;
-        Ok(Some(rows.open))
+        self.whole_end += rows.whole_bytes;
+        Ok(rows.open.map_or(CsvEnd::Whole, CsvEnd::OpenLine))
     }
 
-    /// The last record that the newest checkpoint covers.
-    pub(crate) fn base(&self) -> Cursor {
+    /// The position after the last record that the newest checkpoint covers.
+    fn base(&self) -> Cursor {
         self.head.cursor()
     }
 
     /// All records since the checkpoint.
-    pub(crate) fn records(&self) -> Result<Vec<JournalRecord>, AppendError> {
+    fn records(&self) -> Result<Vec<JournalRecord>, AppendError> {
         records_since(&self.disk, self.layout, &self.head).map_err(AppendError::before("read the journal of"))
     }
 
-    /// Syncs, and if that fails, sees to it that nobody believes what the page cache says from now on.
-    pub(crate) fn sync(&mut self, place: Place) -> Result<(), AppendError> {
-        self.disk.sync(place).map_err(|e| self.fail(e))
+    /// Syncs a file. A failure is recorded in the journal, so that no process trusts the page cache.
+    fn sync(&mut self, kind: FileKind) -> Result<(), AppendError> {
+        self.disk.sync(kind).map_err(|e| self.fail(e))
     }
 
-    /// After a failed sync the page cache may hold what the disk does not: a mark tells whoever comes next.
+    /// Records a failed sync: the page cache may hold data that the disk does not. This process must end.
     pub(crate) fn fail(&mut self, e: io::Error) -> AppendError {
         self.failed = true;
         self.meter.count(Counter::SyncFailures);
-        leave_mark(&self.disk, self.layout);
+        set_sync_failed_flag(&self.disk, self.layout);
         AppendError::Sync(e)
     }
 }
 
-/// Whether the CSV is other than the journal says.
+/// What tests ask a ledger.
+#[cfg(any(test, fuzzing))]
+impl<D> Ledger<D> {
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed
+    }
+
+    pub(crate) fn highest_token(&self) -> FencingToken {
+        self.highest_token
+    }
+}
+
+/// Whether the CSV differs from the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Damage {
     None,
     Some,
 }
 
-impl OpenError {
-    fn header(path: &std::path::Path, fault: HeaderFault) -> Self {
-        match fault {
-            HeaderFault::Damaged => Self::DamagedJournal(path.to_owned()),
-            HeaderFault::Newer(format) => Self::NewerJournal(path.to_owned(), format),
-        }
-    }
+/// What the CSV ends with.
+#[derive(Debug, Clone, Copy)]
+enum CsvEnd {
+    /// A whole row.
+    Whole,
+    /// A line that another process left open.
+    OpenLine(OpenLine),
+    /// It differs from the journal, or has a hole that a power cut left.
+    Damaged,
 }

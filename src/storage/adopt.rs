@@ -1,0 +1,118 @@
+//! Adopts a CSV that has no journal, or one whose journal describes another file: reads it through once.
+
+use std::{
+    fs::{self, OpenOptions, TryLockError},
+    io::{self, Read, Write},
+    path::Path,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    csv::{
+        scanner::{ScannedRows, scan_rows},
+        schema::Schema,
+    },
+    fencing::FencingToken,
+    storage::{
+        check::audit::Audit,
+        disk::{Disk, FileKind, FileRange},
+        error::OpenError,
+        files::{Files, START_WAIT},
+        format::{BOM, Format},
+        journal::{Header, Layout, csv_tail_checksum},
+        side_files,
+    },
+};
+
+/// A longer incomplete last line is not truncated: more likely a stray quote has swallowed good rows.
+pub(crate) const QUARANTINE_BYTES_MAX: u64 = 1 << 20;
+
+/// Writes the header of an empty file. The CSV itself is locked for that, since there is no journal yet.
+pub(crate) fn write_header_if_empty(path: &Path, schema: &Schema) -> Result<(), OpenError> {
+    let file = OpenOptions::new().read(true).append(true).open(path).map_err(|e| OpenError::io(path, "open", e))?;
+    side_files::refuse_unfit(path, &file)?;
+    let Some(header) = schema.header() else { return Ok(()) };
+    let lacks_header = || -> io::Result<bool> {
+        let len = file.metadata()?.len();
+        Ok(len == 0 || len == BOM.len() as u64 && fs::read(path)? == BOM)
+    };
+    let write = || -> io::Result<()> {
+        (&file).write_all(&[&header[..], b"\n"].concat())?;
+        file.sync_all()
+    };
+    let fail = |e| OpenError::io(path, "write the header of", e);
+    if !lacks_header().map_err(fail)? {
+        return Ok(());
+    }
+    let deadline = Instant::now() + START_WAIT;
+    // A volume without working locks is refused later, by the probe of the journal.
+    while let Err(TryLockError::WouldBlock) = file.try_lock() {
+        if Instant::now() >= deadline {
+            return Err(OpenError::Busy(path.to_owned()));
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    // Another replica may have written the header in the meantime. Closing the file releases the lock.
+    if lacks_header().map_err(fail)? { write().map_err(fail) } else { Ok(()) }
+}
+
+/// Creates the journal of a CSV that has none, after reading the CSV through.
+pub(crate) fn create_journal(path: &Path, new_file: &Arc<Schema>, journal_bytes: u64) -> Result<(), OpenError> {
+    let csv = Arc::new(Files::open_to_read(path).map_err(|e| OpenError::io(path, "open", e))?);
+    let format = Format::read(&csv, path, new_file)?;
+    let head = adopted_header(path, &csv, &format, journal_bytes)?;
+    side_files::ensure_journal(path, &head, Layout::REAL).map_err(|e| OpenError::io(path, "create the journal of", e))
+}
+
+/// Reads the CSV through and syncs it: the header of a journal that accepts the CSV as it is.
+pub(crate) fn adopted_header(
+    path: &Path,
+    csv: &Arc<Files>,
+    format: &Format,
+    journal_bytes: u64,
+) -> Result<Header, OpenError> {
+    let fail = |e| OpenError::io(path, "read", e);
+    let (rows, highest_token) =
+        scan_tokens(FileRange::new(csv, FileKind::Csv, format.start, u64::MAX), format).map_err(fail)?;
+    let csv_bytes = format.start + rows.whole_bytes;
+    if rows.open.is_some_and(|open| open.in_quotes && open.bytes > QUARANTINE_BYTES_MAX) {
+        return Err(OpenError::StrayQuote(path.to_owned(), csv_bytes));
+    }
+    csv.sync(FileKind::Csv).map_err(|e| OpenError::io(path, "sync", e))?;
+    Ok(Header {
+        journal: uuid::Uuid::new_v4().as_u128(),
+        number: 0,
+        bytes: journal_bytes,
+        base: 0,
+        next: Layout::REAL.space(),
+        csv_bytes,
+        csv_tail_checksum: csv_tail_checksum(csv, csv_bytes).map_err(fail)?,
+        highest_token,
+        highest_token_lease: 0,
+        keys: 0,
+        rebuild: None,
+    })
+}
+
+/// Reads a CSV through: its rows, and the highest token in it, so that new tokens continue above it.
+pub(crate) fn scan_tokens(input: impl Read, format: &Format) -> io::Result<(ScannedRows, FencingToken)> {
+    let mut tee = Tee { input, audit: Audit::new(&format.schema, format.start, 0) };
+    let rows = scan_rows(&mut tee)?;
+    Ok((rows, tee.audit.newest_token.unwrap_or_default()))
+}
+
+/// Passes the input on and audits it on the way, so that the CSV is read only once.
+struct Tee<R> {
+    input: R,
+    audit: Audit,
+}
+
+impl<R: Read> Read for Tee<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.input.read(buffer)?;
+        self.audit.feed(&buffer[..read]);
+        Ok(read)
+    }
+}

@@ -1,0 +1,176 @@
+//! Encodes the requests of one batch as the content of one record.
+
+use std::{collections::HashSet, time::Duration};
+
+use crate::{
+    api::acknowledgement::Ack,
+    csv::{
+        encode::quote,
+        idempotency_key::Key,
+        rows::Rows,
+        schema::{InvalidField, RowLayout, ServiceCells},
+    },
+    storage::{
+        disk::Disk,
+        error::Refusal,
+        format::Format,
+        journal::JournalRecord,
+        keys::Remembered,
+        ledger::Ledger,
+        types::{AppendEntry, EntryOutcome, KnownKey, Turn},
+    },
+    time::ms,
+};
+
+/// The rows and keys of one record.
+#[derive(Default)]
+pub(super) struct RecordContent {
+    /// Bytes at the start of `payload` that end an open line.
+    pub(super) line_end_prefix_len: usize,
+    /// Their offsets count from the first row.
+    pub(super) keys: Vec<Remembered>,
+    pub(super) payload: Vec<u8>,
+}
+
+impl RecordContent {
+    pub(super) fn has_rows(&self) -> bool {
+        self.payload.len() > self.line_end_prefix_len
+    }
+
+    fn encoded_bytes_max(&self) -> usize {
+        self.payload.len() + JournalRecord::overhead_bytes(self.keys.len())
+    }
+}
+
+impl<D: Disk> Ledger<D> {
+    /// The most that the encoded rows of one request may come to, in bytes.
+    pub(crate) fn batch_bytes_max(&self) -> u64 {
+        self.layout.record_bytes_max(self.head.bytes) - JournalRecord::overhead_bytes(1) as u64
+    }
+
+    /// Looks up an idempotency key.
+    pub(super) fn find_replay(&self, key: &Key) -> Option<KnownKey> {
+        // guard: lookup_key: a retried request is not written twice
+        let known = self.keys.find(key.hash)?;
+        let is_same = known.fingerprint == key.fingerprint;
+        Some(if is_same { KnownKey::Replayed(self.keys.ack(known)) } else { KnownKey::Reused })
+    }
+
+    /// Encodes as many requests as fit one record. Offsets in their outcomes count from the first row.
+    pub(super) fn encode(
+        &mut self,
+        entries: &[AppendEntry<'_>],
+        turn: &Turn<'_>,
+        line_end_prefix: &[u8],
+    ) -> (RecordContent, Vec<EntryOutcome>) {
+        let bytes_max = self.layout.record_bytes_max(self.head.bytes) as usize;
+        let capacity: usize = entries.iter().map(|entry| self.encoded_bytes_max(entry, turn)).sum();
+        let mut payload = Vec::with_capacity(line_end_prefix.len() + capacity);
+        payload.extend_from_slice(line_end_prefix);
+        let line_end_prefix_len = line_end_prefix.len();
+        let mut content = RecordContent { line_end_prefix_len, keys: Vec::new(), payload };
+        let mut outcomes = Vec::with_capacity(entries.len());
+        let mut keys_in_batch = HashSet::new();
+        for entry in entries {
+            if entry.key.is_some_and(|key| !keys_in_batch.insert(key.hash)) {
+                // A key that is repeated within the batch waits for the next record, and replays the first one's answer.
+                break;
+            }
+            let start = content.payload.len();
+            let outcome = self.encode_entry(entry, turn, &mut content);
+            if content.payload.len() > start && content.encoded_bytes_max() > bytes_max {
+                content.payload.truncate(start);
+                if entry.key.is_some() {
+                    content.keys.pop();
+                }
+                if content.has_rows() {
+                    break;
+                }
+                outcomes.push(EntryOutcome::Refused(Refusal::TooLarge { bytes_max: bytes_max as u64 }));
+                continue;
+            }
+            outcomes.push(outcome);
+        }
+        (content, outcomes)
+    }
+
+    /// The most bytes that a request's rows encode to, whichever columns the file has, so that the payload never reallocates.
+    fn encoded_bytes_max(&self, entry: &AppendEntry<'_>, turn: &Turn<'_>) -> usize {
+        let key = entry.key.map_or(0, |key| 2 * key.text.len() + 2);
+        let service = turn.timestamp.len() + self.replica_cell.len() + "18446744073709551615append".len() + key;
+        let commas = self.format.width().unwrap_or_default();
+        entry.rows.cell_bytes() + entry.rows.len() * (service + commas + self.format.line_end.len())
+    }
+
+    fn encode_entry(&mut self, entry: &AppendEntry<'_>, turn: &Turn<'_>, content: &mut RecordContent) -> EntryOutcome {
+        if let Some(key) = entry.key {
+            if let Some(known) = self.find_replay(key) {
+                return known.into();
+            }
+            // The key may have been recorded after this request arrived, and be forgotten again by now.
+            // guard: key_window: a request whose key may be forgotten is not written twice
+            if self.keys.next() - entry.keys_seen.min(self.keys.next()) >= self.keys.capacity() {
+                return EntryOutcome::Refused(Refusal::KeyMayBeForgotten);
+            }
+        }
+        let start = content.payload.len();
+        if let Err(e) = self.encode_rows(entry, turn, &mut content.payload) {
+            return EntryOutcome::Refused(e.into());
+        }
+        let offset = (start - content.line_end_prefix_len) as u64;
+        let bytes = (content.payload.len() - start) as u64;
+        let mut held_ms = None;
+        if let Some(key) = entry.key {
+            let held = ms(turn.granted.elapsed());
+            held_ms = Some(held);
+            let ack = Ack {
+                rows: entry.rows.len(),
+                offset,
+                bytes,
+                token: turn.token,
+                replica: "".into(),
+                waited_ms: entry.waited_ms,
+                held_ms: held,
+                released: entry.released,
+                replayed: false,
+                sync: Duration::ZERO,
+            };
+            content.keys.push(Remembered::new(key.hash, key.fingerprint, &ack));
+        }
+        EntryOutcome::Written { offset, bytes, held_ms }
+    }
+
+    fn encode_rows(
+        &mut self,
+        entry: &AppendEntry<'_>,
+        turn: &Turn<'_>,
+        payload: &mut Vec<u8>,
+    ) -> Result<(), InvalidField> {
+        let headerless_width = self.headerless_width_for(entry.rows)?;
+        let key = entry.key.map(|key| quote(&key.text)).unwrap_or_default();
+        let cells =
+            ServiceCells { timestamp: turn.timestamp, replica: &self.replica_cell, token: turn.token, key: &key };
+        let layout = RowLayout { headerless_width, line_end: self.format.line_end };
+        self.format.schema.write_rows(payload, entry.rows, &cells, layout);
+        Ok(())
+    }
+
+    /// The width that a headerless file's rows are filled up to: that of its first row.
+    fn headerless_width_for(&mut self, rows: &Rows) -> Result<usize, InvalidField> {
+        if self.format.schema.width().is_some() {
+            return Ok(0);
+        }
+        let Some(first) = rows.iter().next() else { return Ok(0) };
+        // Another replica may have written the first row since this one started.
+        if self.format.headerless_width.is_none() && self.whole_end > self.format.start {
+            let read = Format::read(&self.disk, &self.path, &self.format.schema);
+            self.format.headerless_width = read.ok().and_then(|format| format.headerless_width);
+        }
+        let width = self.format.headerless_width.unwrap_or(first.cells);
+        if let Some(wide) = rows.iter().find(|row| row.cells > width) {
+            return Err(InvalidField::new("data", format!("{} cells, but the file's rows have {width}", wide.cells)));
+        }
+        self.format.headerless_width = Some(width);
+        Ok(width)
+    }
+}

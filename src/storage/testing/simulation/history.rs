@@ -1,0 +1,410 @@
+//! One random history of several replicas on a simulated disk, and the promises that it must keep.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    path::PathBuf,
+    rc::Rc,
+    sync::{Arc, LazyLock},
+    time::Instant,
+};
+
+use crate::{
+    csv::{
+        idempotency_key::Key,
+        rows::Rows,
+        schema::{Data, Schema},
+    },
+    fencing::{FencingToken, LeaseId},
+    metrics::Meter,
+    random::Random,
+    storage::{
+        disk::{Disk, FileKind},
+        error::{AppendError, Refusal},
+        format::Format,
+        journal::{Header, csv_tail_checksum},
+        keys::preamble,
+        ledger::{
+            Ledger, LedgerOptions, RefreshOutcome, RepairMode,
+            checkpoint::{PendingCheckpoint, sync_for_checkpoint},
+        },
+        testing::simulation::disk::{Change, Host, LAYOUT, SimDisk, SimFile, Stop, contains, ends_whole, text},
+        types::{AppendEntry, EntryOutcome, Turn},
+    },
+};
+
+/// Headers, the failed-sync flag, and space for six small records.
+const JOURNAL_BYTES: u64 = 9 * LAYOUT.page;
+const KEYS: usize = 8;
+/// Shared by all histories, since no test reads it.
+static METER: LazyLock<Arc<Meter>> = LazyLock::new(Arc::default);
+
+type SimLedger = Ledger<SimDisk>;
+
+/// One replica's process. A kill removes its ledger.
+struct Replica {
+    ledger: Option<SimLedger>,
+    checkpoint: Option<(PendingCheckpoint, bool)>,
+}
+
+/// What a client learns of one attempt.
+#[derive(Debug, Clone, Copy)]
+enum Attempt {
+    Written {
+        offset: u64,
+    },
+    Replayed {
+        offset: u64,
+    },
+    Fenced {
+        highest_token: FencingToken,
+    },
+    DiskFull,
+    /// The rows may be written or not.
+    Unknown,
+}
+
+/// The replicas on one host, and what clients know of their rows.
+pub(super) struct History {
+    pub(super) host: Rc<RefCell<Host>>,
+    schema: Arc<Schema>,
+    replicas: Vec<Replica>,
+    counter: FencingToken,
+    leases: LeaseId,
+    issued: Vec<(FencingToken, LeaseId)>,
+    /// Which leases wrote under each token.
+    wrote: BTreeMap<FencingToken, Vec<LeaseId>>,
+    acked: Vec<String>,
+    refused: Vec<String>,
+    /// Rows whose outcome no client knows.
+    unknown: Vec<String>,
+    /// The data of each key.
+    keyed: BTreeMap<usize, String>,
+    /// The first acknowledged offset of each key.
+    offsets: BTreeMap<usize, u64>,
+}
+
+const HEADER: &[u8] = b"token,data\n";
+
+impl History {
+    pub(super) fn new(seed: u64) -> Self {
+        let mut files: [SimFile; 6] = Default::default();
+        let schema = Arc::new(Schema::from_header(b"token,data").expect("a header"));
+        files[0].change(Change::Write(0, HEADER.to_vec()));
+        files[1].change(Change::Write(0, vec![0; JOURNAL_BYTES as usize]));
+        files[2].change(Change::Write(0, preamble(KEYS as u64)));
+        let host = Rc::new(RefCell::new(Host::new(seed, files)));
+        let disk = SimDisk(Rc::clone(&host));
+        let csv_bytes = HEADER.len() as u64;
+        let head = Header {
+            journal: 7,
+            number: 0,
+            bytes: JOURNAL_BYTES,
+            base: 0,
+            next: LAYOUT.space(),
+            csv_bytes,
+            csv_tail_checksum: csv_tail_checksum(&disk, csv_bytes).expect("memory reads"),
+            highest_token: 0,
+            highest_token_lease: 0,
+            keys: 0,
+            rebuild: None,
+        };
+        for (page, number) in [(0, 1), (1, 0)] {
+            disk.write_at(FileKind::Journal, page * LAYOUT.page, &Header { number, ..head.clone() }.encode())
+                .expect("memory writes");
+        }
+        host.borrow_mut().files.iter_mut().for_each(SimFile::sync);
+        host.borrow_mut().calm = false;
+        Self {
+            host,
+            schema,
+            replicas: (0..3).map(|_| Replica { ledger: None, checkpoint: None }).collect(),
+            counter: 0,
+            leases: 0,
+            issued: Vec::new(),
+            wrote: BTreeMap::new(),
+            acked: Vec::new(),
+            refused: Vec::new(),
+            unknown: Vec::new(),
+            keyed: BTreeMap::new(),
+            offsets: BTreeMap::new(),
+        }
+    }
+
+    fn random<T>(&self, draw: impl FnOnce(&mut Random) -> T) -> T {
+        draw(&mut self.host.borrow_mut().random)
+    }
+
+    fn note(&self, what: String) {
+        self.host.borrow_mut().trace.push(what);
+    }
+
+    /// Removes the processes that the last step stopped. They start again when they are needed.
+    fn remove_stopped(&mut self, current: usize) {
+        let stopped = self.host.borrow_mut().stopped.take();
+        match stopped {
+            Some(Stop::Killed) => self.replicas[current] = Replica { ledger: None, checkpoint: None },
+            Some(Stop::PowerLost) => {
+                self.replicas.iter_mut().for_each(|replica| *replica = Replica { ledger: None, checkpoint: None });
+            }
+            None => {}
+        }
+        if self.replicas[current].ledger.as_ref().is_some_and(|ledger| ledger.has_failed()) {
+            self.replicas[current] = Replica { ledger: None, checkpoint: None };
+        }
+    }
+
+    fn ledger(&mut self, replica: usize) -> Option<&mut SimLedger> {
+        if self.replicas[replica].ledger.is_none() {
+            let disk = SimDisk(Rc::clone(&self.host));
+            let path = PathBuf::from("rows.csv");
+            let format = Format::read(&disk, &path, &self.schema).ok()?;
+            let (replica_name, meter) = (format!("r{replica}"), Arc::clone(&METER));
+            let options = LedgerOptions { path, layout: LAYOUT, format, replica: replica_name, keys: KEYS, meter };
+            let mut ledger = Ledger::open(disk, options).expect("one header is always valid");
+            ledger.refresh(RepairMode::Forbidden).ok()?;
+            self.replicas[replica].ledger = Some(ledger);
+        }
+        self.replicas[replica].ledger.as_mut()
+    }
+
+    fn grant(&mut self) -> (FencingToken, LeaseId) {
+        if !self.issued.is_empty() && self.random(|random| random.chance(15)) {
+            // A stale holder continues.
+            let which = self.random(|random| random.below(self.issued.len()));
+            return self.issued[which];
+        }
+        self.leases += 1;
+        match self.issued.last() {
+            // One token is granted twice.
+            Some(&(token, _)) if self.random(|random| random.chance(10)) => (token, self.leases),
+            _ => {
+                self.counter += 1;
+                self.issued.push((self.counter, self.leases));
+                (self.counter, self.leases)
+            }
+        }
+    }
+
+    /// One attempt to append rows under one lease.
+    fn attempt(&mut self, replica: usize, rows: &Rows, key: Option<&Key>, lease: (FencingToken, LeaseId)) -> Attempt {
+        let sleeps = self.random(|random| random.chance(10));
+        let outcomes = self.ledger(replica).map(|ledger| {
+            let now = Instant::now();
+            let (token, lease) = lease;
+            let turn = Turn { token, lease, granted: now, timestamp: "", deadline: now, still_held: &|| true };
+            let entry = AppendEntry { rows, key, keys_seen: u64::MAX, waited_ms: 0, released: true };
+            if sleeps {
+                ledger.fence(key, &turn)?;
+            }
+            let outcomes = ledger.append(&[entry], &turn)?;
+            Ok(outcomes.into_iter().next().expect("one outcome"))
+        });
+        let stopped = self.host.borrow().stopped.is_some();
+        self.remove_stopped(replica);
+        match outcomes {
+            None => Attempt::Unknown,
+            Some(_) if stopped => Attempt::Unknown,
+            Some(Ok(EntryOutcome::Written { offset, .. })) => Attempt::Written { offset },
+            Some(Ok(EntryOutcome::Replayed(ack))) => Attempt::Replayed { offset: ack.offset },
+            Some(Ok(EntryOutcome::Refused(Refusal::KeyReused | Refusal::KeyMayBeForgotten))) => Attempt::Unknown,
+            Some(Ok(EntryOutcome::Refused(e))) => panic!("refused: {e}"),
+            Some(Err(AppendError::Fenced { highest_token })) => Attempt::Fenced { highest_token },
+            Some(Err(AppendError::Sync(_))) => Attempt::Unknown,
+            Some(Err(AppendError::DiskFull(_))) => Attempt::DiskFull,
+            Some(Err(e)) => panic!("refused: {e}"),
+        }
+    }
+
+    fn rows(&self, data: &[String]) -> Rows {
+        let mut rows = self.schema.rows();
+        for data in data {
+            self.schema.push(&Data::Text(data.into()), &mut rows).expect("fits");
+        }
+        rows
+    }
+
+    fn append(&mut self, number: usize) {
+        let key_number = self.random(|random| if random.chance(50) { Some(random.below(4)) } else { None });
+        let row = match key_number {
+            Some(key) => self.keyed.entry(key).or_insert_with(|| format!("r{number}")).clone(),
+            None => format!("r{number}"),
+        };
+        // Requests of several rows, some with line breaks in them.
+        let lines = self.random(|random| 1 + random.below(2));
+        let lines = if key_number.is_some() { 1 } else { lines };
+        let data: Vec<_> = (0..lines).map(|line| if line == 0 { row.clone() } else { format!("{row}\n+") }).collect();
+        let rows = self.rows(&data);
+        let key = key_number.map(|key| Key::new(&format!("k{key}"), &rows).expect("a key"));
+        let mut attempt = Attempt::Unknown;
+        for _ in 0..6 {
+            let lease = self.grant();
+            let replica = self.random(|random| random.below(3));
+            self.note(format!("-- append {row} key {key_number:?} lease {lease:?} by r{replica}"));
+            attempt = self.attempt(replica, &rows, key.as_ref(), lease);
+            self.note(format!("-- {attempt:?}"));
+            match attempt {
+                Attempt::Fenced { highest_token } => self.counter = self.counter.max(highest_token),
+                Attempt::Unknown if key.is_some() => {}
+                Attempt::Written { .. } => {
+                    self.wrote.entry(lease.0).or_default().push(lease.1);
+                    break;
+                }
+                Attempt::DiskFull | Attempt::Replayed { .. } | Attempt::Unknown => break,
+            }
+        }
+        match attempt {
+            Attempt::Written { offset } => self.acknowledge(data, key_number, offset, true),
+            Attempt::Replayed { offset } => self.acknowledge(data, key_number, offset, false),
+            Attempt::Fenced { .. } | Attempt::DiskFull if key.is_none() => self.refused.extend(data),
+            Attempt::Fenced { .. } | Attempt::DiskFull => {}
+            Attempt::Unknown => self.unknown.extend(data),
+        }
+    }
+
+    fn acknowledge(&mut self, data: Vec<String>, key: Option<usize>, offset: u64, is_written: bool) {
+        if let Some(key) = key {
+            let first = *self.offsets.entry(key).or_insert(offset);
+            // After an append without the lock, the rows are not at the recorded offset, and a crash may lose their true one.
+            let is_same = is_written || first == offset || self.host.borrow().unlocked_lines > 0;
+            assert!(is_same, "key {key} got two answers");
+        }
+        if is_written {
+            let host = self.host.borrow();
+            let found = &host.files[0].cache[offset as usize..];
+            assert!(
+                contains(found.split(|&byte| byte == b'\n').next().expect("a line"), data[0].as_bytes()),
+                "acknowledged a wrong offset"
+            );
+        }
+        self.acked.extend(data);
+    }
+
+    /// A foreign process that holds the lock appends a line, or dies in the middle of it.
+    fn foreign(&mut self, number: usize) {
+        let mut host = self.host.borrow_mut();
+        let half = host.random.chance(30);
+        if !ends_whole(&host.files[0].cache) {
+            return;
+        }
+        let (line, end) = (format!(",f{number:02}\n").into_bytes(), host.files[0].cache.len());
+        let line = if half { b",\"f\nha".to_vec() } else { line };
+        host.trace.push(format!("foreign {:?}", text(&line)));
+        host.files[0].change(Change::Write(end, line.clone()));
+        if !half {
+            host.foreign.insert(line, true);
+        }
+        if host.random.chance(30) {
+            host.trace.push("foreign sync".to_owned());
+            host.files[0].sync();
+        }
+    }
+
+    /// A replica takes the next step of its checkpoint: it begins one, syncs for it, or ends it, perhaps much later.
+    fn checkpoint(&mut self) {
+        let replica = self.random(|random| random.below(3));
+        self.note(format!("-- checkpoint by r{replica}"));
+        let disk = SimDisk(Rc::clone(&self.host));
+        if self.ledger(replica).is_some() {
+            let Replica { ledger: Some(ledger), checkpoint } = &mut self.replicas[replica] else { unreachable!() };
+            let result = match checkpoint.take() {
+                None => ledger.refresh(RepairMode::Forbidden).and_then(|outcome| {
+                    if outcome != RefreshOutcome::NeedsRepair && ledger.is_dirty() {
+                        *checkpoint = Some((ledger.begin_checkpoint()?, false));
+                    }
+                    Ok(())
+                }),
+                Some((pending, false)) => match sync_for_checkpoint(&disk, LAYOUT) {
+                    Ok(()) => {
+                        *checkpoint = Some((pending, true));
+                        Ok(())
+                    }
+                    Err(e) => Err(ledger.fail(e)),
+                },
+                Some((pending, true)) => ledger.finish_checkpoint(&pending),
+            };
+            if let Err(e) = result {
+                assert!(self.host.borrow().stopped.is_some() || matches!(e, AppendError::Sync(_)), "checkpoint: {e}");
+            }
+        }
+        self.remove_stopped(replica);
+    }
+
+    pub(super) fn run(&mut self) {
+        for number in 0..4 + self.random(|random| random.below(10)) {
+            match self.random(|random| random.below(100)) {
+                0..12 => self.foreign(number),
+                12..35 => self.checkpoint(),
+                35..40 => {
+                    self.note("REDIS LOSES ITS DATA".to_owned());
+                    self.counter = 0;
+                }
+                _ => self.append(number),
+            }
+        }
+        self.finish();
+    }
+
+    /// Perhaps one more power cut, then a last append, after which all promises must hold.
+    fn finish(&mut self) {
+        let power_cut = self.random(|random| random.chance(50));
+        self.host.borrow_mut().calm = true;
+        if power_cut {
+            self.host.borrow_mut().lose_power();
+            self.replicas.iter_mut().for_each(|replica| *replica = Replica { ledger: None, checkpoint: None });
+        }
+        self.replicas[0] = Replica { ledger: None, checkpoint: None };
+        let end = self.rows(&["end".to_owned()]);
+        let last = self.attempt(0, &end, None, (1_000_000, LeaseId::MAX));
+        assert!(matches!(last, Attempt::Written { .. }), "the last append was refused: {last:?}");
+        self.check();
+    }
+
+    fn check(&self) {
+        let host = self.host.borrow();
+        let csv = &host.files[0].cache;
+        let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(&csv[..]);
+        let records: Vec<_> = reader.records().map(|record| record.expect("the CSV parses")).collect();
+        assert!(csv.ends_with(b"\n") && !csv.contains(&0), "not whole: {:?}", text(csv));
+        assert!(csv.starts_with(HEADER));
+        let mut tokens = Vec::new();
+        let mut count: BTreeMap<&str, u32> = BTreeMap::new();
+        // Rows appended without the lock during a repair are outside the promises: parts of them may be kept, or joined to
+        // parts of our rows.
+        for record in records[1..].iter().filter(|record| !record[0].starts_with('s')) {
+            assert_eq!(record.len(), 2, "an incomplete or merged line {record:?} in {:?}", text(csv));
+            let data = &record[1];
+            // A foreign line that its writer did not complete may look whole.
+            let known = if record[0].is_empty() { ['f', 's'] } else { ['r', 'e'] };
+            let is_incomplete = !data.starts_with(known) && (!data.is_empty() || !record[0].is_empty());
+            assert!(
+                !is_incomplete && !data.contains('"'),
+                "an incomplete or merged line {record:?} in {:?}",
+                text(csv)
+            );
+            *count.entry(data).or_default() += 1;
+            if !record[0].is_empty() {
+                tokens.push(record[0].parse::<u64>().expect("a token"));
+            }
+        }
+        let times = |row: &String| count.get(row.as_str()).copied().unwrap_or_default();
+        for row in &self.acked {
+            assert_eq!(times(row), 1, "acknowledged {row:?} in {:?}", text(csv));
+        }
+        for row in self.unknown.iter().chain(self.keyed.values()) {
+            assert!(times(row) <= 1, "{row:?} is repeated in {:?}", text(csv));
+        }
+        for row in &self.refused {
+            assert_eq!(times(row), 0, "refused {row:?} was written");
+        }
+        assert!(tokens.is_sorted(), "tokens decrease: {tokens:?}");
+        for (token, leases) in &self.wrote {
+            assert!(leases.iter().all(|lease| lease == &leases[0]), "two leases wrote under token {token}");
+        }
+        for (line, must_stand) in &host.foreign {
+            let count = csv.split_inclusive(|&byte| byte == b'\n').filter(|found| found == line).count();
+            let may_be_lost = !must_stand || host.csv_sync_failed && host.power_cuts > 0;
+            assert!(count <= 1 && (count == 1 || may_be_lost), "foreign {:?} is there {count} times", text(line));
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! What callers pass to storage, and what they get back.
+
+use std::{path::PathBuf, sync::Arc, time::Instant};
+
+use crate::{
+    api::acknowledgement::Ack,
+    csv::{idempotency_key::Key, rows::Rows},
+    fencing::{FencingToken, LeaseId},
+    metrics::Meter,
+    storage::error::Refusal,
+};
+
+/// How to open one CSV.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The CSV; created if it is missing.
+    pub path: PathBuf,
+    /// A new file's header as a CSV record, or `none`.
+    pub header: String,
+    /// The replica's name, as written in rows.
+    pub replica: String,
+    /// The journal's size in bytes.
+    pub journal_bytes: u64,
+    /// How many idempotency keys are remembered.
+    pub keys: usize,
+    /// Whether a volume without file locks is accepted.
+    pub accept_unlocked: bool,
+    /// Counts checkpoints and recoveries.
+    pub meter: Arc<Meter>,
+}
+
+/// The lease under which one call writes.
+pub struct Turn<'a> {
+    /// The lease's fencing token, also a cell of rows that have a token column.
+    pub token: FencingToken,
+    /// Tells two leases apart that were granted the same token.
+    pub lease: LeaseId,
+    /// When the lease was granted.
+    pub granted: Instant,
+    /// RFC 3339, for rows that have a timestamp column.
+    pub timestamp: &'a str,
+    /// How long to try for the OS lock.
+    pub deadline: Instant,
+    /// Called after the OS lock is taken and before the first byte is written.
+    pub still_held: &'a dyn Fn() -> bool,
+}
+
+/// The rows of one request.
+pub struct AppendEntry<'a> {
+    /// Written all or none.
+    pub rows: &'a Rows,
+    /// The request's idempotency key.
+    pub key: Option<&'a Key>,
+    /// How many keys were recorded when the request arrived.
+    pub keys_seen: u64,
+    /// Milliseconds, for the answer that is remembered with the key.
+    pub waited_ms: u64,
+    /// For the answer that is remembered with the key.
+    pub released: bool,
+}
+
+/// What happened to the rows of one request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EntryOutcome {
+    /// The rows are durable.
+    Written {
+        /// Byte offset of the first row.
+        offset: u64,
+        /// Bytes, line endings included.
+        bytes: u64,
+        /// Milliseconds from the grant to the record, if they are remembered with a key.
+        held_ms: Option<u64>,
+    },
+    /// The key is known: the answer to its first request.
+    Replayed(Ack),
+    /// Nothing was written for this request.
+    Refused(Refusal),
+}
+
+/// An idempotency key that was recorded before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KnownKey {
+    /// With the same data: the answer to its first request.
+    Replayed(Ack),
+    /// With other data.
+    Reused,
+}
+
+impl From<KnownKey> for EntryOutcome {
+    fn from(key: KnownKey) -> Self {
+        match key {
+            KnownKey::Replayed(ack) => Self::Replayed(ack),
+            KnownKey::Reused => Self::Refused(Refusal::KeyReused),
+        }
+    }
+}
+
+/// What an idle refresh found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IdleOutcome {
+    /// Nothing to do.
+    Clean,
+    /// A checkpoint is under way: call again soon.
+    Checkpointing,
+    /// The CSV needs a repair, which only a holder of the lock may make.
+    NeedsRepair,
+}
+
+/// One row of the CSV.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Byte offset of its start.
+    pub offset: u64,
+    /// Its cells; bytes that are not UTF-8 are replaced.
+    pub cells: Vec<String>,
+}
+
+/// Consecutive rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// In the file's order.
+    pub rows: Vec<Row>,
+    /// Offset after the last of them.
+    pub end: u64,
+    /// Offset of the following row, if there is one yet.
+    pub next: Option<u64>,
+}
+
+/// The rows after an offset.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewRows {
+    /// Offset of the first row.
+    pub offset: u64,
+    /// Offset after the last row.
+    pub end: u64,
+    /// How many rows there are.
+    pub count: u64,
+    /// The newest of them.
+    pub rows: Vec<Row>,
+}
