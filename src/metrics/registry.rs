@@ -63,7 +63,7 @@ table! {
         BatchRetries "rowlock_batch_retries_total" Count Own "Batches that were certainly not written, and put back into the queue for another try under a new lease."
         FencedWrites "rowlock_fenced_writes_total" Count Own "Batches that the file refused, because a newer fencing token is recorded there."
         Acquired "rowlock_lock_acquired_total" Count Own "Grants of the lock."
-        HandedOver "rowlock_lock_handed_over_total" Count Own "Releases that handed the lock to a waiting replica at once. Always 0 with the embedded lock."
+        HandedOver "rowlock_lock_handed_over_total" Count Own "Releases that handed the lock on at once, to a waiting replica or back to this one. Always 0 with the embedded lock."
         Lost "rowlock_lock_lost_total" Count Own "Leases that expired or were taken away before they were released."
         Abandoned "rowlock_lock_abandoned_total" Count Own "Leases left to expire by skip_release."
         Forced "rowlock_lock_forced_releases_total" Count Own "Forced releases that this replica carried out, whichever replica held the lock."

@@ -217,6 +217,16 @@ fn each_module_uses_only_the_ones_below_it() {
     }
 }
 
+/// All files that a file uses, directly or through other files.
+fn reachable(module: &ModulePath, uses: &BTreeMap<ModulePath, BTreeSet<ModulePath>>) -> BTreeSet<ModulePath> {
+    let (mut found, mut open) = (BTreeSet::new(), vec![module]);
+    while let Some(module) = open.pop() {
+        let used = uses.get(module).into_iter().flatten();
+        open.extend(used.filter(|module| found.insert((*module).clone())));
+    }
+    found
+}
+
 #[test]
 fn no_files_use_each_other_in_a_circle() {
     let sources = sources();
@@ -226,14 +236,10 @@ fn no_files_use_each_other_in_a_circle() {
         let used = file.ours.iter().filter(|(_, in_test)| !in_test).map(|(path, _)| defined_in(path, &files));
         uses.insert(file.module.clone(), used.filter(|module| *module != file.module).collect());
     }
-    // Files that use no remaining file, or that no remaining file uses, stand in no circle: only circles are left.
-    while let Some(outside) = uses.keys().find(|module| {
-        let is_used = uses.values().any(|used| used.contains(*module));
-        !is_used || uses[*module].iter().all(|used| !uses.contains_key(used))
-    }) {
-        let outside = outside.clone();
-        uses.remove(&outside);
-    }
+    // A file is part of a circle if it uses itself through other files.
+    let in_circle: BTreeSet<ModulePath> =
+        uses.keys().filter(|module| reachable(module, &uses).contains(*module)).cloned().collect();
+    uses.retain(|module, _| in_circle.contains(module));
     let text = |module: &ModulePath| module.join("::");
     let circles: Vec<String> = uses
         .iter()
