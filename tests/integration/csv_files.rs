@@ -178,6 +178,20 @@ async fn replaced_or_truncated_file_is_detected() {
     until("the log says why", async || replica.log().contains("replaced or renamed")).await;
 }
 
+#[tokio::test]
+async fn rotated_file_begins_anew_without_an_error_in_the_log() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[]);
+    assert_eq!(replica.append_text("one").await["token"], 1);
+    drop(replica);
+    fs::rename(&bench.csv, bench.folder().join("rotated.csv")).expect("renamed");
+    let replica = bench.replica(&[]);
+    assert_eq!(replica.append_text("two").await["token"], 2, "tokens continue");
+    assert_eq!(bench.content().lines().count(), 2, "a header and a row");
+    let log = replica.log();
+    assert!(log.contains("it begins anew") && !log.contains("ERROR"), "{log}");
+}
+
 #[test]
 fn unusable_file_fails_start_with_one_line() {
     let refused = |content: Option<&[u8]>, csv: &str, settings: &[(&str, &str)], says: &str| {

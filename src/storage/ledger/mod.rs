@@ -257,8 +257,12 @@ impl<D: Disk> Ledger<D> {
     /// Accepts another file of the same name, after reading it through. The journal holds no rows of the previous one.
     fn adopt(&mut self) -> Result<(), AppendError> {
         let path = &self.path;
-        tracing::error!(csv = %path.display(), "the CSV is not the file that the journal describes, or was truncated; reading it through again");
         let new = Format::read(&self.disk, path, &self.format.schema).map_err(AppendError::Unfit)?;
+        if self.len == new.start {
+            tracing::info!(csv = %path.display(), "the CSV has no rows: it begins anew, tokens and idempotency keys continue");
+        } else {
+            tracing::error!(csv = %path.display(), "the CSV is not the file that the journal describes, or was truncated; reading it through again");
+        }
         if self.started && (new.schema != self.format.schema || new.line_end != self.format.line_end) {
             // Queued rows are laid out for the header that was there at start: another one would misplace their cells.
             return Err(AppendError::Unfit(OpenError::HeaderChanged(self.path.clone())));
