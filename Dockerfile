@@ -1,4 +1,4 @@
-# Rowlock's image: the binary, its certificates and an empty /data, on Debian. README, "In containers", says how to run it.
+# Rowlock's image: the binary, its certificates and an empty /data, on Debian. docs/deployment.md says how to run it.
 # Both bases can be pinned further, by digest: --build-arg RUNTIME_IMAGE=debian@sha256:…
 ARG RUST_IMAGE=rust:1.95-slim-bookworm
 ARG RUNTIME_IMAGE=debian:bookworm-slim

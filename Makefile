@@ -1,76 +1,75 @@
-# make run: build and serve.  make test, make test-page, make faults-quick, make test-containers, make audit: everything that must pass.  make faults: everything that goes wrong, 200 times.  make fuzz: a minute for each target.  make bench: the comparison.
-.PHONY: run build test test-page test-containers faults faults-quick faults-selftest check deps audit fuzz bench bench-deps bench-quick clean
+.DEFAULT_GOAL := help
+.PHONY: help run build test test-page test-containers faults faults-quick faults-selftest check links deps audit fuzz bench bench-deps \
+	bench-quick clean
 
-run:
+help: ## Print this list
+	@awk 'BEGIN { FS = ":[^#]*## " } /^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## Build, and serve rows.csv on 127.0.0.1:8080, without Redis
 	cargo run --release --locked --
 
-build:
+build: ## Build target/release/rowlock
 	cargo build --release --locked
 
-test: deps check
+test: deps check ## Run `make check` and all tests, on a real redis-server; missing tools are installed
 	cargo test --locked
 
-# The live page in Chromium. Built as `make test` builds, so that nothing is built twice.
-test-page:
+# Builds as `make test` does, so that nothing is built twice.
+test-page: ## Test the live page in Chromium
 	@tests/install-deps page
 	cargo test --locked --test integration --no-run
 	cd tests/page && npm ci --silent --no-audit --no-fund && node --test --test-concurrency=1
 
-# docker-compose.yml on a Docker engine, through its load balancer. As root it starts an engine, and makes the base images, where there are none.
-test-containers:
+# As root it starts a Docker engine, and makes the base images, if there are none.
+test-containers: ## Test docker-compose.yml on a Docker engine, through its load balancer
 	@tests/install-deps containers
 	tests/containers/run.py
 
-# Replicas, Redis, networks and disks that fail by a seed's schedule, and a checker that reads the file: about half an hour, as root.
-# The table goes into README.md. One run again: make faults SCENE=mixed SEED=7 RUNS=1
+# The table goes into docs/guarantees.md. To repeat one run: make faults SCENE=mixed SEED=7 RUNS=1
 RUNS ?= 16
 SEED ?= 1
-faults: deps
+faults: deps ## Run every fault scene 16 times and write the fault table; about half an hour, as root
 	@tests/install-deps faults
 	cargo test --locked --test faults -- --runs $(RUNS) --seed $(SEED) $(if $(SCENE),--scene $(SCENE) --steps,--write)
 
-# Every fault once: about 3 minutes.
-faults-quick: deps
+faults-quick: deps ## Run every fault once; about 3 minutes, as root
 	@tests/install-deps faults
 	cargo test --locked --test faults
 
-# Takes guards out of the service and sees the faults find it out.
-faults-selftest: deps
+faults-selftest: deps ## Remove safeguards from the service, one at a time, and expect the faults to find it
 	@tests/install-deps faults
 	tests/faults/selftest
 
-# Format, lints and docs, with every warning an error.
-check:
+check: links ## Check format, lints, documentation and links; every warning is an error
 	tests/guards --check
 	cargo fmt --check
 	cargo clippy --locked --all-targets --test faults -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
-# What the tests run beside the service: a real Redis, time-zone tables, CSV readers that none of us wrote, and schemathesis.
-deps:
+links: ## Check the local links and anchors of all Markdown files
+	@tests/links/check
+
+deps: ## Install what the tests need beside the service: Redis, CSV readers, schemathesis, Node and more
 	@tests/install-deps
 
-# Licences, sources and versions of what we depend on, known advisories where their database is in reach; and nothing unused.
-audit:
+audit: ## Check licences, sources, versions and advisories of the dependencies, and that each is used
 	@tests/audit
 
-# Each target for FUZZ_SECONDS, from the inputs in fuzz/corpus, which make test replays. What is found stands in fuzz/artifacts.
+# Starts from the inputs in fuzz/corpus, which `make test` replays. Findings go to fuzz/artifacts.
 FUZZ_SECONDS ?= 60
-fuzz:
+fuzz: ## Fuzz each target for FUZZ_SECONDS (60)
 	@tests/fuzz $(FUZZ_SECONDS)
 
-# Against a handler that does nothing, and against what one would use instead; the tables go into benches/RESULTS.md. About half an hour.
-bench: bench-deps
+bench: bench-deps ## Compare with other services and write benches/RESULTS.md; about half an hour
 	benches/compare.py --write
 	benches/alone.py --write
 
-# The same in less than three minutes, once all is built: fewer connections and rounds, nothing written.
-bench-quick: bench-deps
+bench-quick: bench-deps ## A part of the comparison, in less than three minutes; writes nothing
 	benches/compare.py --runs 1 --seconds 3 --connections 64
 	benches/alone.py --seconds 1 --gib 1
 
-bench-deps:
+bench-deps: ## Install what the comparison needs
 	@benches/install-deps
 
-clean:
+clean: ## Remove what was built
 	cargo clean

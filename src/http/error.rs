@@ -44,7 +44,7 @@ pub(crate) enum ApiError {
     RateLimited(Duration),
     #[error("sleep and skip_release are switched off here (ROWLOCK_SIMULATION)")]
     SimulationOff,
-    #[error("there is nothing at this path; see the README for what there is")]
+    #[error("there is nothing at this path; see /docs for what there is")]
     NotFound,
     #[error("the Allow header names the methods of this path")]
     MethodNotAllowed,

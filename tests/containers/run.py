@@ -37,7 +37,7 @@ REQUESTS = 20_000
 # Both loads of the faults together.
 RATE = 500
 READY_MS_GOAL, IMAGE_MB_GOAL, IDLE_MIB_GOAL = 200, 40, 15
-# README, "In containers". 201, and what replicas and load balancer refuse while replicas and Redis come and go.
+# docs/deployment.md, "The load balancer". 201, and what replicas and load balancer refuse while replicas and Redis come and go.
 DOCUMENTED = {
     (201, ""),
     (503, "redis_unavailable"),

@@ -68,7 +68,7 @@ struct Args {
     /// The service to try, rather than the one that was built with this.
     #[arg(long, default_value = env!("CARGO_BIN_EXE_rowlock"))]
     binary: PathBuf,
-    /// Puts the table into the README.
+    /// Writes the table into docs/guarantees.md.
     #[arg(long)]
     write: bool,
     /// Lists the scenes and their faults, and does nothing.
@@ -141,7 +141,7 @@ async fn try_all(args: &Args) -> Result<bool, String> {
         println!("never took place: {never:?}");
     }
     if args.write {
-        table.write(&Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"))?;
+        table.write(&Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/guarantees.md"))?;
     }
     Ok(table.wrong() == 0 && is_whole)
 }

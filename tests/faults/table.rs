@@ -86,12 +86,12 @@ impl Table {
         text
     }
 
-    /// Puts it into the README between its marks.
-    pub(crate) fn write(&self, readme: &Path) -> Result<(), String> {
-        let text = std::fs::read_to_string(readme).map_err(|e| e.to_string())?;
-        let start = text.find(BEGIN).ok_or("README.md has no place for the table")? + BEGIN.len();
-        let end = start + text[start..].find(END).ok_or("README.md has no end for the table")?;
-        std::fs::write(readme, format!("{}{}{}", &text[..start], self.by_scene(), &text[end..]))
+    /// Writes the table into the document, between its markers.
+    pub(crate) fn write(&self, document: &Path) -> Result<(), String> {
+        let text = std::fs::read_to_string(document).map_err(|e| e.to_string())?;
+        let start = text.find(BEGIN).ok_or("the document has no place for the table")? + BEGIN.len();
+        let end = start + text[start..].find(END).ok_or("the document has no end for the table")?;
+        std::fs::write(document, format!("{}{}{}", &text[..start], self.by_scene(), &text[end..]))
             .map_err(|e| e.to_string())
     }
 }

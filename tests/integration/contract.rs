@@ -8,23 +8,41 @@ fn file(name: &str) -> String {
     fs::read_to_string(format!("{}/{name}", env!("CARGO_MANIFEST_DIR"))).expect("a file of the repository")
 }
 
-/// All that is enclosed between two marks, or follows the first one as a word.
-fn words<'a>(text: &'a str, before: &str, is_part: impl Fn(char) -> bool + Copy) -> BTreeSet<&'a str> {
-    text.split(before)
-        .skip(1)
-        .map(|rest| rest.split(|c| !is_part(c)).next().unwrap_or_default())
-        .filter(|word| !word.is_empty())
+/// Each setting of `--help`: its variable, its flag, and its default.
+fn settings(help: &str) -> BTreeSet<(&str, &str, &str)> {
+    let option = "\n      --";
+    help.match_indices("[env: ")
+        .map(|(at, mark)| {
+            let (before, after) = (&help[..at], &help[at + mark.len()..]);
+            let (variable, after) = after.split_once(']').expect("a bracket closes");
+            let default = after.trim_start().strip_prefix("[default: ").and_then(|rest| rest.split(']').next());
+            let described = &before[before.rfind(option).expect("an option")..];
+            let flag = described[option.len() - "--".len()..].split([' ', '\n']).next().expect("a word");
+            let flag = if described.contains("In the environment alone:") { "environment only" } else { flag };
+            (variable, flag, default.unwrap_or_default())
+        })
         .collect()
 }
 
 #[test]
-fn the_readme_and_the_example_name_every_variable_and_no_other() {
+fn configuration_table_and_example_match_help() {
     let output = Bench::new(On::Embedded).run(&["--help"], &[]);
     let help = String::from_utf8(output.stdout).expect("UTF-8");
+    let known = settings(&help);
+    assert!(known.len() >= 30, "{known:?}");
+    let document = file("docs/configuration.md");
+    let table = document.lines().filter_map(|line| line.strip_prefix("| `"));
+    let documented: BTreeSet<_> = table
+        .map(|line| {
+            let cells: Vec<_> = line.split(" | ").map(|cell| cell.trim_matches('`')).collect();
+            // A default that `--help` does not have is explained in words there.
+            let default = known.iter().find(|(variable, ..)| *variable == cells[0]).map_or("", |known| known.2);
+            (cells[0], cells[1], if default.is_empty() { "" } else { cells[2] })
+        })
+        .collect();
+    assert_eq!(documented, known, "left: docs/configuration.md, right: --help");
+
     let is_name = |c: char| c.is_ascii_uppercase() || c == '_';
-    let known = words(&help, "[env: ", is_name);
-    assert!(known.len() >= 14, "{known:?}");
-    assert_eq!(words(&file("README.md"), "\n| `", is_name), known, "README's table");
     let example = file(".env.example");
     let named: BTreeSet<&str> = example
         .lines()
@@ -32,7 +50,7 @@ fn the_readme_and_the_example_name_every_variable_and_no_other() {
         .map(|(name, _)| name)
         .filter(|name| name.chars().all(is_name))
         .collect();
-    assert_eq!(named, known, ".env.example");
+    assert_eq!(named, known.iter().map(|(variable, ..)| *variable).collect(), ".env.example");
 }
 
 #[test]

@@ -20,19 +20,20 @@ async fn takes_turns(bench: &Bench, url: &str, more: &[(&str, &str)]) {
     assert_eq!((tokens.len(), tokens.is_sorted()), (40, true));
 }
 
-fn allow_what_readme_says(redis: &Redis) {
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("readable");
-    let line = readme.lines().find_map(|line| line.strip_prefix("ACL SETUSER ")).expect("README names the least ACL");
+/// Makes the user of docs/deployment.md.
+fn set_documented_acl(redis: &Redis) {
+    let document = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/deployment.md")).expect("readable");
+    let line = document.lines().find_map(|line| line.strip_prefix("ACL SETUSER ")).expect("it names the ACL");
     let acl: Vec<&str> = ["acl", "setuser"].into_iter().chain(line.split(' ')).collect();
     assert_eq!(redis.cli(&acl), "OK");
 }
 
 #[tokio::test]
-async fn a_user_with_no_more_than_readmes_acl_is_enough_also_on_a_unix_socket() {
+async fn documented_acl_is_enough_also_on_a_unix_socket() {
     let folder = TempDir::new().expect("a folder");
     let socket = folder.path().join("redis.sock").display().to_string();
     let redis = Redis::start(&["--unixsocket", &socket]);
-    allow_what_readme_says(&redis);
+    set_documented_acl(&redis);
     let bench = Bench::new(On::Embedded);
     takes_turns(&bench, &format!("redis://rowlock:secret@127.0.0.1:{}", redis.port()), &[]).await;
     let bench = Bench::new(On::Embedded);
@@ -45,7 +46,7 @@ async fn a_user_with_no_more_than_readmes_acl_is_enough_also_on_a_unix_socket() 
 #[tokio::test]
 async fn a_user_that_may_neither_publish_nor_subscribe_finds_its_turns_by_looking() {
     let redis = Redis::start(&[]);
-    allow_what_readme_says(&redis);
+    set_documented_acl(&redis);
     assert_eq!(redis.cli(&["acl", "setuser", "rowlock", "resetchannels", "-publish", "-subscribe"]), "OK");
     let bench = Bench::new(On::Embedded);
     takes_turns(&bench, &format!("redis://rowlock:secret@127.0.0.1:{}", redis.port()), &[]).await;

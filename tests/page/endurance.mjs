@@ -1,6 +1,6 @@
-// What the page costs while 5,000 rows a second arrive for 10 minutes: by hand, `node endurance.mjs [MINUTES]`. Writes docs/PAGE.md.
+// What the page costs while 5,000 rows a second arrive for 10 minutes. By hand: `node endurance.mjs [MINUTES]`. Writes the table of docs/live-page.md.
 
-import { mkdir, writeFile } from "node:fs/promises";
+import { readFile, writeFile } from "node:fs/promises";
 import { Agent, request } from "node:http";
 import { cpus, loadavg } from "node:os";
 import { join } from "node:path";
@@ -75,10 +75,12 @@ agent.destroy();
 const [first, last] = [samples[0], samples.at(-1)];
 const lines = samples.slice(1).map((now, at) =>
   `| ${at + 1} | ${(now.share / 0.6).toFixed(1)} % | ${(now.heap / 2 ** 20).toFixed(2)} MiB | ${now.nodes} | ${Math.round((now.sent - samples[at].sent) / 60)} |`);
-await mkdir(join(ROOT, "docs"), { recursive: true });
-await writeFile(join(ROOT, "docs/PAGE.md"), `# What the live page costs
-
-Three replicas on one Redis, ${ROWS_A_SECOND} rows a second in requests of ${ROWS}, the page of one of them in Chromium ${version} (headless, no
+const document = join(ROOT, "docs/live-page.md");
+const [BEGIN, END] = ["<!-- cost: written by endurance.mjs -->\n", "\n<!-- end of cost -->"];
+const old = await readFile(document, "utf8");
+const [from, to] = [old.indexOf(BEGIN) + BEGIN.length, old.indexOf(END)];
+if (from < BEGIN.length || to < from) throw new Error("docs/live-page.md has no place for the table");
+await writeFile(document, `${old.slice(0, from)}Three replicas on one Redis, ${ROWS_A_SECOND} rows a second in requests of ${ROWS}, the page of one of them in Chromium ${version} (headless, no
 GPU, 1920 × 1080) on ${cpus().length} cores of ${cpus()[0].model.trim()}, which the replicas, Redis and the load shared (load average at the end:
 ${loadavg()[1].toFixed(1)}). Measured by the browser: the renderer's CPU time, and the JavaScript heap and DOM nodes after a garbage collection.
 Written by \`node tests/page/endurance.mjs ${MINUTES}\`.
@@ -87,5 +89,4 @@ Written by \`node tests/page/endurance.mjs ${MINUTES}\`.
 |---|---|---|---|---|
 ${lines.join("\n")}
 
-Over all ${MINUTES} minutes ${((last.cpu - first.cpu) / (MINUTES * 0.6)).toFixed(1)} % of one core; ${last.sent - first.sent} rows, ${refused} requests refused.
-`);
+Over all ${MINUTES} minutes ${((last.cpu - first.cpu) / (MINUTES * 0.6)).toFixed(1)} % of one core; ${last.sent - first.sent} rows, ${refused} requests refused.${old.slice(to)}`);
