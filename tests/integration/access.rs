@@ -100,9 +100,9 @@ async fn tokens_in_a_file_are_read_again_on_a_signal_and_a_broken_file_changes_n
     assert_eq!(status("first").await, 401);
     for broken in ["append:third\nwrite:hush\n", "", "append:third\nhush\n"] {
         fs::write(&file, broken).expect("writable");
-        let before = replica.log().matches("go on").count();
+        let before = replica.log().matches("cannot reload the tokens").count();
         replica.signal("HUP");
-        until("it is said", async || replica.log().matches("go on").count() > before).await;
+        until("it is said", async || replica.log().matches("cannot reload the tokens").count() > before).await;
         assert_eq!((status("second").await.as_u16(), status("third").await.as_u16()), (201, 401));
     }
     assert!(!replica.log().contains("hush"), "{}", replica.log());
@@ -179,7 +179,7 @@ async fn https_is_served_and_a_new_certificate_is_taken_on_a_signal() {
     assert!(curl(&format!("{url}/livez"), &other, &[]).is_none(), "another one is not trusted");
     fs::copy(&other, &cert).expect("writable");
     replica.signal("HUP");
-    until("a pair that does not fit is said", async || replica.log().contains("goes on")).await;
+    until("a pair that does not fit is said", async || replica.log().contains("cannot reload the certificate")).await;
     fs::copy(&other_key, &key).expect("writable");
     replica.signal("HUP");
     until("the new one is served", async || curl(&format!("{url}/livez"), &other, &[]).is_some()).await;
