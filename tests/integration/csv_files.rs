@@ -181,9 +181,10 @@ async fn replaced_or_truncated_file_is_detected() {
 #[tokio::test]
 async fn rotated_file_begins_anew_without_an_error_in_the_log() {
     let bench = Bench::new(On::Embedded);
-    let replica = bench.replica(&[]);
+    let mut replica = bench.replica(&[]);
     assert_eq!(replica.append_text("one").await["token"], 1);
-    drop(replica);
+    replica.signal("TERM");
+    assert!(replica.end().success());
     fs::rename(&bench.csv, bench.folder().join("rotated.csv")).expect("renamed");
     let replica = bench.replica(&[]);
     assert_eq!(replica.append_text("two").await["token"], 2, "tokens continue");
