@@ -7,8 +7,8 @@ use crate::fencing::FencingToken;
 
 /// The rows are durable in the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-#[schema(example = json!({"offset": 29, "bytes": 40, "token": 1, "replica": "r1", "waited_ms": 0, "held_ms": 1, "released": true}))]
-pub struct Ack {
+#[schema(as = Ack, example = json!({"offset": 29, "bytes": 40, "token": 1, "replica": "r1", "waited_ms": 0, "held_ms": 1, "released": true}))]
+pub struct Acknowledgement {
     /// How many rows were written; not part of the answer to a single append.
     #[serde(skip)]
     pub rows: usize,

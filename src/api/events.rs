@@ -88,44 +88,44 @@ impl LockChange {
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = StatsEvent)]
 pub struct Stats {
-    /// By name.
+    /// Sorted by name.
     pub replicas: Vec<ReplicaStats>,
-    /// File, journal and volume; null if they can't be read.
+    /// File, journal and volume; null if they cannot be read.
     pub file: Option<Volume>,
 }
 
 /// One replica.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ReplicaStats {
-    /// Its name.
+    /// The name of the replica.
     pub replica: String,
-    /// Milliseconds since it was last heard of.
+    /// Milliseconds since its last report.
     pub seen_ms_ago: u64,
     #[serde(flatten)]
     pub(crate) figures: Figures,
 }
 
-/// What a replica says of itself once a second.
+/// The report of one replica, once a second.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct Figures {
     pub(crate) state: ReplicaState,
-    /// Of the program.
+    /// The version of the program.
     pub(crate) version: String,
     /// `redis` or `embedded`.
     pub(crate) lock: String,
-    /// Whether it answered when it was last asked.
+    /// Whether the lock answered the last call.
     pub(crate) lock_in_reach: bool,
-    /// Rows that wait.
+    /// Rows in the queue.
     pub(crate) queue_rows: usize,
-    /// The memory that they take.
+    /// Memory of the rows in the queue.
     pub(crate) queue_bytes: usize,
-    /// How long the oldest row in the queue waits by now.
+    /// How long the oldest row in the queue has waited, in milliseconds.
     pub(crate) queue_age_ms: u64,
     #[serde(flatten)]
     pub(crate) work: Work,
 }
 
-/// Whether it takes rows.
+/// Whether the replica accepts rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ReplicaState {
@@ -133,16 +133,16 @@ pub(crate) enum ReplicaState {
     Draining,
 }
 
-/// How the work went since the last reading.
+/// The work since the previous report.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Work {
     /// Seconds since this replica started.
     pub uptime_s: u64,
     /// Rows written since the start.
     pub rows: u64,
-    /// Rows written a second.
+    /// Rows written per second.
     pub rows_per_s: f64,
-    /// Rows that shared one sync; null where there was none.
+    /// Rows per sync; null if there was no sync.
     pub rows_per_sync: Option<f64>,
     /// From arrival to the grant of the lock.
     pub wait_ms: Quantiles,
@@ -152,11 +152,11 @@ pub struct Work {
     pub errors: BTreeMap<String, u64>,
 }
 
-/// The middle of what was seen, and its slow end, in milliseconds. Null where nothing was.
+/// Median and 99th percentile in milliseconds; null without values.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Quantiles {
-    /// Half was at most this.
+    /// The median.
     pub p50: Option<f64>,
-    /// All but one in a hundred were at most this.
+    /// The 99th percentile.
     pub p99: Option<f64>,
 }

@@ -63,12 +63,12 @@ pub struct Waiter {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = Forced, example = json!({"released": true, "holder": "one", "token": 8}))]
 pub struct ForcedRelease {
-    /// Whether somebody had the lock, and has it no more.
+    /// Whether the lock had a holder that lost it now.
     pub released: bool,
-    /// The replica that had it.
+    /// The replica that held it.
     #[schema(required)]
     pub holder: Option<String>,
-    /// The token that is recorded now: whoever holds an older one writes nothing any more.
+    /// The token that is recorded now. A holder of an older token can no longer write.
     #[schema(value_type = u64, minimum = 1)]
     pub token: FencingToken,
 }

@@ -3,18 +3,18 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// Whether the rows of a refused append may stand in the file: certainly not, or it truly cannot be known.
+/// Whether the rows of a refused append may be in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// Certainly not.
+    /// The rows are certainly not in the file.
     NotWritten,
-    /// It truly cannot be known.
+    /// It cannot be known.
     Unknown,
 }
 
 impl Outcome {
-    /// As JSON has it, without the quotes.
+    /// The value in JSON, without quotes.
     pub fn name(self) -> &'static str {
         match self {
             Self::NotWritten => "not_written",

@@ -3,17 +3,17 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// What there is on the disk, in bytes.
+/// Sizes on the disk, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Volume {
     /// The CSV, up to its last committed row.
     pub csv_bytes: u64,
-    /// Room left on the volume for who is not root.
+    /// Free space of the volume for users other than root.
     pub free_bytes: u64,
     /// The volume's size.
     pub volume_bytes: u64,
     /// The journal's file.
     pub journal_bytes: u64,
-    /// What of it waits for a checkpoint.
+    /// The part of the journal that waits for a checkpoint.
     pub journal_used_bytes: u64,
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, WRONG_USAGE, serve::open_error_code};
 use crate::{
-    api::acknowledgement::Ack,
+    api::acknowledgement::Acknowledgement,
     commit::{self, AppendError, Appender},
     config::{Config, Switch},
     csv::{
@@ -41,7 +41,7 @@ pub(super) struct Args {
 struct Output<'a> {
     rows: usize,
     #[serde(flatten)]
-    ack: &'a Ack,
+    ack: &'a Acknowledgement,
 }
 
 pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
@@ -121,8 +121,8 @@ fn exit_code(e: &AppendError) -> u8 {
     }
 }
 
-fn print(ack: &Ack, json: bool) -> serde_json::Result<()> {
-    let Ack { rows, offset, bytes, token, waited_ms, held_ms, released, replayed, .. } = ack;
+fn print(ack: &Acknowledgement, json: bool) -> serde_json::Result<()> {
+    let Acknowledgement { rows, offset, bytes, token, waited_ms, held_ms, released, replayed, .. } = ack;
     if json {
         println!("{}", serde_json::to_string(&Output { rows: *rows, ack })?);
         return Ok(());

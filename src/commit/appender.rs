@@ -23,7 +23,7 @@ use crate::commit::{
 };
 use crate::{
     api::{
-        acknowledgement::Ack,
+        acknowledgement::Acknowledgement,
         lock_status::{ForcedRelease, LockStatus},
         outcome::Outcome,
     },
@@ -140,13 +140,18 @@ impl Appender {
     ///
     /// # Errors
     /// `AppendError::outcome` says whether the rows may be in the file.
-    pub async fn append(&self, rows: Rows, simulation: Simulation, key: Option<Key>) -> Result<Ack, AppendError> {
+    pub async fn append(
+        &self,
+        rows: Rows,
+        simulation: Simulation,
+        key: Option<Key>,
+    ) -> Result<Acknowledgement, AppendError> {
         let arrived = Instant::now();
         if rows.cell_bytes() as u64 > self.batch_bytes_max {
             return Err(AppendError::BatchTooLarge(self.batch_bytes_max));
         }
         // The lock has been unreachable for the whole wait that this request could have: refuse it now instead of queueing it.
-        // guard: fail_fast_when_unreachable
+        // guard: fail_fast_when_unreachable: appends fail at once after a long outage of Redis
         if self.lock.unreachable_for().is_some_and(|lost| lost >= self.wait_timeout) {
             return Err(self.wait_error());
         }

@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::commit::error::AppendError;
 use crate::{
-    api::{acknowledgement::Ack, lock_status::ForcedRelease},
+    api::{acknowledgement::Acknowledgement, lock_status::ForcedRelease},
     csv::{idempotency_key::Key, rows::Rows},
     simulation::Simulation,
 };
@@ -49,7 +49,7 @@ pub(super) struct PendingAppend {
     pub(super) arrived: Instant,
     /// The end of its wait for a turn; its own `sleep` comes on top.
     pub(super) deadline: Instant,
-    pub(super) answer: oneshot::Sender<Result<Ack, AppendError>>,
+    pub(super) answer: oneshot::Sender<Result<Acknowledgement, AppendError>>,
 }
 
 #[derive(Debug, Default)]
@@ -309,7 +309,7 @@ mod tests {
     use super::*;
     use crate::csv::schema::{Data, Schema};
 
-    type Answer = oneshot::Receiver<Result<Ack, AppendError>>;
+    type Answer = oneshot::Receiver<Result<Acknowledgement, AppendError>>;
 
     fn admit(queue: &Arc<Queue>, sleep_secs: u64) -> Result<(Admission, Answer), AppendError> {
         let schema = Schema::headerless();

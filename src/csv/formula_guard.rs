@@ -165,6 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[allow(clippy::too_many_lines, reason = "a table of cases")]
     fn formulas_are_distinguished_from_text_and_numbers() {
         let long_number = format!("-{}", "1".repeat(64));
         let long_space = format!("{}x", " ".repeat(64));

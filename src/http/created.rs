@@ -10,7 +10,7 @@ use axum::{
 };
 use serde::Serialize;
 
-use crate::api::acknowledgement::Ack;
+use crate::api::acknowledgement::Acknowledgement;
 use crate::http::{handlers::rows::PAGE_ROWS_MAX, header_value::header_value, json::json_line};
 
 /// The longest header value that is made here fits.
@@ -22,7 +22,7 @@ const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// The 201 with this body, and the headers that follow from the acknowledgement.
-pub(crate) fn created(body: &impl Serialize, ack: &Ack) -> Response {
+pub(crate) fn created(body: &impl Serialize, ack: &Acknowledgement) -> Response {
     let mut headers = HeaderMap::with_capacity(HEADERS);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::LOCATION, location(ack));
@@ -39,13 +39,13 @@ pub(crate) fn created(body: &impl Serialize, ack: &Ack) -> Response {
 }
 
 /// Where the rows can be read; one page holds no more than `PAGE_ROWS_MAX`.
-fn location(ack: &Ack) -> HeaderValue {
+fn location(ack: &Acknowledgement) -> HeaderValue {
     formatted(format_args!("/rows?from={}&limit={}", ack.offset, ack.rows.min(PAGE_ROWS_MAX)))
 }
 
 /// Milliseconds, as <https://www.w3.org/TR/server-timing/> defines: the wait for the lock, the hold until the answer, and the sync
 /// within the hold.
-fn server_timing(ack: &Ack) -> HeaderValue {
+fn server_timing(ack: &Acknowledgement) -> HeaderValue {
     let (waited_ms, held_ms, sync_us) = (ack.waited_ms, ack.held_ms, ack.sync.as_micros());
     let (sync_ms, thousandths) = (sync_us / 1000, sync_us % 1000);
     formatted(format_args!("wait;dur={waited_ms}, hold;dur={held_ms}, sync;dur={sync_ms}.{thousandths:03}"))

@@ -9,7 +9,7 @@ use axum::{
 use utoipa::openapi::{OpenApi, RefOr, Response as Described};
 
 use crate::{
-    api::acknowledgement::Ack,
+    api::acknowledgement::Acknowledgement,
     commit::Outcome,
     http::{
         contract::from_json,
@@ -32,8 +32,8 @@ pub(crate) fn request_labels<'a>(
     route: Option<&'a str>,
     problem: Option<&Problem>,
 ) -> RequestLabels<'a> {
-    let outcome = match (response.extensions().get::<Ack>(), problem) {
-        (Some(Ack { replayed: true, .. }), _) => REPLAYED,
+    let outcome = match (response.extensions().get::<Acknowledgement>(), problem) {
+        (Some(Acknowledgement { replayed: true, .. }), _) => REPLAYED,
         (Some(_), _) => WRITTEN,
         (None, Some(problem)) => problem.outcome.name(),
         (None, None) => NONE,

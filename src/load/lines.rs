@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn records_are_cut_wherever_the_pieces_are_and_a_torn_line_spoils_no_other() {
+    fn records_are_split_at_any_piece_and_after_torn_lines() {
         for (text, expected) in [
             ("", &[][..]),
             ("a,b\r\n\nc\n", &[(0, "a,b"), (5, ""), (6, "c")]),

@@ -132,7 +132,7 @@ impl Serving {
             tracing::info!(drain_delay = ?config.drain_delay, grace = ?config.grace, "shutting down: no longer ready");
             draining.begin();
             events.drain();
-            // guard: drain_delay
+            // guard: drain_delay: load balancers notice a draining replica before it stops
             tokio::time::sleep(config.drain_delay).await;
         };
         let end = tokio::select! {

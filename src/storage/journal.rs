@@ -376,11 +376,11 @@ pub(crate) fn plausible_payloads(disk: &impl Disk, layout: Layout) -> io::Result
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::acknowledgement::Ack;
+    use crate::api::acknowledgement::Acknowledgement;
 
     #[test]
     fn record_encoding_is_stable() {
-        let ack = Ack {
+        let ack = Acknowledgement {
             rows: 2,
             offset: 7,
             bytes: 8,

@@ -6,7 +6,7 @@ use bytes::{Buf, BufMut};
 use hashbrown::HashTable;
 
 use crate::{
-    api::acknowledgement::Ack,
+    api::acknowledgement::Acknowledgement,
     fencing::FencingToken,
     storage::disk::{Disk, FileKind},
 };
@@ -55,7 +55,7 @@ impl Remembered {
     /// The encoded size in a record, without token and replica, which the record itself has.
     pub(crate) const BYTES: usize = 48;
 
-    pub(crate) fn new(hash: u128, fingerprint: u64, ack: &Ack) -> Self {
+    pub(crate) fn new(hash: u128, fingerprint: u64, ack: &Acknowledgement) -> Self {
         let u32_of = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
         Self {
             hash,
@@ -137,8 +137,8 @@ impl Keys {
     }
 
     /// The answer to the key's first request.
-    pub(crate) fn ack(&self, key: &Remembered) -> Ack {
-        Ack {
+    pub(crate) fn ack(&self, key: &Remembered) -> Acknowledgement {
+        Acknowledgement {
             rows: key.rows as usize,
             offset: key.offset,
             bytes: u64::from(key.bytes),

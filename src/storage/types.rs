@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use crate::{
-    api::acknowledgement::Ack,
+    api::acknowledgement::Acknowledgement,
     csv::{idempotency_key::Key, rows::Rows},
     fencing::{FencingToken, LeaseId},
     metrics::Meter,
@@ -72,7 +72,7 @@ pub enum EntryOutcome {
         held_ms: Option<u64>,
     },
     /// The key is known: the answer to its first request.
-    Replayed(Ack),
+    Replayed(Acknowledgement),
     /// Nothing was written for this request.
     Refused(Refusal),
 }
@@ -81,7 +81,7 @@ pub enum EntryOutcome {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KnownKey {
     /// With the same data: the answer to its first request.
-    Replayed(Ack),
+    Replayed(Acknowledgement),
     /// With other data.
     Reused,
 }

@@ -84,12 +84,12 @@ async fn every_line_stands_exactly_once(on: On) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn three_replicas_on_one_redis_write_every_line_of_a_real_table_once() {
+async fn three_replicas_on_redis_write_each_line_once() {
     every_line_stands_exactly_once(On::Redis).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn three_processes_on_the_embedded_lock_write_every_line_of_a_real_table_once() {
+async fn three_processes_on_embedded_lock_write_each_line_once() {
     every_line_stands_exactly_once(On::Embedded).await;
 }
 

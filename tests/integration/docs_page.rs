@@ -14,7 +14,7 @@ fn links(page: &str) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn every_replica_serves_the_contract_and_not_again_to_who_has_it() {
+async fn contract_is_served_with_an_etag_by_every_replica() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[]);
     let response = replica.get("/openapi.yaml", &[]).await;
@@ -37,7 +37,7 @@ async fn every_replica_serves_the_contract_and_not_again_to_who_has_it() {
 }
 
 #[tokio::test]
-async fn the_reader_and_all_that_it_loads_come_from_the_replica_itself() {
+async fn docs_page_loads_nothing_from_other_hosts() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[]);
     let page = replica.get("/docs", &[]).await;

@@ -193,7 +193,7 @@ async fn redis_outage_is_reported_and_survived() {
         );
         let ready = replica.request(reqwest::Method::GET, "/readyz?verbose").send().await.expect("an answer");
         assert_eq!(ready.status(), 200, "a shared Redis must not empty the load balancer");
-        assert!(ready.text().await.expect("text").contains("[-] lock (redis): out of reach"));
+        assert!(ready.text().await.expect("text").contains("[-] lock (redis): unreachable"));
 
         bench.redis.as_mut().expect("a Redis").restart();
         until("service is back", async || replica.append(json!({"data": "back"})).await.0 == 201).await;

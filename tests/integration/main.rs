@@ -33,6 +33,7 @@ mod readme;
 mod redis_connections;
 mod redis_topologies;
 mod shutdown;
+mod style;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "shared with the crash tests")]
 mod support;

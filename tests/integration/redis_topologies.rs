@@ -44,7 +44,7 @@ async fn documented_acl_is_enough_also_on_a_unix_socket() {
 }
 
 #[tokio::test]
-async fn a_user_that_may_neither_publish_nor_subscribe_finds_its_turns_by_looking() {
+async fn user_without_publish_or_subscribe_finds_turns_by_polling() {
     let redis = Redis::start(&[]);
     set_documented_acl(&redis);
     assert_eq!(redis.cli(&["acl", "setuser", "rowlock", "resetchannels", "-publish", "-subscribe"]), "OK");
@@ -115,7 +115,7 @@ async fn tls_with_a_ca_of_ones_own_and_a_client_certificate() {
 }
 
 #[tokio::test]
-async fn sentinels_are_followed_to_a_promoted_replica_that_never_got_the_lock() {
+async fn sentinel_failover_to_replica_without_the_lock_is_followed() {
     let primary = Redis::start(&[]);
     let follower = Redis::start(&["--replicaof", "127.0.0.1", &primary.port().to_string()]);
     until("the replica follows", async || follower.cli(&["info", "replication"]).contains("master_link_status:up"))
@@ -216,7 +216,7 @@ fn owner(asked: &Redis) -> (u16, String) {
 }
 
 #[tokio::test]
-async fn a_cluster_is_followed_through_a_failover_and_a_resharding_of_the_locks_slot() {
+async fn cluster_failover_and_resharding_of_lock_slot_are_followed() {
     let nodes = cluster().await;
     let hosts: Vec<String> = nodes.iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
     let url = format!("redis-cluster://{}", hosts.join(","));

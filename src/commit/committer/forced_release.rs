@@ -47,7 +47,7 @@ impl Committer {
                 deadline: (now + FILE_LOCK_WAIT).into_std(),
                 still_held: &|| true,
             };
-            // guard: fence_before_force
+            // guard: fence_before_force: a forced release fences the old holder first
             match self.storage.fence(None, &turn) {
                 Ok(_) => break,
                 Err(storage::AppendError::Fenced { highest_token }) => {

@@ -135,7 +135,7 @@ impl Committer {
     /// 1.37 and 1.17 with eight, at 64 and 256 connections). After a batch of one request it does not ask, because that turn and
     /// its token would most likely be wasted.
     fn reacquire_policy(&self, hold: &Hold) -> Reacquire {
-        // guard: queue_ahead
+        // guard: queue_ahead: a busy replica requeues before rows arrive
         let if_contended = hold.shared && self.awaits_rows();
         match (self.wants_lock(), if_contended) {
             (true, _) => Reacquire::Yes,

@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use crate::commit::{error::AppendError, lock_changes::LockChanges, queue::PendingAppend};
 use crate::{
     api::{
-        acknowledgement::Ack,
+        acknowledgement::Acknowledgement,
         events::{Change, LockChange},
     },
     fencing::FencingToken,
@@ -67,7 +67,7 @@ impl Observers {
     pub(super) fn answer(
         &self,
         batch: Vec<PendingAppend>,
-        mut answer: impl FnMut(&PendingAppend) -> Result<Ack, AppendError>,
+        mut answer: impl FnMut(&PendingAppend) -> Result<Acknowledgement, AppendError>,
     ) {
         let answers: Vec<_> = batch.into_iter().map(|append| (answer(&append), append)).collect();
         self.request_runtime.spawn(async move {

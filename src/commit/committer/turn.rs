@@ -14,7 +14,7 @@ use crate::commit::{
     queue::{PendingAppend, QueueEvent},
 };
 use crate::{
-    api::{acknowledgement::Ack, events::Change},
+    api::{acknowledgement::Acknowledgement, events::Change},
     failpoints,
     lock::Lease,
     metrics::Counter,
@@ -109,7 +109,7 @@ impl Committer {
             return Ok(BeforeWrite::Append(batch));
         }
         let deadline = (Instant::now() + FILE_LOCK_WAIT).min(batch[0].deadline);
-        // guard: token_before_sleep
+        // guard: token_before_sleep: the token is recorded before a row sleeps
         let fenced = with_turn(lease, granted, deadline, |turn| self.storage.fence(batch[0].key.as_ref(), turn));
         match fenced {
             Ok(None) => {}
@@ -125,7 +125,7 @@ impl Committer {
         }
         let refusal = tokio::select! {
             () = tokio::time::sleep(sleep) => return Ok(BeforeWrite::Append(batch)),
-            // guard: lost_lease_interrupts_sleep
+            // guard: lost_lease_interrupts_sleep: a lost lease ends the sleep of a row
             () = lease.lost() => AppendError::LockLost,
             () = self.queue.forced_release() => {
                 self.force_release().await?;
@@ -200,7 +200,7 @@ impl Committer {
             | storage::AppendError::Unfit(_)
             | storage::AppendError::Before { .. } => (ReleaseMode::Release, false),
         };
-        // guard: retried
+        // guard: retried: a batch that was fenced or lost its lease is tried again
         if retry && !slept {
             tracing::info!(reason = %e, requests = batch.len(), "a batch was not written; trying again");
             self.observers.meter().count(Counter::BatchRetries);
@@ -220,7 +220,7 @@ impl Committer {
         self.observers.answer(batch, |append| match outcomes.next().expect("one for each append") {
             EntryOutcome::Refused(refusal) => Err(refusal.into()),
             EntryOutcome::Replayed(ack) => Ok(ack),
-            EntryOutcome::Written { offset, bytes, held_ms } => Ok(Ack {
+            EntryOutcome::Written { offset, bytes, held_ms } => Ok(Acknowledgement {
                 rows: append.rows.len(),
                 offset,
                 bytes,

@@ -38,7 +38,7 @@ impl BodyReservation<'_> {
         self.bytes += bytes;
         let all = self.budget.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
         // A body that is alone may be larger than the budget: its own limit bounds it.
-        // guard: bodies_bounded
+        // guard: bodies_bounded: bodies in flight use bounded memory
         if all > self.budget.bytes_max && all > self.bytes { Err(ApiError::BodyBudgetExceeded) } else { Ok(()) }
     }
 }

@@ -14,7 +14,7 @@ use crate::http::{
     error::ApiError,
     idempotency_key::idempotency_key,
 };
-use crate::{api::acknowledgement::Ack, csv::idempotency_key::Key};
+use crate::{api::acknowledgement::Acknowledgement, csv::idempotency_key::Key};
 
 /// Append one row
 ///
@@ -39,7 +39,7 @@ use crate::{api::acknowledgement::Ack, csv::idempotency_key::Key};
         ),
     ),
     responses(
-        (status = CREATED, description = "The row is durable.", body = Ack, headers(
+        (status = CREATED, description = "The row is durable.", body = Acknowledgement, headers(
             ("Location" = String, description = "Where to read the row, `/rows?from=OFFSET&limit=1`."),
             ("Idempotent-Replayed" = bool, description = "`true`: the key was known. This is the answer of its first request; nothing was written now."),
         )),

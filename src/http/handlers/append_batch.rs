@@ -15,19 +15,19 @@ use crate::http::{
     error::ApiError,
     idempotency_key::idempotency_key,
 };
-use crate::{api::acknowledgement::Ack, csv::idempotency_key::Key, simulation::Simulation};
+use crate::{api::acknowledgement::Acknowledgement, csv::idempotency_key::Key, simulation::Simulation};
 
 /// All rows of a batch are durable.
 #[derive(Serialize, ToSchema)]
 #[schema(as = BatchAck, example = json!({
     "rows": 2, "offset": 29, "bytes": 80, "token": 1, "replica": "r1", "waited_ms": 0, "held_ms": 1, "released": true,
 }))]
-struct BatchAck<'a> {
+struct BatchAcknowledgement<'a> {
     /// How many rows were written.
     #[schema(minimum = 1)]
     rows: usize,
     #[serde(flatten)]
-    ack: &'a Ack,
+    ack: &'a Acknowledgement,
 }
 
 /// Append many rows, all or none
@@ -56,7 +56,7 @@ struct BatchAck<'a> {
         ),
     ),
     responses(
-        (status = CREATED, description = "The rows are durable.", body = BatchAck, headers(
+        (status = CREATED, description = "The rows are durable.", body = BatchAcknowledgement, headers(
             ("Location" = String, description = "Where to read the rows."),
             ("Idempotent-Replayed" = bool, description = "`true`: the key was known. This is the answer of its first request; nothing was written now."),
         )),
@@ -79,7 +79,7 @@ pub(crate) async fn append_batch(State(app): State<App>, headers: HeaderMap, bod
     let rows = parser.finish()?;
     let key = key.map(|text| Key::new(&text, &rows).ok_or(ApiError::BadKey)).transpose()?;
     let ack = app.appender.append(rows, Simulation::default(), key).await?;
-    Ok(created(&BatchAck { rows: ack.rows, ack: &ack }, &ack))
+    Ok(created(&BatchAcknowledgement { rows: ack.rows, ack: &ack }, &ack))
 }
 
 fn check_headers(headers: &HeaderMap) -> Result<(BatchType, Option<String>), ApiError> {

@@ -60,7 +60,7 @@ pub(crate) async fn readyz(
 /// Whether this replica accepts rows.
 pub(crate) fn is_ready(app: &App) -> bool {
     // After a failed sync the appender accepts no rows, and the process is about to end.
-    // guard: ready_takes_rows
+    // guard: ready_takes_rows: a replica that cannot write is not ready
     !app.draining.has_begun() && app.appender.accepts_rows()
 }
 
@@ -68,7 +68,7 @@ fn checks(app: &App, ready: bool) -> String {
     let sign = |good| if good { '+' } else { '-' };
     let (lock, is_reachable) = app.appender.lock_state();
     let replica = if ready { "taking rows" } else { "draining" };
-    let reach = if is_reachable { "in reach" } else { "out of reach" };
+    let reach = if is_reachable { "reachable" } else { "unreachable" };
     format!("[{}] replica: {replica}\n[{}] lock ({lock}): {reach}\n", sign(ready), sign(is_reachable))
 }
 

@@ -68,7 +68,7 @@ fn check_role(method: &Method, path: &str, caller: Result<Caller, ApiError>) -> 
         // A public path accepts requests with an unknown token, too.
         (None, caller) => Ok(caller.unwrap_or(Caller::NOBODY)),
         (Some(_), Err(e)) => Err(e),
-        // guard: role_reaches
+        // guard: role_reaches: a token reaches only what its role allows
         (Some(role), Ok(caller)) if caller.may(role) => Ok(caller),
         (Some(_), Ok(caller)) if caller.token.is_none() => Err(ApiError::Unauthorized { unknown_token: false }),
         (Some(role), Ok(_)) => Err(ApiError::Forbidden(role.name())),

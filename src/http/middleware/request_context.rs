@@ -10,7 +10,7 @@ use axum::{
 };
 use uuid::Uuid;
 
-use crate::api::acknowledgement::Ack;
+use crate::api::acknowledgement::Acknowledgement;
 use crate::http::{
     app::App,
     error::{Code, Problem, whole_seconds},
@@ -89,8 +89,8 @@ impl RequestContext {
         let Self { method, path, .. } = self;
         let status = response.status().as_u16();
         let took_ms = self.began.elapsed().as_millis();
-        match (response.extensions().get::<Ack>(), problem) {
-            (Some(Ack { token, waited_ms, held_ms, offset, .. }), _) => {
+        match (response.extensions().get::<Acknowledgement>(), problem) {
+            (Some(Acknowledgement { token, waited_ms, held_ms, offset, .. }), _) => {
                 tracing::info!(request_id, trace_id, %method, path, status, outcome = "written", token, waited_ms, held_ms, offset, took_ms, "request");
             }
             (None, Some(Problem { code, outcome, .. })) => {

@@ -20,7 +20,7 @@ use opentelemetry_sdk::{
     trace::{SdkTracer, Span as SdkSpan},
 };
 
-use crate::api::acknowledgement::Ack;
+use crate::api::acknowledgement::Acknowledgement;
 use crate::http::error::Problem;
 
 /// The span of a request. Dropping it ends the span, so a cancelled request ends its span, too.
@@ -78,13 +78,13 @@ impl Span {
                 self.span.set_status(Status::error(problem.detail.clone()));
             }
         }
-        if let Some(ack) = response.extensions().get::<Ack>() {
+        if let Some(ack) = response.extensions().get::<Acknowledgement>() {
             self.record_written(ack);
         }
         self.span.end();
     }
 
-    fn record_written(&mut self, ack: &Ack) {
+    fn record_written(&mut self, ack: &Acknowledgement) {
         self.set("rowlock.outcome", "written");
         self.set("rowlock.replica", ack.replica.to_string());
         self.set("rowlock.rows", number(ack.rows as u64));

@@ -78,7 +78,7 @@ impl RedisLease {
         if may_ask {
             yield_to_listener().await;
         }
-        // guard: keep_unless_contended
+        // guard: keep_unless_contended: a holder releases the lock if another replica waits
         may_ask && !self.listener.is_contended(&self.id, token)
     }
 
@@ -127,7 +127,7 @@ impl RedisLease {
 
     /// Raises the counter before the lock is handed over, so that the next holder's token is above it.
     pub(in crate::lock) async fn release_and_raise_token(self, highest_token: FencingToken) -> Released {
-        // guard: raise_token
+        // guard: raise_token: the counter never falls below the highest token of the file
         if let Err(e) = self.client.raise_token(&self.id, highest_token).await {
             tracing::warn!(error = %e, "cannot raise the token; the next grant tries again");
         }
@@ -135,7 +135,7 @@ impl RedisLease {
     }
 
     pub(in crate::lock) async fn abandon(self) {
-        // guard: renewal_ends
+        // guard: renewal_ends: an abandoned lease is not renewed
         self.renewal.abort();
         if let Err(e) = self.client.renew_from_committer(&self.id).await {
             tracing::warn!(error = %e, "the abandoned lock expires before a full time to live");
@@ -179,7 +179,7 @@ async fn keep_alive(client: Arc<Client>, id: String, held_until: watch::Sender<O
                 client.meter().count(Counter::RenewalFailures);
                 break;
             }
-            // guard: renewal_goes_on
+            // guard: renewal_goes_on: a renewal that failed is tried again
             Ok(Err(e)) => {
                 tracing::debug!(error = %e, "could not renew the lock; trying again");
                 client.meter().count(Counter::RenewalFailures);

@@ -98,7 +98,7 @@ impl RedisLock {
 
     /// Leaves the queue, and releases a grant whose answer was lost, so that other replicas need not wait for either to expire.
     pub(super) async fn leave_queue(&self, id: &str) {
-        // guard: leave_queue
+        // guard: leave_queue: a request that gives up leaves the queue
         if let Err(e) = self.client.release(id, None, Reacquire::No).await {
             tracing::debug!(error = %e, "could not leave the lock's queue; the entry expires");
         }

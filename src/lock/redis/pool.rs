@@ -71,7 +71,7 @@ impl ConnectionPool {
         // A cluster's client would try again and again within one call.
         let answer = timeout(CALL_TIMEOUT, script.invoke_async(&mut *connection)).await;
         let succeeded = matches!(answer, Ok(Ok(_)));
-        // guard: drop_failed_connections
+        // guard: drop_failed_connections: a failed connection is not used again
         if succeeded {
             if self.check_in == CheckIn::WhenIdle {
                 self.swap_kept(Some(connection));

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, time::Duration};
 
 use crate::{
-    api::acknowledgement::Ack,
+    api::acknowledgement::Acknowledgement,
     csv::{
         encode::quote,
         idempotency_key::Key,
@@ -123,7 +123,7 @@ impl<D: Disk> Ledger<D> {
         if let Some(key) = entry.key {
             let held = ms(turn.granted.elapsed());
             held_ms = Some(held);
-            let ack = Ack {
+            let ack = Acknowledgement {
                 rows: entry.rows.len(),
                 offset,
                 bytes,

@@ -1,7 +1,7 @@
 -- Polls the lock. Returns {token, number of waiters} to the holder, and {0, ms until the holder's lock expires} to a waiter.
 local id, now = ARGV[1], now_ms()
 local holder = redis.call('GET', KEYS[1])
--- guard: fifo
+-- guard: fifo: a new waiter does not pass those in the queue
 if not holder and redis.call('LLEN', KEYS[3]) == 0 then
   redis.call('SET', KEYS[1], id, 'PX', ARGV[2])
   return {next_token(), 0}
@@ -12,9 +12,9 @@ if not holder then
   hand_over(now, id)
   holder = redis.call('GET', KEYS[1])
 end
--- guard: one_holder
+-- guard: one_holder: a held lock is not granted again
 if holder ~= id then
-  -- guard: first_waiter_notifies
+  -- guard: first_waiter_notifies: the first waiter notifies the holder that the lock is wanted
   if redis.call('LLEN', KEYS[3]) == 0 then notify(holder, 'wanted ' .. (redis.call('GET', KEYS[2]) or 0)) end
   join(id, now)
   return {0, time_left(holder)}

@@ -22,7 +22,7 @@ end
 
 local function next_token()
   local token = redis.call('INCR', KEYS[2])
-  -- guard: counter_expires
+  -- guard: counter_expires: the token counter expires when unused
   redis.call('PEXPIRE', KEYS[2], KEEP_TOKEN_MS)
   return token
 end
@@ -35,7 +35,7 @@ end
 -- For hand-overs: under load they follow each other without a poll, which would extend the queue and the counter.
 local function next_token_of_hand_over()
   local token = redis.call('INCR', KEYS[2])
-  -- guard: busy_queue_stays
+  -- guard: busy_queue_stays: the counter and queue do not expire while in use
   if token % KEEP_EVERY == 1 then
     redis.call('PEXPIRE', KEYS[2], KEEP_TOKEN_MS)
     extend_queue()
@@ -66,7 +66,7 @@ local function time_left(holder)
   local left = redis.call('PTTL', KEYS[1])
   local ttl = ttl_of(holder)
   local most = ttl and math.max(ttl, CLAIM_MS)
-  -- guard: clock_went_back
+  -- guard: clock_went_back: a jump of Redis's clock does not extend a lease
   if most and left > most then
     redis.call('PEXPIRE', KEYS[1], most)
     return most
@@ -105,12 +105,12 @@ local function hand_over(now, own_id)
     end
     local _, polled = waiter(id)
     redis.call('HDEL', KEYS[4], id)
-    -- guard: skip_dead_waiters
+    -- guard: skip_dead_waiters: a waiter that stopped polling is skipped
     if polled and math.abs(now - polled) <= ALIVE_MS then
       local lasts = math.min(CLAIM_MS, ttl_of(id) or CLAIM_MS)
-      -- guard: claim_in_time
+      -- guard: claim_in_time: a grant that is not claimed expires soon
       redis.call('SET', KEYS[1], id, 'PX', lasts)
-      -- guard: notify
+      -- guard: notify: the next holder is notified of its grant
       if id ~= own_id then notify(id, string.format('granted %.0f %d', next_token_of_hand_over(), redis.call('LLEN', KEYS[3]))) end
       return id
     end
