@@ -122,6 +122,9 @@ fn is_test(attributes: &[Attribute]) -> bool {
 }
 
 impl<'ast> Visit<'ast> for Uses {
+    /// `pub(in crate::lock)` names a module, but uses nothing of it.
+    fn visit_visibility(&mut self, _: &'ast syn::Visibility) {}
+
     fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
         let was_test = self.in_test;
         self.in_test |= is_test(&item.attrs);

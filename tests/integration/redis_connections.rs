@@ -42,7 +42,7 @@ fn assert_few_checkouts(redis: &Redis, rows: u64, began: std::time::Instant) {
 }
 
 #[tokio::test]
-async fn sequential_row_costs_an_acquire_and_a_release_only() {
+async fn sequential_row_costs_at_most_two_calls_and_no_ping() {
     let bench = Bench::new(On::Redis);
     let replica = warm_replica(&bench).await;
     let (rows, began) = (300, std::time::Instant::now());
@@ -50,9 +50,9 @@ async fn sequential_row_costs_an_acquire_and_a_release_only() {
         replica.append_text("sequential").await;
     }
     until_free(&bench).await;
-    // Renewals and probes are scripts, too.
-    let scripts = calls_of("evalsha", bench.redis());
-    assert!((2 * rows..2 * rows + 10 + 3 * began.elapsed().as_secs()).contains(&scripts), "{scripts} for {rows} rows");
+    // An acquire and a release each, or a release that acquires the lock again at once. Renewals and probes are scripts, too.
+    let (scripts, others) = (calls_of("evalsha", bench.redis()), 10 + 3 * began.elapsed().as_secs());
+    assert!((rows..=2 * rows + others).contains(&scripts), "{scripts} calls for {rows} rows");
     assert_few_checkouts(bench.redis(), rows, began);
 }
 
