@@ -24,6 +24,8 @@ pub(crate) struct Format {
     pub(crate) headerless_width: Option<usize>,
     /// Offset of the first record, after a BOM.
     pub(crate) start: u64,
+    /// Offset of the first row, after the header.
+    pub(crate) rows_start: u64,
 }
 
 impl Format {
@@ -40,11 +42,12 @@ impl Format {
         let line_end: &[u8] = if first.ends_with(b"\r\n") { b"\r\n" } else { b"\n" };
         if new_file.width().is_none() {
             let headerless_width = (!first.is_empty()).then_some(width);
-            return Ok(Self { schema: Arc::clone(new_file), line_end, headerless_width, start });
+            return Ok(Self { schema: Arc::clone(new_file), line_end, headerless_width, start, rows_start: start });
         }
         let schema =
             Schema::from_header(without_line_end(&first)).map_err(|e| OpenError::Header(path.to_owned(), e))?;
-        Ok(Self { schema: Arc::new(schema), line_end, headerless_width: None, start })
+        let rows_start = start + first.len() as u64;
+        Ok(Self { schema: Arc::new(schema), line_end, headerless_width: None, start, rows_start })
     }
 
     /// How many cells a whole row has, if that is known yet.

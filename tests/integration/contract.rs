@@ -18,7 +18,8 @@ fn settings(help: &str) -> BTreeSet<(&str, &str, &str)> {
             let default = after.trim_start().strip_prefix("[default: ").and_then(|rest| rest.split(']').next());
             let described = &before[before.rfind(option).expect("an option")..];
             let flag = described[option.len() - "--".len()..].split([' ', '\n']).next().expect("a word");
-            let flag = if described.contains("In the environment alone:") { "environment only" } else { flag };
+            let flag =
+                if described.contains("Environment variables without an option:") { "environment only" } else { flag };
             (variable, flag, default.unwrap_or_default())
         })
         .collect()

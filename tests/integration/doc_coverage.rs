@@ -132,3 +132,32 @@ async fn observability_names_every_metric_and_no_other() {
     let cells = table.filter_map(|line| line.split(" | ").next()).flat_map(|cell| cell.split('`').skip(1).step_by(2));
     assert_eq!(cells.collect::<BTreeSet<_>>(), known, "left: docs/observability.md, right: /metrics");
 }
+
+/// All files below a folder.
+fn files_below(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() { files_below(&path, found) } else { found.push(path) }
+    }
+}
+
+#[test]
+fn source_files_named_in_developer_pages_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut sources, mut pages) = (Vec::new(), vec![root.join("ARCHITECTURE.md"), root.join("SECURITY.md")]);
+    ["src", "tests", "benches", "fuzz/fuzz_targets"]
+        .iter()
+        .for_each(|name| files_below(&root.join(name), &mut sources));
+    ["docs/design", "docs/development", "docs/adr"].iter().for_each(|name| files_below(&root.join(name), &mut pages));
+    let mut named = 0;
+    for page in pages {
+        let text = fs::read_to_string(&page).expect("readable");
+        for name in text.split('`').skip(1).step_by(2).filter(|name| name.ends_with(".rs") || name.ends_with(".lua")) {
+            // A path is relative to any folder; braces name several files.
+            let exists = name.contains('{') || sources.iter().any(|source| source.ends_with(name));
+            assert!(exists, "{}: {name}", page.display());
+            named += 1;
+        }
+    }
+    assert!(named >= 50, "the pages name {named} files");
+}

@@ -157,9 +157,6 @@ impl<'ast> Visit<'ast> for Uses {
         }
     }
 
-    /// `pub(in crate::module)` uses nothing of the module.
-    fn visit_visibility(&mut self, _: &'ast syn::Visibility) {}
-
     fn visit_path(&mut self, path: &'ast syn::Path) {
         let segments: ModulePath = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
         if segments.len() > 1 && (path.leading_colon.is_some() || !self.imported.contains(&segments[0])) {

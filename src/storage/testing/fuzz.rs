@@ -171,7 +171,7 @@ fn open(disk: &Memory) -> Option<Ledger<Memory>> {
     let options = LedgerOptions {
         path: "rows.csv".into(),
         layout: LAYOUT,
-        format: Format { schema, line_end: b"\n", headerless_width: None, start: 0 },
+        format: Format { schema, line_end: b"\n", headerless_width: None, start: 0, rows_start: 0 },
         replica: "r".to_owned(),
         keys: KEYS,
         meter: Arc::clone(&METER),
