@@ -1,6 +1,9 @@
 //! Encodes cells as RFC 4180 text.
 
-use crate::csv::formula_guard::{GUARD, is_formula};
+use crate::csv::{
+    bom::BOM,
+    formula_guard::{GUARD, is_formula},
+};
 
 /// Appends cells with commas between them and no line ending. An empty cell that is `alone` in its row is quoted, since the
 /// row would be a blank line. With `guards`, formulas are guarded, and the position of each guard in `out` is added there.
@@ -23,7 +26,9 @@ pub(super) fn encode_cells<'a>(
 }
 
 fn encode_cell(cell: &[u8], out: &mut Vec<u8>, guards: Option<&mut Vec<usize>>) {
-    let is_bare = memchr::memchr3(b',', b'"', b'\n', cell).or_else(|| memchr::memchr(b'\r', cell)).is_none();
+    // Readers skip an unquoted U+FEFF at the start of a file as a BOM, and some at the start of a line.
+    let is_bare = !cell.starts_with(BOM)
+        && memchr::memchr3(b',', b'"', b'\n', cell).or_else(|| memchr::memchr(b'\r', cell)).is_none();
     if !is_bare {
         out.push(b'"');
     }
@@ -53,6 +58,24 @@ pub fn quote(cell: &str) -> Box<[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cell_with_leading_bom_is_quoted_and_read_back() {
+        for cell in ["\u{feff}", "\u{feff}a", "\u{feff}\u{feff}", "\u{feff}\"a,\n\""] {
+            for cells in [vec![cell], vec![cell, "b"], vec!["b", cell], vec![cell, cell]] {
+                let mut encoded = Vec::new();
+                encode_cells(cells.iter().copied(), cells.len() == 1, &mut encoded, None);
+                assert!(!encoded.starts_with(BOM) && memchr::memmem::find(&encoded, ",\u{feff}".as_bytes()).is_none());
+                let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(&*encoded);
+                let record = reader.records().next().expect("a record").expect("UTF-8");
+                assert_eq!(record.iter().collect::<Vec<_>>(), cells);
+            }
+        }
+        let (mut encoded, mut guards) = (Vec::new(), Vec::new());
+        encode_cells(["\u{feff}=1", "\u{feff}1"].into_iter(), false, &mut encoded, Some(&mut guards));
+        assert_eq!(String::from_utf8(encoded).expect("UTF-8"), "\"'\u{feff}=1\",\"\u{feff}1\"");
+        assert_eq!(guards, [1]);
+    }
 
     #[test]
     fn cells_are_quoted_as_csv_crate_does() {

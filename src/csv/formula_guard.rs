@@ -2,8 +2,9 @@
 //! [CSV injection](https://owasp.org/www-community/attacks/CSV_Injection).
 //!
 //! A formula begins with `=`, `+`, `-`, `@`, a tab or a line end; with the full-width `＝`, `＋`, `－`, `＠`, which spreadsheets
-//! of some languages read alike; and with any of these behind spaces, which some importers trim. A sign alone or in front of
-//! a plain number (`-12.5`, `+1e3`) is not a formula: nothing in it can run, and readers of the file need the number.
+//! of some languages read alike; and with any of these behind spaces or U+FEFF, which some importers trim. A sign alone or
+//! in front of a plain number (`-12.5`, `+1e3`) is not a formula: nothing in it can run, and readers of the file need the
+//! number.
 
 use memchr::{memchr, memchr3};
 
@@ -35,10 +36,12 @@ struct Prefix {
 enum PrefixState {
     #[default]
     Spaces,
-    /// The first byte of what may be a full-width sign.
+    /// The first byte of what may be a full-width sign or U+FEFF.
     Wide,
-    /// The first two bytes of it.
+    /// The first two bytes of a full-width sign.
     WideSign,
+    /// The first two bytes of U+FEFF.
+    WideBom,
     /// From here on, what may be a number.
     Sign,
     Digits,
@@ -57,11 +60,14 @@ impl Prefix {
             | (PrefixState::WideSign, 0x8B | 0x8D | 0x9D | 0xA0) => {
                 return Some(true);
             }
-            (PrefixState::Spaces, b' ') => PrefixState::Spaces,
+            (PrefixState::Spaces, b' ') | (PrefixState::WideBom, 0xBF) => PrefixState::Spaces,
             (PrefixState::Spaces, b'+' | b'-') => PrefixState::Sign,
             (PrefixState::Spaces, 0xEF) => PrefixState::Wide,
             (PrefixState::Wide, 0xBC) => PrefixState::WideSign,
-            (PrefixState::Spaces | PrefixState::Wide | PrefixState::WideSign, _) => return Some(false),
+            (PrefixState::Wide, 0xBB) => PrefixState::WideBom,
+            (PrefixState::Spaces | PrefixState::Wide | PrefixState::WideSign | PrefixState::WideBom, _) => {
+                return Some(false);
+            }
             (PrefixState::Sign | PrefixState::Digits, b'0'..=b'9') => PrefixState::Digits,
             (PrefixState::Sign, b'.') => PrefixState::SignAndPoint,
             (PrefixState::Digits, b'.') | (PrefixState::SignAndPoint | PrefixState::Fraction, b'0'..=b'9') => {
@@ -79,7 +85,7 @@ impl Prefix {
     /// Whether the cell is a formula if it ends here.
     fn end(self) -> bool {
         match self.state {
-            PrefixState::Spaces | PrefixState::Wide | PrefixState::WideSign => false,
+            PrefixState::Spaces | PrefixState::Wide | PrefixState::WideSign | PrefixState::WideBom => false,
             PrefixState::Sign | PrefixState::Digits | PrefixState::Fraction | PrefixState::Exponent => false,
             PrefixState::SignAndPoint | PrefixState::E | PrefixState::ESign => true,
         }
@@ -187,6 +193,10 @@ mod tests {
             "－1",
             "＠x",
             " ＝1",
+            "\u{feff}=1+1",
+            " \u{feff}\u{feff} -A1",
+            "\u{feff}＝1",
+            "\u{feff}\t",
             "-1.2.3",
             "-E5",
             "-1E",
@@ -223,6 +233,10 @@ mod tests {
             "+1e3",
             "-1.5E-10",
             "\u{feff}",
+            "\u{feff}x",
+            "\u{feff}-1",
+            "\u{fec0}=1",
+            "\u{fefe}=1",
             "ｘ",
             "￥",
             "（=",
@@ -258,6 +272,7 @@ mod tests {
             ("5\" x,=\n", "5\" x,'=\n"),
             ("  =1,   ,\"  \",  -1\n", "'  =1,   ,\"  \",  -1\n"),
             ("－,ｘ,\"＝\"\n", "'－,ｘ,\"'＝\"\n"),
+            ("a,\u{feff}=1,\"\u{feff}=1\"\n\u{feff}=1,\u{feff}", "a,'\u{feff}=1,\"'\u{feff}=1\"\n'\u{feff}=1,\u{feff}"),
             ("-12.5", "-12.5"),
             ("-12.", "-12."),
             ("-1e", "'-1e"),
@@ -271,7 +286,7 @@ mod tests {
     proptest! {
         #[test]
         fn result_is_independent_of_piece_boundaries_and_repetition(
-            text in "[-+=@,\"'\r\n\t 1e.x＝é]{0,40}", cuts in proptest::array::uniform2(0_usize..80),
+            text in "[-+=@,\"'\r\n\t 1e.x＝é\u{feff}]{0,40}", cuts in proptest::array::uniform2(0_usize..80),
         ) {
             let text = text.as_bytes();
             let whole = guarded(&[text]);
@@ -283,7 +298,7 @@ mod tests {
 
         #[test]
         fn guarded_text_equals_text_written_with_guarded_cells(
-            cells in proptest::collection::vec("[-+=@,\"'\r\n\t 1e.x＝é]{0,5}", 2..6),
+            cells in proptest::collection::vec("[-+=@,\"'\r\n\t 1e.x＝é\u{feff}]{0,5}", 2..6),
         ) {
             let write = |cells: &[String]| {
                 let mut writer = csv::Writer::from_writer(Vec::new());

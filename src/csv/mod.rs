@@ -1,5 +1,6 @@
 //! CSV: the schema of a file, encoding, quoting, formulas, and splitting text into rows.
 
+pub(crate) mod bom;
 pub mod encode;
 pub(crate) mod formula_guard;
 pub mod idempotency_key;

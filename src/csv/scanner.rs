@@ -4,6 +4,8 @@ use std::io::Read;
 
 use csv_core::{ReadFieldResult, Reader, ReaderBuilder, Terminator};
 
+use crate::csv::bom::keep_bom;
+
 const CHUNK_BYTES: usize = 256 << 10;
 /// How often the progress of a long read is logged.
 const PROGRESS_BYTES: u64 = 1 << 30;
@@ -17,7 +19,7 @@ pub(crate) struct OpenLine {
     pub(crate) last_byte: u8,
 }
 
-/// Parses CSV text chunk by chunk. Only `\n` ends a row, so that `\r\n` is never split.
+/// Parses CSV text chunk by chunk. Only `\n` ends a row, so that `\r\n` is never split. The text begins behind a BOM.
 pub(super) struct Scanner {
     reader: Reader,
     output: Box<[u8]>,
@@ -33,7 +35,8 @@ pub(super) struct Scanner {
 
 impl Scanner {
     pub(super) fn new() -> Self {
-        let reader = ReaderBuilder::new().terminator(Terminator::Any(b'\n')).build();
+        let mut reader = ReaderBuilder::new().terminator(Terminator::Any(b'\n')).build();
+        keep_bom(&mut reader);
         Self { reader, output: vec![0; 64 << 10].into(), fed: 0, whole: 0, cells: 0, first_width: None, last_byte: 0 }
     }
 
@@ -162,6 +165,7 @@ mod tests {
         assert_eq!(scan("a,b\nc,"), (4, Some((2, 2, false))));
         assert_eq!(scan("a,\"b\n"), (0, Some((5, 2, true))));
         assert_eq!(scan("a,\"b\n\"\"c\"\nd,e"), (10, Some((3, 2, false))));
+        assert_eq!(scan("\u{feff}\"a\nb\"\nc"), (9, Some((1, 1, false))), "the cell does not begin with a quote");
         assert_eq!(scan("5\" pipe,b\nc"), (10, Some((1, 1, false))), "a quote inside an unquoted cell opens nothing");
     }
 

@@ -4,6 +4,7 @@ use std::{borrow::Cow, ops::Range};
 
 use crate::{
     csv::{
+        bom::record_reader,
         encode::encode_cells,
         rows::{Row, Rows},
     },
@@ -132,7 +133,7 @@ impl Schema {
 
     /// Parses a header record, given without line ending and BOM.
     pub fn from_header(record: &[u8]) -> Result<Self, HeaderError> {
-        let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(record);
+        let mut reader = record_reader(record);
         let mut records = reader.byte_records().map_while(Result::ok);
         let (Some(header), None) = (records.next(), records.next()) else { return Err(HeaderError::NotOneRecord) };
         let header = csv::StringRecord::from_byte_record(header).map_err(|_| HeaderError::NotUtf8)?;
@@ -331,8 +332,7 @@ impl Schema {
     /// The token in a line's token column, if there is one.
     pub fn token_of(&self, line: &[u8]) -> Option<FencingToken> {
         let at = self.token_column()?;
-        let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(line);
-        let record = reader.byte_records().next()?.ok()?;
+        let record = record_reader(line).byte_records().next()?.ok()?;
         std::str::from_utf8(record.get(at)?).ok()?.parse().ok()
     }
 
@@ -434,6 +434,15 @@ mod tests {
         assert_eq!(field("a,b", list(&["1", "\0"])), "data[1]");
         assert_eq!(field("token,key", Data::Text("x".into())), "data");
         assert_eq!(field("none", object(&["a"])), "data");
+    }
+
+    #[test]
+    fn leading_bom_of_a_name_or_cell_is_kept() {
+        let schema = Schema::from_header("\u{feff}data,token".as_bytes()).expect("a header");
+        assert_eq!(schema.names().map(|names| &*names[0]), Some("\u{feff}data"));
+        assert_eq!(schema.header().map(String::from_utf8), Some(Ok("\"\u{feff}data\",token".to_owned())));
+        assert_eq!(schema.token_of("\u{feff}\"a,7".as_bytes()), Some(7));
+        assert_eq!(row("none", Data::Text("\u{feff}x".into())).as_deref(), Ok("\"\u{feff}x\",,\n"));
     }
 
     #[test]

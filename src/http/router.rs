@@ -14,7 +14,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use tower::{Layer, ServiceExt, service_fn};
-use tower_http::{compression::CompressionLayer, cors::CorsLayer, decompression::RequestDecompressionLayer};
+use tower_http::{compression::CompressionLayer, cors::CorsLayer};
 use utoipa_axum::{
     router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterExt},
     routes,
@@ -92,11 +92,9 @@ async fn other_method(method: Method, headers: HeaderMap, body: Body) -> Respons
 
 /// All routes with their operations in the contract.
 fn routes() -> OpenApiRouter<App> {
-    // An unknown encoding is passed on and refused by the handler with the same error as an unknown media type.
-    let decode = RequestDecompressionLayer::new().pass_through_unaccepted(true);
     OpenApiRouter::with_openapi(document::head())
         .routes(routes!(handlers::append::append))
-        .routes(routes!(handlers::append_batch::append_batch).layer(decode))
+        .routes(routes!(handlers::append_batch::append_batch))
         .routes(compressed(routes!(handlers::rows::rows)))
         .routes(compressed(routes!(handlers::rows_csv::rows_csv)))
         .routes(routes!(handlers::events::events))

@@ -6,7 +6,10 @@ use csv_core::{ReadRecordResult, Reader, ReaderBuilder, Terminator};
 use memchr::{memchr, memmem};
 use serde::Serialize;
 
-use crate::csv::schema::Schema;
+use crate::csv::{
+    bom::{BOM, keep_bom},
+    schema::Schema,
+};
 use crate::load::{
     book::{Book, State},
     lines::{Line, Lines},
@@ -179,7 +182,7 @@ impl Audit<'_> {
     }
 
     fn record(&mut self, at: u64, text: &[u8]) {
-        let text = if at == 0 { text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text) } else { text };
+        let text = if at == 0 { text.strip_prefix(BOM).unwrap_or(text) } else { text };
         if text.is_empty() {
             return;
         }
@@ -320,6 +323,7 @@ impl Cells {
     /// Parses a record, and returns the number of its cells.
     fn read(&mut self, record: &[u8]) -> usize {
         self.reader.reset();
+        keep_bom(&mut self.reader);
         let (mut rest, mut bytes) = (record, 0);
         self.count = 0;
         loop {

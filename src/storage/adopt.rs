@@ -11,6 +11,7 @@ use std::{
 
 use crate::{
     csv::{
+        bom::BOM,
         scanner::{ScannedRows, scan_rows},
         schema::Schema,
     },
@@ -20,7 +21,7 @@ use crate::{
         disk::{Disk, FileKind, FileRange},
         error::OpenError,
         files::{Files, START_WAIT},
-        format::{BOM, Format},
+        format::Format,
         journal::{Header, Layout, csv_tail_checksum},
         side_files,
     },

@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use crate::{
-    csv::{row_splitter::without_line_end, scanner, schema::Schema},
+    csv::{bom::BOM, row_splitter::without_line_end, scanner, schema::Schema},
     storage::{
         disk::{Disk, FileKind, FileRange},
         error::OpenError,
@@ -12,8 +12,6 @@ use crate::{
 
 /// The longest accepted header record.
 const HEADER_BYTES_MAX: u64 = 1 << 20;
-/// The UTF-8 byte order mark.
-pub(crate) const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// Columns, line ending, and where rows begin.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,7 +9,10 @@ use std::{
 
 use crate::{
     api::volume::Volume,
-    csv::row_splitter::{Piece, RowSplitter, without_line_end},
+    csv::{
+        bom::record_reader,
+        row_splitter::{Piece, RowSplitter, without_line_end},
+    },
     storage::{
         disk::{Disk, FileKind, FileRange},
         error::{AppendError, OpenError},
@@ -287,7 +290,6 @@ impl Reader {
 }
 
 fn cells_of(row: &[u8]) -> Vec<String> {
-    let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(row);
-    let record = reader.byte_records().next().and_then(Result::ok).unwrap_or_default();
+    let record = record_reader(row).byte_records().next().and_then(Result::ok).unwrap_or_default();
     record.iter().map(|cell| String::from_utf8_lossy(cell).into_owned()).collect()
 }

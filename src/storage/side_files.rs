@@ -43,12 +43,13 @@ pub fn resolve(path: &Path) -> Result<PathBuf, OpenError> {
     }
 }
 
-/// Parses `ROWLOCK_CSV_HEADER`.
+/// Parses `ROWLOCK_CSV_HEADER`, which may begin with the BOM of the file that it was copied from.
 pub(crate) fn parse_header_option(header: &str) -> Result<Schema, OpenError> {
     if header == "none" {
         Ok(Schema::headerless())
     } else {
-        Schema::from_header(header.as_bytes()).map_err(OpenError::HeaderOption)
+        Schema::from_header(header.strip_prefix('\u{feff}').unwrap_or(header).as_bytes())
+            .map_err(OpenError::HeaderOption)
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::{fs, process::Command};
 
-use serde_json::json;
+use reqwest::Method;
+use serde_json::{Value, json};
 
-use crate::support::{Bench, On, Replica, until, until_checkpointed, until_free};
+use crate::support::{Bench, On, Replica, answer, until, until_checkpointed, until_free};
 
 /// The content of the file after a replica was started on `content` and appended these rows.
 async fn after(content: &[u8], header: &str, rows: &[&str]) -> String {
@@ -25,6 +26,54 @@ async fn new_or_empty_file_gets_configured_header() {
     assert_eq!(bench.content(), "data,\"a, b\",token\nx,,1\n");
     assert_eq!(after(b"", "token,data", &["x"]).await, "token,data\n1,x\n");
     assert_eq!(after(b"\xef\xbb\xbf", "token,data", &["x"]).await, "\u{feff}token,data\n1,x\n");
+    assert_eq!(after(b"", "\u{feff}token,data", &["x"]).await, "token,data\n1,x\n", "the BOM of a copied header");
+}
+
+#[tokio::test]
+async fn leading_bom_of_a_cell_is_text_in_file_and_rows() {
+    // A BOM begins the file; the cells with U+FEFF were appended by other programs.
+    let old = "\u{feff}data,more\n\u{feff}\"a,\u{feff}\n\u{feff},\"b\nc\"\n";
+    let bench = Bench::with_file(On::Embedded, old.as_bytes());
+    let replica = bench.replica(&[]);
+    let mut expected = vec![json!(["\u{feff}\"a", "\u{feff}"]), json!(["\u{feff}", "b\nc"])];
+    let mut content = old.to_owned();
+    for cell in ["\u{feff}", "\u{feff}x", "\u{feff}\"y\n\""] {
+        let data = json!([cell, cell]);
+        let quoted = format!("\"{}\"", cell.replace('"', "\"\""));
+        let line = format!("{data}\n");
+        // The BOM in front of the last body is no part of its first cell.
+        for (path, content_type, body) in [
+            ("/append", "application/json", json!({"data": data}).to_string()),
+            ("/append/batch", "application/x-ndjson", line),
+            ("/append/batch", "text/csv", format!("data,more\n{quoted},{quoted}\n")),
+            ("/append/batch", "text/csv; header=absent", format!("\u{feff}{quoted},{quoted}\n")),
+        ] {
+            let request = replica.request(Method::POST, path).header("content-type", content_type).body(body);
+            assert_eq!(answer(request).await.0, 201, "{content_type}");
+            expected.push(data.clone());
+            content += &format!("{quoted},{quoted}\n");
+        }
+    }
+    assert_eq!(bench.content(), content);
+    let (_, page) = answer(replica.request(Method::GET, "/rows?from=0")).await;
+    let cells = |row: &Value| json!([row["fields"]["data"], row["fields"]["more"]]);
+    assert_eq!(page["rows"].as_array().expect("rows").iter().map(cells).collect::<Vec<_>>(), expected);
+    let report = bench.run(&["check"], &[]);
+    assert!(report.status.success(), "{report:?}");
+}
+
+#[tokio::test]
+async fn first_cell_of_headerless_file_is_not_a_bom() {
+    let bench = Bench::with_file(On::Embedded, b"");
+    for n in 1..=2 {
+        // The second replica reads the file anew.
+        let replica = bench.replica(&[("ROWLOCK_CSV_HEADER", "none")]);
+        replica.append_text("\u{feff}x").await;
+        assert_eq!(bench.content(), "\"\u{feff}x\"\n".repeat(n));
+        let (_, page) = answer(replica.request(Method::GET, "/rows?from=0")).await;
+        assert_eq!(page["rows"][0]["fields"], json!(["\u{feff}x"]), "{page}");
+        assert_eq!(page["rows"][0]["offset"], 0);
+    }
 }
 
 #[tokio::test]

@@ -168,6 +168,19 @@ async fn rows_of_all_replicas_reach_every_subscriber() {
 }
 
 #[tokio::test]
+async fn leading_bom_of_a_cell_reaches_subscribers() {
+    // Another program appended the first row.
+    let bench = Bench::with_file(On::Embedded, "data\n\u{feff}old\n".as_bytes());
+    let replica = bench.replica(&[]);
+    let mut subscriber = Subscriber::open(&replica, "?rows=100&last=5", None).await;
+    let (_, _, first) = subscriber.find(|(name, ..)| name == "rows").await;
+    assert_eq!(data_cells(&first), ["\u{feff}old"]);
+    replica.append_text("\u{feff}new").await;
+    let (_, _, next) = subscriber.find(|(name, ..)| name == "rows").await;
+    assert_eq!(data_cells(&next), ["\u{feff}new"]);
+}
+
+#[tokio::test]
 async fn lock_changes_of_all_replicas_are_sent() {
     let bench = Bench::new(On::Redis);
     let replicas = ["one", "two"].map(|name| named(&bench, name));

@@ -11,7 +11,7 @@ const GUARDED: [(&str, &str); 2] =
     [("ROWLOCK_FORMULA_GUARD", "on"), ("ROWLOCK_CSV_HEADER", "timestamp,replica,token,key,data,more")];
 
 /// Cells that a spreadsheet would run.
-const FORMULAS: [&str; 21] = [
+const FORMULAS: [&str; 23] = [
     "=1+1",
     "=HYPERLINK(\"http://x\",\"y\")",
     "=cmd|' /C calc'!A0",
@@ -33,9 +33,11 @@ const FORMULAS: [&str; 21] = [
     "\u{ff1d}1+1",
     "\u{ff0b}1",
     "=\"\"\"\n,\"",
+    "\u{feff}=1+1",
+    " \u{feff}@x",
 ];
 /// Cells that it would not run.
-const HARMLESS: [&str; 18] = [
+const HARMLESS: [&str; 21] = [
     "",
     " ",
     "x",
@@ -54,6 +56,9 @@ const HARMLESS: [&str; 18] = [
     " -7",
     "\u{ff0f}",
     "2026-11-24T10:51:10.423Z",
+    "\u{feff}",
+    "\u{feff}x",
+    "\u{feff}-1",
 ];
 
 fn all() -> impl Iterator<Item = &'static str> + Clone {

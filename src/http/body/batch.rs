@@ -2,6 +2,7 @@
 //! wrong line ends parsing, and the error names it.
 
 use crate::csv::{
+    bom::BOM,
     rows::Rows,
     schema::{InvalidField, Schema},
 };
@@ -10,7 +11,6 @@ use crate::http::{
         batch_csv::CsvParser,
         batch_json::{ArrayParser, LineParser},
         media_type::BatchType,
-        text::BOM,
     },
     error::ApiError,
 };

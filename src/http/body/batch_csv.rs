@@ -3,6 +3,7 @@
 use csv_core::{ReadRecordResult, Reader};
 
 use crate::csv::{
+    bom::keep_bom,
     rows::Rows,
     schema::{Columns, InvalidField, Schema, checked},
     strict_quotes::{QuoteCheck, QuoteFault},
@@ -46,8 +47,7 @@ struct RawRecord {
 impl CsvParser {
     pub(crate) fn new(has_header: bool) -> Self {
         let mut reader = Reader::new();
-        // The reader ignores a leading line end, and after it no longer skips a byte order mark.
-        reader.read_record(b"\n", &mut [0], &mut [0]);
+        keep_bom(&mut reader);
         let record = RawRecord { text: vec![0; 1024], bytes: 0, ends: vec![0; 32], cells: 0 };
         Self { reader, quotes: QuoteCheck::default(), record, line: None, has_header, layout: None }
     }

@@ -4,7 +4,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use mime::Mime;
 use serde_json::{Value, json};
 
-use crate::http::error::ApiError;
+use crate::http::{body::encoding::Encoding, error::ApiError};
 
 /// The formats of `/append`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,9 +26,10 @@ pub(crate) enum BatchType {
 
 impl MediaType {
     /// # Errors
-    /// `UnsupportedMediaType`, if the body is not JSON or a form in UTF-8.
+    /// `UnsupportedMediaType`, if the body is not JSON or a form in UTF-8, or if it is encoded.
     pub(crate) fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
-        let value = content_type(headers).ok_or(ApiError::UnsupportedMediaType)?;
+        let is_plain = Encoding::of(headers) == Some(Encoding::Identity);
+        let value = content_type(headers).filter(|_| is_plain).ok_or(ApiError::UnsupportedMediaType)?;
         // Nearly all clients send exactly this, which needs no parsing.
         if value == "application/json" {
             return Ok(Self::Json);
@@ -58,12 +59,11 @@ impl BatchType {
     }
 }
 
-/// The one `Content-Type` of a body that is not encoded. The router has decoded the encodings that a route accepts, and has removed
-/// their header.
+/// The one `Content-Type` of a body.
 fn content_type(headers: &HeaderMap) -> Option<&HeaderValue> {
     let mut values = headers.get_all(header::CONTENT_TYPE).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return None };
-    (!headers.contains_key(header::CONTENT_ENCODING)).then_some(value)
+    Some(value)
 }
 
 fn utf8_mime(value: &HeaderValue) -> Option<Mime> {

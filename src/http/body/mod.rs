@@ -5,6 +5,7 @@ pub(crate) mod batch;
 mod batch_csv;
 mod batch_json;
 pub(crate) mod budget;
+mod encoding;
 pub(crate) mod media_type;
 pub(crate) mod read;
 mod text;

@@ -7,10 +7,14 @@ use axum::{
     http::{HeaderMap, header},
 };
 use bytes::Bytes;
-use http_body_util::BodyExt;
+use futures_util::{Stream, StreamExt};
+use http_body_util::{BodyDataStream, BodyExt};
 
 use crate::http::{
-    body::budget::{BodyBudget, BodyReservation},
+    body::{
+        budget::{BodyBudget, BodyReservation},
+        encoding::{Encoding, decoded},
+    },
     error::ApiError,
 };
 
@@ -46,9 +50,14 @@ async fn discard(body: &mut Body, bytes_max: usize) {
     let _ = tokio::time::timeout(DISCARD_TIMEOUT, rest).await;
 }
 
-fn declares_more_than(headers: &HeaderMap, bytes_max: usize) -> bool {
+/// Refuses a body by its `Content-Length`.
+async fn refuse_declared(headers: &HeaderMap, body: &mut Body, bytes_max: usize) -> Result<(), ApiError> {
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    declared.is_some_and(|declared: u64| declared > bytes_max as u64)
+    if declared.is_none_or(|declared: u64| declared <= bytes_max as u64) {
+        return Ok(());
+    }
+    let discard_bytes = if headers.contains_key(header::EXPECT) { 0 } else { DISCARD_BYTES_MAX };
+    discard_rest(Err(refused(ApiError::BodyTooLarge(bytes_max), discard_bytes)), body).await
 }
 
 /// Receives the whole body.
@@ -61,22 +70,23 @@ pub(crate) async fn read(
     bytes_max: usize,
     budget: &BodyBudget,
 ) -> Result<Bytes, ApiError> {
+    refuse_declared(headers, &mut body, bytes_max).await?;
     let mut pieces = Vec::new();
     let mut reservation = budget.reservation();
     let keep = |piece| {
         pieces.push(piece);
         Ok(())
     };
-    let received = each_piece(headers, &mut body, bytes_max, &mut reservation, keep).await;
+    let received = each_piece(BodyDataStream::new(&mut body), bytes_max, &mut reservation, keep).await;
     discard_rest(received, &mut body).await?;
     // A small body arrives in one piece, which needs no copy.
     Ok(if pieces.len() == 1 { pieces.remove(0) } else { pieces.concat().into() })
 }
 
-/// Gives the body to `parse` as it arrives.
+/// Decodes the body as its headers say, and gives it to `parse` as it arrives. `bytes_max` bounds the decoded body.
 ///
 /// # Errors
-/// As `read`, or the first error of `parse`.
+/// As `read`, the first error of `parse`, or `UnsupportedBatchType` if the encoding is not accepted.
 pub(crate) async fn read_in_pieces(
     headers: &HeaderMap,
     mut body: Body,
@@ -84,8 +94,15 @@ pub(crate) async fn read_in_pieces(
     budget: &BodyBudget,
     mut parse: impl FnMut(&[u8]) -> Result<(), ApiError>,
 ) -> Result<(), ApiError> {
+    let Some(encoding) = Encoding::of(headers) else {
+        return Err(refuse(headers, body, ApiError::UnsupportedBatchType).await);
+    };
+    if encoding == Encoding::Identity {
+        refuse_declared(headers, &mut body, bytes_max).await?;
+    }
     let mut reservation = budget.reservation();
-    let received = each_piece(headers, &mut body, bytes_max, &mut reservation, |piece| parse(&piece)).await;
+    let pieces = decoded(&mut body, encoding);
+    let received = each_piece(pieces, bytes_max, &mut reservation, |piece| parse(&piece)).await;
     discard_rest(received, &mut body).await
 }
 
@@ -108,22 +125,16 @@ async fn discard_rest(received: Result<(), Refused>, body: &mut Body) -> Result<
 }
 
 /// Gives a body to `take` as it arrives, in pieces of at most `PIECE_BYTES_MAX`.
-async fn each_piece(
-    headers: &HeaderMap,
-    body: &mut Body,
+async fn each_piece<E>(
+    mut body: impl Stream<Item = Result<Bytes, E>> + Unpin,
     bytes_max: usize,
     reservation: &mut BodyReservation<'_>,
     mut take: impl FnMut(Bytes) -> Result<(), ApiError>,
 ) -> Result<(), Refused> {
-    if declares_more_than(headers, bytes_max) {
-        let discard_bytes = if headers.contains_key(header::EXPECT) { 0 } else { DISCARD_BYTES_MAX };
-        return Err(refused(ApiError::BodyTooLarge(bytes_max), discard_bytes));
-    }
     let (mut left, mut since_yield) = (bytes_max, 0);
     let receive = async {
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| refused(ended_early(), 0))?;
-            let Ok(mut data) = frame.into_data() else { continue };
+        while let Some(data) = body.next().await {
+            let mut data = data.map_err(|_| refused(ended_early(), DISCARD_BYTES_MAX))?;
             let len = data.len();
             let Some(rest) = left.checked_sub(len) else {
                 return Err(refused(ApiError::BodyTooLarge(bytes_max), DISCARD_BYTES_MAX));

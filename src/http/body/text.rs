@@ -1,9 +1,6 @@
-//! What the parsers of batches share: the byte order mark, line numbers, and the refusal of text that is not UTF-8.
+//! What the parsers of batches share: line numbers, and the refusal of text that is not UTF-8.
 
 use crate::http::error::ApiError;
-
-/// The byte order mark, which is no part of the text.
-pub(crate) const BOM: &[u8] = "\u{feff}".as_bytes();
 
 pub(crate) fn not_utf8(line: u64) -> ApiError {
     ApiError::BrokenBody(format!("line {line}: not UTF-8"))

@@ -18,15 +18,13 @@ use crate::http::{
 };
 use crate::{
     commit::reading::{Snapshot, read_part},
-    csv::{formula_guard::CellGuard, schema::InvalidField},
+    csv::{bom::BOM, formula_guard::CellGuard, schema::InvalidField},
 };
 
 const TYPE: &str = "text/csv; charset=utf-8; header=present";
 const TYPE_HEADERLESS: &str = "text/csv; charset=utf-8; header=absent";
 /// The size of the chunks that are read and sent.
 const CHUNK_BYTES: u64 = 256 << 10;
-/// The byte order mark, which belongs to no cell.
-const BOM: &[u8] = "\u{feff}".as_bytes();
 
 /// Which part of the file a request gets.
 #[derive(Debug, PartialEq)]

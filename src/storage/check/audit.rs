@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::{
     csv::{
+        bom::record_reader,
         row_splitter::{Piece, RowSplitter, without_line_end},
         scanner::is_closable,
         schema::Schema,
@@ -138,8 +139,7 @@ impl Audit {
         if check_quotes(text).is_err() {
             return self.note(Fault::BrokenQuote, start, excerpt(text));
         }
-        let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(row);
-        let record = reader.byte_records().next().and_then(Result::ok).unwrap_or_default();
+        let record = record_reader(row).byte_records().next().and_then(Result::ok).unwrap_or_default();
         self.cells(start, text, &record.iter().collect::<Vec<_>>());
     }
 
@@ -241,6 +241,7 @@ mod tests {
         for (rows, count, fault) in [
             ("1,a,x\n2,b,\"y\r\n,\"\"z\"\n", 2, None),
             ("1,a,x\r\n2,,5\" pipe", 2, None),
+            ("\u{feff}\"1,a,\"x\"\n", 1, None),
             ("1,a,x\n2,b\n", 2, Some((Fault::TornLine, 6))),
             ("1,a,x\n2,b2,b,y\n", 2, Some((Fault::MergedLine, 6))),
             ("1,a,x\n2,b,\"y\"z\n", 2, Some((Fault::BrokenQuote, 6))),
