@@ -258,7 +258,8 @@ impl<D: Disk> Ledger<D> {
     fn adopt(&mut self) -> Result<(), AppendError> {
         let path = &self.path;
         let new = Format::read(&self.disk, path, &self.format.schema).map_err(AppendError::Unfit)?;
-        if self.disk.len(FileKind::Csv).map_err(AppendError::before("read"))? <= new.rows_start {
+        let has_rows = self.disk.len(FileKind::Csv).map_err(AppendError::before("read"))? > new.rows_start;
+        if !self.started && !has_rows {
             tracing::info!(csv = %path.display(), "the CSV has no rows: it begins anew, tokens and idempotency keys continue");
         } else {
             tracing::error!(csv = %path.display(), "the CSV is not the file that the journal describes, or was truncated; reading it through again");
