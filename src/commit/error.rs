@@ -59,7 +59,10 @@ impl From<&storage::AppendError> for AppendError {
     fn from(e: &storage::AppendError) -> Self {
         match e {
             storage::AppendError::Busy => Self::FileBusy,
-            storage::AppendError::LeaseLost | storage::AppendError::Fenced { .. } => Self::LockLost,
+            storage::AppendError::LeaseLost
+            | storage::AppendError::LockLost(_)
+            | storage::AppendError::Fenced { .. } => Self::LockLost,
+            storage::AppendError::Interrupted(_) | storage::AppendError::Unknown(_) => Self::Internal(Outcome::Unknown),
             storage::AppendError::DiskFull(_) => Self::DiskFull,
             storage::AppendError::Sync(_) => Self::SyncFailed,
             storage::AppendError::Replaced | storage::AppendError::Unfit(_) | storage::AppendError::Before { .. } => {

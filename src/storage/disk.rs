@@ -27,12 +27,18 @@ pub(crate) struct AppendedRange {
     pub(crate) end: u64,
 }
 
-/// Access to the files by kind. Nothing is durable before `sync` returns.
+/// Access to the files by kind. Nothing is durable before `sync` returns, unless the disk is direct.
 pub(crate) trait Disk {
+    /// Whether the files are on a volume that several hosts share: every write is durable when it returns, and every read is
+    /// of what the server has. A sync does nothing, least of all for what another host wrote. After a failed write the lock
+    /// may be lost.
+    fn is_direct(&self) -> bool;
+    /// Makes the next reads ask the server.
+    fn forget_read_ahead(&self);
     fn len(&self, kind: FileKind) -> io::Result<u64>;
     /// Reads until `buffer` is full or the file ends, and returns the number of bytes read.
     fn read_at(&self, kind: FileKind, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
-    /// Overwrites with the concatenation of `parts`. Not for the CSV, where other processes may append at the same time.
+    /// Overwrites with the concatenation of `parts`. The CSV only on a direct disk, with bytes that it has there already.
     fn write_parts_at(&self, kind: FileKind, offset: u64, parts: &[&[u8]]) -> io::Result<()>;
     /// Writes at the current end of the file.
     fn append(&self, kind: FileKind, bytes: &[u8]) -> io::Result<AppendedRange>;

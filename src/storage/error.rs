@@ -110,6 +110,16 @@ pub enum AppendError {
         /// The system's error.
         source: io::Error,
     },
+    /// The server gave the OS lock away, so another host may write; nothing was written.
+    #[error("the file lock was lost: {0}")]
+    LockLost(#[source] io::Error),
+    /// A call failed while the rows were written, perhaps because the OS lock was lost: `Storage` finds out what became of
+    /// them.
+    #[error("a write was interrupted: {0}")]
+    Interrupted(#[source] io::Error),
+    /// The rows may be in the file: the volume did not tell in time.
+    #[error("it is unknown whether the rows were written: {0}")]
+    Unknown(#[source] io::Error),
     /// A write or sync failed: the page cache can't be trusted any more, and the process must end.
     #[error("the CSV could not be made durable: {0}")]
     Sync(#[source] io::Error),

@@ -50,12 +50,14 @@ pub use crate::storage::{
 use crate::{
     csv::{idempotency_key::Key, schema::Schema},
     storage::{
+        disk::Disk,
         files::{Files, OsLock, START_WAIT},
         format::Format,
         journal::Layout,
         ledger::{
             Ledger, LedgerOptions, RefreshOutcome, RepairMode,
             checkpoint::{PendingCheckpoint, sync_for_checkpoint},
+            direct::Resolution,
         },
     },
 };
@@ -66,12 +68,24 @@ const CHECKPOINT_DIVISOR: u64 = 2;
 const CHECKPOINT_LOCK_WAIT: Duration = Duration::from_millis(100);
 /// How long `close` waits for the OS lock.
 const CLOSE_LOCK_WAIT: Duration = Duration::from_secs(1);
+/// How long an interrupted append tries for a new OS lock, to find out whether its rows were written.
+const RESOLVE_WAIT: Duration = Duration::from_secs(5);
+/// How often it tries.
+const RESOLVE_TRIES: u32 = 3;
+/// A hold on a network volume lasts this many times as long as it takes to begin one, within these bounds.
+const KEEP_FACTOR: u32 = 8;
+const KEEP_MIN: Duration = Duration::from_millis(10);
+const KEEP_MAX: Duration = Duration::from_millis(50);
 
 /// One CSV, open for appending.
 #[derive(Debug)]
 pub struct Storage {
     files: Arc<Files>,
     ledger: Ledger<Arc<Files>>,
+    /// On a network volume, the OS lock is kept from one batch to the next, until `end_hold`.
+    hold: Option<OsLock>,
+    /// How long the last hold took to begin: its locks, and its first refresh.
+    hold_cost: Duration,
     checkpoint: Option<RunningCheckpoint>,
     /// The last checkpoint could not begin, which is logged once.
     checkpoint_failed: bool,
@@ -120,6 +134,8 @@ impl Storage {
         let mut storage = Self {
             files,
             ledger,
+            hold: None,
+            hold_cost: Duration::ZERO,
             checkpoint: None,
             checkpoint_failed: false,
             idle_since: 0,
@@ -137,7 +153,7 @@ impl Storage {
             AppendError::Before { doing, source } => OpenError::io(&path, doing, source),
             other => OpenError::io(&path, "refresh", io::Error::other(other)),
         };
-        let lock = match self.files.lock(Instant::now() + START_WAIT) {
+        let lock = match self.begin_hold(Instant::now() + START_WAIT) {
             Ok(lock) => lock,
             Err(AppendError::Busy) => {
                 tracing::warn!(csv = %path.display(), "another process holds the file lock; rows wait for it");
@@ -157,6 +173,7 @@ impl Storage {
             }
         }
         drop(lock);
+        self.end_hold();
         self.publish_keys_recorded();
         Ok(())
     }
@@ -194,10 +211,20 @@ impl Storage {
     /// fewer outcomes than requests if one record can't hold them all, but at least one.
     ///
     /// # Errors
-    /// For all requests. After `AppendError::Sync` the rows may be in the file; after every other error they are not.
+    /// For all requests. After `AppendError::Sync` and `AppendError::Unknown` the rows may be in the file; after every other
+    /// error they are not.
     pub fn append(&mut self, entries: &[AppendEntry<'_>], turn: &Turn<'_>) -> Result<Vec<EntryOutcome>, AppendError> {
-        let _lock = self.files.lock(turn.deadline)?;
-        let outcomes = self.ledger.append(entries, turn)?;
+        let began = self.hold.is_none().then(Instant::now);
+        let _lock = self.begin_hold(turn.deadline)?;
+        let appended = self.ledger.append(entries, turn);
+        let outcomes = match self.check_lock(appended) {
+            Err(AppendError::Interrupted(e)) => self.resolve(e)?,
+            other => other?,
+        };
+        if let Some(began) = began {
+            // Without the two writes of the batch itself.
+            self.hold_cost = began.elapsed().saturating_sub(self.ledger.last_sync() * 2);
+        }
         self.publish_keys_recorded();
         let is_due = self.ledger.live_bytes() > self.ledger.journal_bytes() / CHECKPOINT_DIVISOR;
         if self.checkpoint.is_none() && is_due {
@@ -219,8 +246,9 @@ impl Storage {
     /// # Errors
     /// As `append`.
     pub fn fence(&mut self, key: Option<&Key>, turn: &Turn<'_>) -> Result<Option<KnownKey>, AppendError> {
-        let _lock = self.files.lock(turn.deadline)?;
-        self.ledger.fence(key, turn)
+        let _lock = self.begin_hold(turn.deadline)?;
+        let fenced = self.ledger.fence(key, turn);
+        self.without_rows(fenced)
     }
 
     /// Repairs what a killed process or host left behind. The caller holds the lock.
@@ -228,8 +256,10 @@ impl Storage {
     /// # Errors
     /// As `append`.
     pub fn recover(&mut self, deadline: Instant) -> Result<(), AppendError> {
-        let _lock = self.files.lock(deadline)?;
-        self.ledger.recover()?;
+        let _lock = self.begin_hold(deadline)?;
+        let recovered = self.ledger.recover();
+        self.without_rows(recovered)?;
+        self.end_hold();
         Ok(())
     }
 
@@ -238,14 +268,83 @@ impl Storage {
     /// # Errors
     /// As `append`.
     pub fn repair(&mut self, deadline: Instant) -> Result<(), AppendError> {
-        let _lock = self.files.lock(deadline)?;
-        if let Some(open_line) = self.ledger.recover()? {
-            self.ledger.repair_open_line(open_line)?;
+        let _lock = self.begin_hold(deadline)?;
+        let recovered = self.ledger.recover();
+        if let Some(open_line) = self.without_rows(recovered)? {
+            let repaired = self.ledger.repair_open_line(open_line);
+            self.without_rows(repaired)?;
         }
+        self.end_hold();
         Ok(())
     }
 
+    /// Takes the OS lock. On a network volume it is kept until `end_hold`.
+    fn begin_hold(&mut self, deadline: Instant) -> Result<Option<OsLock>, AppendError> {
+        if !self.files.is_direct() {
+            return self.files.lock(deadline).map(Some);
+        }
+        if self.hold.is_none() {
+            self.ledger.end_hold();
+            let locked = self.files.lock(deadline);
+            self.hold = Some(self.without_rows(locked)?);
+        }
+        Ok(None)
+    }
+
+    /// Releases what is kept of the OS lock. On a network volume it must be called before the lease is released.
+    pub fn end_hold(&mut self) {
+        self.ledger.end_hold();
+        self.hold = None;
+    }
+
+    /// How long lease and OS lock may be kept while other replicas wait. `None` where the OS lock is not kept.
+    pub fn keep_bound(&self) -> Option<Duration> {
+        self.files.is_direct().then(|| (self.hold_cost * KEEP_FACTOR).clamp(KEEP_MIN, KEEP_MAX))
+    }
+
+    /// Ends the hold after a failed call of a network volume, since the OS lock may be lost.
+    fn check_lock<T>(&mut self, result: Result<T, AppendError>) -> Result<T, AppendError> {
+        let error = match result {
+            Err(e @ (AppendError::Before { .. } | AppendError::Interrupted(_))) if self.files.is_direct() => e,
+            other => return other,
+        };
+        self.ledger.forget();
+        self.end_hold();
+        Err(match error {
+            AppendError::Before { source, .. } if is_lost_lock(&source) => AppendError::LockLost(source),
+            other => other,
+        })
+    }
+
+    /// As `check_lock`, for a call that writes no rows.
+    fn without_rows<T>(&mut self, result: Result<T, AppendError>) -> Result<T, AppendError> {
+        self.check_lock(result).map_err(|e| match e {
+            AppendError::Interrupted(e) => AppendError::LockLost(e),
+            other => other,
+        })
+    }
+
+    /// Finds out, under a new OS lock, what became of an interrupted append.
+    fn resolve(&mut self, cause: io::Error) -> Result<Vec<EntryOutcome>, AppendError> {
+        tracing::warn!(error = %cause, "a write was interrupted; reading the journal again to find out whether the rows were written");
+        for _ in 0..RESOLVE_TRIES {
+            let found = self.begin_hold(Instant::now() + RESOLVE_WAIT).and_then(|_| self.ledger.resolve());
+            match self.check_lock(found) {
+                Ok(Resolution::Written(outcomes)) => return Ok(outcomes),
+                Ok(Resolution::NotWritten) => return Err(AppendError::LockLost(cause)),
+                Ok(Resolution::Unknown) => break,
+                Err(e) => tracing::debug!(error = %e, "the journal cannot be read again yet"),
+            }
+        }
+        Err(AppendError::Unknown(cause))
+    }
+
     fn begin_checkpoint(&mut self) -> Result<(), AppendError> {
+        if self.files.is_direct() {
+            // Everything is durable already: there is nothing to wait for.
+            let finished = self.ledger.checkpoint_now();
+            return self.without_rows(finished);
+        }
         let pending = self.ledger.begin_checkpoint()?;
         let files = Arc::clone(&self.files);
         let sync = thread::Builder::new()
@@ -295,12 +394,19 @@ impl Storage {
         if self.checkpoint.is_some() {
             return Ok(IdleOutcome::Checkpointing);
         }
-        let _lock = match self.files.lock(Instant::now()) {
+        let _lock = match self.begin_hold(Instant::now()) {
             Ok(lock) => lock,
             Err(AppendError::Busy) => return Ok(IdleOutcome::Clean),
             Err(e) => return Err(e),
         };
-        let outcome = self.ledger.refresh(RepairMode::Forbidden)?;
+        let outcome = self.refresh_and_checkpoint();
+        self.end_hold();
+        outcome
+    }
+
+    fn refresh_and_checkpoint(&mut self) -> Result<IdleOutcome, AppendError> {
+        let refreshed = self.ledger.refresh(RepairMode::Forbidden);
+        let outcome = self.without_rows(refreshed)?;
         self.publish_keys_recorded();
         let sequence = self.ledger.last_sequence();
         let is_quiet = std::mem::replace(&mut self.idle_since, sequence) == sequence;
@@ -311,7 +417,7 @@ impl Storage {
             return Ok(IdleOutcome::Clean);
         }
         self.begin_checkpoint()?;
-        Ok(IdleOutcome::Checkpointing)
+        Ok(if self.checkpoint.is_some() { IdleOutcome::Checkpointing } else { IdleOutcome::Clean })
     }
 
     /// Makes a last checkpoint: afterwards the CSV is complete and durable without its journal.
@@ -323,7 +429,7 @@ impl Storage {
             let lock = self.files.lock(Instant::now() + CLOSE_LOCK_WAIT);
             self.end_checkpoint(checkpoint, lock)?;
         }
-        let _lock = match self.files.lock(Instant::now() + CLOSE_LOCK_WAIT) {
+        let _lock = match self.begin_hold(Instant::now() + CLOSE_LOCK_WAIT) {
             Ok(lock) => lock,
             Err(AppendError::Busy) => return Ok(()),
             Err(e) => return Err(e),
@@ -334,6 +440,13 @@ impl Storage {
         }
         Ok(())
     }
+}
+
+/// Whether the error is what a server answers under a lock, or for a handle, that it has given up.
+fn is_lost_lock(e: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let found = e.raw_os_error().map(Errno::from_raw_os_error);
+    found.is_some_and(|it| [Errno::IO, Errno::STALE, Errno::BADF, Errno::NOLCK, Errno::REMOTEIO].contains(&it))
 }
 
 #[cfg(test)]

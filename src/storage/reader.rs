@@ -105,7 +105,7 @@ impl Reader {
     pub fn open(options: &Options) -> Result<Self, OpenError> {
         let path = side_files::resolve(&options.path)?;
         let schema = Arc::new(side_files::parse_header_option(&options.header)?);
-        let mut files = Files::open(&path).map_err(|e| OpenError::io(&path, "open", e))?;
+        let mut files = Files::open_beside(&path).map_err(|e| OpenError::io(&path, "open", e))?;
         if options.accept_unlocked {
             files.accept_unlocked();
         }
@@ -124,15 +124,17 @@ impl Reader {
     pub fn committed(&mut self) -> Result<u64, ReadError> {
         let checkpoint_end = self.ledger.checkpoint_end();
         self.is_behind = true;
-        match self.files.lock(Instant::now() + LOCK_WAIT) {
-            Ok(_lock) => {
-                let outcome = self.ledger.refresh(RepairMode::Forbidden)?;
-                self.is_behind = outcome == RefreshOutcome::NeedsRepair;
+        let outcome = if self.files.is_direct() {
+            self.ledger.refresh_unlocked()?
+        } else {
+            match self.files.lock(Instant::now() + LOCK_WAIT) {
+                Ok(_lock) => self.ledger.refresh(RepairMode::Forbidden)?,
+                // What was verified before is still valid.
+                Err(AppendError::Busy) => return Ok(self.ledger.whole_end()),
+                Err(e) => return Err(e.into()),
             }
-            // What was verified before is still valid.
-            Err(AppendError::Busy) => return Ok(self.ledger.whole_end()),
-            Err(e) => return Err(e.into()),
-        }
+        };
+        self.is_behind = outcome == RefreshOutcome::NeedsRepair;
         let (end, indexed_end) = (self.ledger.whole_end(), self.index.end());
         if self.ledger.checkpoint_end() != checkpoint_end || end < indexed_end {
             // A rebuild may have moved the rows after the checkpoint.

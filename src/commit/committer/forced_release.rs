@@ -54,9 +54,13 @@ impl Committer {
                     token = highest_token + 1;
                     self.lock.raise_token(token).await;
                 }
-                Err(e) => return Err(AppendError::from(&e)),
+                Err(e) => {
+                    self.storage.end_hold();
+                    return Err(AppendError::from(&e));
+                }
             }
         }
+        self.storage.end_hold();
         let released = self.lock.force_release().await.ok_or_else(unavailable)?;
         Ok(ForcedRelease { released, holder, token })
     }

@@ -123,6 +123,8 @@ impl Committer {
             }
             Err(e) => return self.handle_not_written(&e, batch, false).map(BeforeWrite::Done),
         }
+        // Other replicas read while this one sleeps.
+        self.storage.end_hold();
         let refusal = tokio::select! {
             () = tokio::time::sleep(sleep) => return Ok(BeforeWrite::Append(batch)),
             // guard: lost_lease_interrupts_sleep: a lost lease ends the sleep of a row
@@ -194,11 +196,15 @@ impl Committer {
                 self.observers.meter().count(Counter::FencedWrites);
                 (ReleaseMode::RaiseToken(*highest_token), true)
             }
-            storage::AppendError::LeaseLost | storage::AppendError::Busy => (ReleaseMode::Release, true),
+            storage::AppendError::LeaseLost | storage::AppendError::LockLost(_) | storage::AppendError::Busy => {
+                (ReleaseMode::Release, true)
+            }
             storage::AppendError::DiskFull(_)
             | storage::AppendError::Replaced
             | storage::AppendError::Unfit(_)
-            | storage::AppendError::Before { .. } => (ReleaseMode::Release, false),
+            | storage::AppendError::Before { .. }
+            | storage::AppendError::Interrupted(_)
+            | storage::AppendError::Unknown(_) => (ReleaseMode::Release, false),
         };
         // guard: retried: a batch that was fenced or lost its lease is tried again
         if retry && !slept {

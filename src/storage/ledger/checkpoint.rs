@@ -9,7 +9,7 @@ use crate::{
         disk::{Disk, FileKind, write_zeros},
         error::AppendError,
         journal::{Header, Layout, Rebuild, csv_tail_checksum, set_sync_failed_flag},
-        ledger::Ledger,
+        ledger::{Damage, Ledger},
     },
 };
 
@@ -54,6 +54,9 @@ impl<D: Disk> Ledger<D> {
     /// Begins a checkpoint of all known records, after a refresh.
     pub(crate) fn begin_checkpoint(&mut self) -> Result<PendingCheckpoint, AppendError> {
         assert_eq!(self.verified, self.known, "a checkpoint follows a refresh");
+        if self.disk.is_direct() && self.confirm_known()? == Damage::Some {
+            return Err(self.fail(io::Error::other("the last rows are not in the CSV")));
+        }
         self.keys.store(&self.disk, self.head.keys).map_err(AppendError::before("write the keys of"))?;
         failpoints::hit("checkpoint_keys_written");
         Ok(PendingCheckpoint(self.header_of_all()?))
@@ -123,6 +126,11 @@ impl<D: Disk> Ledger<D> {
     /// older header back.
     pub(super) fn sync_pending_header(&mut self) -> Result<(), AppendError> {
         if self.header_sync_pending {
+            if self.disk.is_direct() {
+                // guard: header_anew: a header that the server may lose gives no space back
+                let written = self.disk.write_at(FileKind::Journal, self.head_page * self.layout.page, &self.head.encode());
+                written.map_err(|e| self.fail(e))?;
+            }
             self.sync(FileKind::Journal)?;
             self.header_sync_pending = false;
         }
@@ -133,6 +141,9 @@ impl<D: Disk> Ledger<D> {
     pub(super) fn write_header(&mut self, header: Header) -> Result<(), AppendError> {
         // guard: sync_before_header: at least one header is valid at any time
         self.sync(FileKind::Journal)?;
+        if self.disk.is_direct() {
+            self.sync_pending_header()?;
+        }
         let header = Header { number: self.head.number + 1, ..header };
         // guard: two_headers: a partly written header does not damage the other one
         let page = 1 - self.head_page;

@@ -4,6 +4,7 @@
 
 mod append;
 pub(crate) mod checkpoint;
+pub(crate) mod direct;
 mod encode;
 mod new_tail;
 mod rebuild;
@@ -26,6 +27,7 @@ use crate::{
             Cursor, Header, JournalRecord, Layout, csv_tail_checksum, read_after, records_since, set_sync_failed_flag,
         },
         keys::Keys,
+        ledger::direct::InDoubt,
     },
 };
 
@@ -71,6 +73,14 @@ pub(crate) struct Ledger<D> {
     head_page: u64,
     /// Another process wrote the newest header, which may not be durable yet.
     header_sync_pending: bool,
+    /// The position before the last known record.
+    known_after: Cursor,
+    /// Sequence of the last record that is known to be durable, with its rows, on a direct disk.
+    durable: u64,
+    /// Nothing can have changed since the last refresh: the OS lock is held, and no call failed.
+    is_current: bool,
+    /// An append whose record may be in the journal or not.
+    in_doubt: Option<InDoubt>,
     /// The last record that was read or written.
     known: Cursor,
     /// The last record whose rows were found in the CSV.
@@ -119,6 +129,10 @@ impl<D: Disk> Ledger<D> {
             failed: false,
             last_sync: Duration::ZERO,
             header_sync_pending: true,
+            known_after: base,
+            durable: 0,
+            is_current: false,
+            in_doubt: None,
             head,
             head_page,
             path,
@@ -181,6 +195,7 @@ impl<D: Disk> Ledger<D> {
         if self.failed {
             return Err(AppendError::Sync(io::Error::other("an earlier sync failed")));
         }
+        self.disk.forget_read_ahead();
         let pages = self.disk.read(FileKind::Journal, 0, self.layout.space()).map_err(AppendError::before("read"))?;
         let sync_failed = self.layout.sync_failed_flag_is_set(&pages);
         if sync_failed && repair == RepairMode::Forbidden {
@@ -194,7 +209,7 @@ impl<D: Disk> Ledger<D> {
         self.len = self.disk.len(FileKind::Csv).map_err(AppendError::before("stat"))?;
         self.check_prefix()?;
         let end = match self.learn_and_verify(repair, sync_failed)? {
-            Damage::None => self.scan_foreign_rows()?,
+            Damage::None => self.scan_foreign_rows(repair)?,
             Damage::Some => CsvEnd::Damaged,
         };
         let open_line = match (end, repair) {
@@ -236,6 +251,7 @@ impl<D: Disk> Ledger<D> {
             self.known = base;
         }
         (self.head, self.head_page) = (head, page);
+        self.durable = self.durable.max(self.head.base);
         Ok(())
     }
 
@@ -293,14 +309,25 @@ impl<D: Disk> Ledger<D> {
         let mut current = self.record_after(self.verified)?;
         while let Some((record, cursor)) = current {
             let following = self.record_after(cursor)?;
+            let may_be_lost = self.disk.is_direct() && following.is_none() && self.durable < record.sequence;
+            // guard: believe_last: a record that the server may lose is not believed
+            if may_be_lost && repair == RepairMode::Forbidden && !self.rows_stand(&record)? {
+                return Ok(if record.payload.is_empty() { damage } else { Damage::Some });
+            }
             self.learn(&record, cursor);
             if damage == Damage::None {
-                damage = self.verify(&record, following.is_none(), repair)?;
+                damage = match repair {
+                    RepairMode::Allowed if may_be_lost => self.confirm(&record, cursor)?,
+                    _ => self.verify(&record, following.is_none(), repair)?,
+                };
             }
             if damage == Damage::None {
                 self.verified = cursor;
             }
             current = following;
+        }
+        if self.disk.is_direct() && repair == RepairMode::Allowed && damage == Damage::None {
+            return self.confirm_known();
         }
         Ok(damage)
     }
@@ -315,7 +342,7 @@ impl<D: Disk> Ledger<D> {
             return;
         }
         assert_eq!(record.sequence, self.known.sequence + 1, "records are read in order");
-        self.known = cursor;
+        (self.known_after, self.known) = (self.known, cursor);
         if record.token >= self.highest_token {
             (self.highest_token, self.highest_token_lease) = (record.token, record.lease);
         }
@@ -367,15 +394,17 @@ impl<D: Disk> Ledger<D> {
     }
 
     /// Reads the rows that other processes appended after ours.
-    fn scan_foreign_rows(&mut self) -> Result<CsvEnd, AppendError> {
+    fn scan_foreign_rows(&mut self, repair: RepairMode) -> Result<CsvEnd, AppendError> {
         let len = self.len;
         if len == self.whole_end {
             return Ok(CsvEnd::Whole);
         }
         let range = FileRange::new(&self.disk, FileKind::Csv, self.whole_end, len);
         let rows = scan_rows(range).map_err(AppendError::before("read"))?;
+        // Rows of another host may be on their way while this process reads without the OS lock.
+        let is_underway = self.disk.is_direct() && repair == RepairMode::Forbidden;
         // guard: scan_at_start: a hole that a power cut left in foreign rows is repaired
-        if rows.has_hole && !self.started {
+        if rows.has_hole && (!self.started || is_underway) {
             return Ok(CsvEnd::Damaged);
         }
         self.whole_end += rows.whole_bytes;
@@ -398,7 +427,14 @@ impl<D: Disk> Ledger<D> {
     }
 
     /// Records a failed sync: the page cache may hold data that the disk does not. This process must end.
+    ///
+    /// On a direct disk nothing is recorded: the OS lock may be lost, and no cache holds what the server does not.
     pub(crate) fn fail(&mut self, e: io::Error) -> AppendError {
+        if self.disk.is_direct() {
+            // guard: stop_at_failure: nothing more is written under a lock that may be lost
+            self.forget();
+            return AppendError::Interrupted(e);
+        }
         self.failed = true;
         self.meter.count(Counter::SyncFailures);
         set_sync_failed_flag(&self.disk, self.layout);

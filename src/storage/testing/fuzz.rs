@@ -53,6 +53,12 @@ impl Memory {
 }
 
 impl Disk for Memory {
+    fn is_direct(&self) -> bool {
+        false
+    }
+
+    fn forget_read_ahead(&self) {}
+
     fn len(&self, kind: FileKind) -> io::Result<u64> {
         Ok(self.edit(kind, |file| file.len()) as u64)
     }

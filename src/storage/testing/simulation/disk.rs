@@ -195,6 +195,12 @@ pub(super) fn text(bytes: &[u8]) -> String {
 pub(super) struct SimDisk(pub(super) Rc<RefCell<Host>>);
 
 impl Disk for SimDisk {
+    fn is_direct(&self) -> bool {
+        false
+    }
+
+    fn forget_read_ahead(&self) {}
+
     fn len(&self, kind: FileKind) -> io::Result<u64> {
         Ok(self.0.borrow().files[index(kind)].cache.len() as u64)
     }

@@ -1,4 +1,5 @@
-//! The real files, and the OS lock on the journal that guards every access to them.
+//! The files on a volume of one host: written through the page cache, synced when they must be durable, and guarded by the OS
+//! lock on the journal.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -6,12 +7,11 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
-    thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, FallocateFlags, Statx, StatxFlags, fallocate, fstatvfs, statx},
+    fs::{FallocateFlags, StatxFlags, fallocate},
     io::{Errno, pwritev},
 };
 
@@ -20,13 +20,12 @@ use crate::{
     storage::{
         disk::{AppendedRange, Disk, FileKind},
         error::AppendError,
+        files::{Inode, inode_at, inode_of, open_to_write, stat, try_until},
         journal::Layout,
         side_files::{copy_owner_and_mode, parent_directory, side_path},
     },
 };
 
-/// How long a start waits for another process that holds the OS lock.
-pub(crate) const START_WAIT: Duration = Duration::from_secs(2);
 /// Space in the CSV is allocated in steps of this size.
 const RESERVE_BYTES: u64 = 4 << 20;
 /// The file system may count this much of its own metadata among a file's blocks.
@@ -34,7 +33,7 @@ const METADATA_BYTES: u64 = 64 << 10;
 
 /// The open files of one CSV.
 #[derive(Debug)]
-pub(crate) struct Files {
+pub(crate) struct LocalFiles {
     path: PathBuf,
     journal_path: PathBuf,
     csv: File,
@@ -45,25 +44,6 @@ pub(crate) struct Files {
     keys: Mutex<File>,
     /// False on a volume without file locks that was accepted as it is.
     locks: bool,
-}
-
-/// Device (major, minor) and inode number.
-type Inode = (u32, u32, u64);
-
-/// Requests only these attributes: since Linux 6.13, reading a file's times makes its next write store a new time, and the
-/// sync after that write takes 1.5 times as long.
-fn stat(file: &File, what: StatxFlags) -> io::Result<Statx> {
-    Ok(statx(file, "", AtFlags::EMPTY_PATH, what)?)
-}
-
-fn inode_at(path: &Path) -> io::Result<Inode> {
-    let found = statx(CWD, path, AtFlags::empty(), StatxFlags::INO)?;
-    Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
-}
-
-fn inode_of(file: &File) -> io::Result<Inode> {
-    let found = stat(file, StatxFlags::INO)?;
-    Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
 }
 
 /// Writes all parts without copying them into one buffer.
@@ -85,13 +65,14 @@ fn write_all_parts_at(file: &File, mut offset: u64, parts: &[&[u8]]) -> io::Resu
     Ok(())
 }
 
-fn open_to_write(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).open(path)
-}
+impl LocalFiles {
+    /// The open CSV.
+    pub(super) fn csv(&self) -> &File {
+        &self.csv
+    }
 
-impl Files {
     /// Opens existing files.
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
         let csv = OpenOptions::new().read(true).append(true).open(path)?;
         let journal = Arc::new(open_to_write(&side_path(path, ".journal"))?);
         Ok(Self {
@@ -106,7 +87,7 @@ impl Files {
     }
 
     /// Opens the files read-only. Without a journal or keys file, the CSV stands in for it: only the CSV may be read then.
-    pub(crate) fn open_to_read(path: &Path) -> io::Result<Self> {
+    pub(super) fn open_to_read(path: &Path) -> io::Result<Self> {
         let csv = File::open(path)?;
         let open = |suffix| match File::open(side_path(path, suffix)) {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
@@ -121,7 +102,7 @@ impl Files {
     }
 
     /// Whether a lock held through one handle excludes another handle.
-    pub(crate) fn locks_work(&self) -> io::Result<bool> {
+    pub(super) fn locks_work(&self) -> io::Result<bool> {
         let second = open_to_write(&side_path(&self.path, ".journal"))?;
         match self.journal.try_lock() {
             // Another process holds the lock, so locks work.
@@ -138,36 +119,22 @@ impl Files {
     }
 
     /// Continues without locks.
-    pub(crate) fn accept_unlocked(&mut self) {
+    pub(super) fn accept_unlocked(&mut self) {
         self.locks = false;
     }
 
-    /// Bytes available to unprivileged users on the volume, and the volume's size.
-    pub(crate) fn volume_bytes(&self) -> io::Result<(u64, u64)> {
-        let volume = fstatvfs(&self.csv)?;
-        Ok((volume.f_bavail * volume.f_frsize, volume.f_blocks * volume.f_frsize))
-    }
-
-    /// Takes the OS lock, retrying every 1 to 50 ms until `deadline`, and refuses if a path leads to another file by then.
-    pub(crate) fn lock(&self, deadline: Instant) -> Result<OsLock, AppendError> {
-        let lock = if self.locks { self.take_lock(deadline)? } else { OsLock(None) };
+    /// Takes the OS lock, retrying until `deadline`, and refuses if a path leads to another file by then.
+    pub(super) fn lock(&self, deadline: Instant) -> Result<LocalLock, AppendError> {
+        let lock = if self.locks {
+            // guard: os_lock: one process at a time reads and writes the files
+            try_until(deadline, || self.journal.try_lock())?;
+            LocalLock(Some(Arc::clone(&self.journal)))
+        } else {
+            LocalLock(None)
+        };
         // guard: same_file: no rows go to a renamed or replaced file
         self.refuse_replaced()?;
         Ok(lock)
-    }
-
-    fn take_lock(&self, deadline: Instant) -> Result<OsLock, AppendError> {
-        let mut pause = Duration::from_millis(1);
-        loop {
-            // guard: os_lock: one process at a time reads and writes the files
-            match self.journal.try_lock() {
-                Ok(()) => return Ok(OsLock(Some(Arc::clone(&self.journal)))),
-                Err(TryLockError::Error(e)) => return Err(AppendError::before("lock")(e)),
-                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return Err(AppendError::Busy),
-                Err(TryLockError::WouldBlock) => thread::sleep(pause),
-            }
-            pause = (pause * 2).min(Duration::from_millis(50));
-        }
     }
 
     /// Rows appended to a file that was renamed or replaced would be lost to its readers.
@@ -216,7 +183,13 @@ impl Files {
     }
 }
 
-impl Disk for Arc<Files> {
+impl Disk for LocalFiles {
+    fn is_direct(&self) -> bool {
+        false
+    }
+
+    fn forget_read_ahead(&self) {}
+
     fn len(&self, kind: FileKind) -> io::Result<u64> {
         self.with(kind, |file| Ok(stat(file, StatxFlags::SIZE)?.stx_size))
     }
@@ -319,9 +292,9 @@ impl Disk for Arc<Files> {
 
 /// The OS lock, released when dropped. A stopped process keeps it, a killed process loses it.
 #[derive(Debug)]
-pub(crate) struct OsLock(Option<Arc<File>>);
+pub(crate) struct LocalLock(Option<Arc<File>>);
 
-impl Drop for OsLock {
+impl Drop for LocalLock {
     fn drop(&mut self) {
         if let Some(Err(e)) = self.0.as_ref().map(|file| file.unlock()) {
             tracing::error!(error = %e, "cannot unlock the journal");

@@ -1,0 +1,353 @@
+//! The files on a volume that several hosts share, such as NFS.
+//!
+//! Each host has a page cache of its own, and an OS lock makes only the locked file's cache true. So nothing goes through the
+//! cache: every read asks the server, and every write is stable there when it returns. A server refuses a write with `EIO` once
+//! it gave the lock away, but only a write through the handle that held the lock of that very file. So each file is written
+//! through the handle that holds its lock: the journal's lock is the OS lock of the whole, and the other files are locked
+//! under it, when they are first written.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, ErrorKind},
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags, statx};
+
+use crate::storage::{
+    disk::{AppendedRange, Disk, FileKind},
+    error::{AppendError, is_full},
+    files::{
+        Inode, inode_at, inode_of,
+        read_ahead::{ReadAhead, read_full},
+        try_until,
+    },
+    side_files::{copy_owner_and_mode, parent_directory, side_path},
+};
+
+/// How long the holder of the journal's lock tries for the lock of another file, which only a dead host can still have.
+const SIDE_LOCK_WAIT: Duration = Duration::from_secs(2);
+
+/// The open files.
+#[derive(Debug)]
+pub(crate) struct NetworkFiles {
+    path: PathBuf,
+    journal_path: PathBuf,
+    /// Whether the handles can only read.
+    read_only: bool,
+    /// Past the page cache, except in tests on file systems whose direct I/O needs aligned memory.
+    direct: OFlags,
+    /// Of the CSV and the journal: a path that leads to another inode was replaced or renamed.
+    inodes: [Inode; 2],
+    handles: Mutex<Handles>,
+    hold: Mutex<Option<Hold>>,
+    /// A call failed, perhaps because the server gave a lock away. The lock stays lost for its handle, so the next hold opens
+    /// the files again.
+    is_suspect: AtomicBool,
+    csv_ahead: ReadAhead,
+    journal_ahead: ReadAhead,
+}
+
+/// The handles that are always open.
+#[derive(Debug, Clone)]
+struct Handles {
+    /// Only for reading. A handle that is open for writing makes the kernel take other hosts' changes for its own, and other
+    /// programs on this host then read zeros in place of new rows.
+    csv: Arc<File>,
+    journal: Arc<File>,
+}
+
+/// The handles that are open, and locked, while this process holds the journal's lock.
+#[derive(Debug)]
+struct Hold {
+    csv: Arc<File>,
+    /// Side files that were written.
+    side: Vec<(FileKind, Arc<File>)>,
+}
+
+impl NetworkFiles {
+    /// Opens existing files.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        Self::open_with(path, false, OFlags::DIRECT)
+    }
+
+    /// Opens the files read-only. Without a journal, the CSV stands in for it: only the CSV may be read then.
+    pub(super) fn open_to_read(path: &Path) -> io::Result<Self> {
+        Self::open_with(path, true, OFlags::DIRECT)
+    }
+
+    fn open_with(path: &Path, read_only: bool, direct: OFlags) -> io::Result<Self> {
+        let side = side_path(path, ".journal");
+        let journal_path = if read_only && !side.exists() { path.to_owned() } else { side };
+        let csv = open(path, Mode::Read, direct)?;
+        let journal = open(&journal_path, if read_only { Mode::Read } else { Mode::Write }, direct)?;
+        Ok(Self {
+            inodes: [inode_of(&csv)?, inode_of(&journal)?],
+            handles: Mutex::new(Handles { csv: Arc::new(csv), journal: Arc::new(journal) }),
+            path: path.to_owned(),
+            journal_path,
+            read_only,
+            direct,
+            hold: Mutex::new(None),
+            is_suspect: AtomicBool::new(false),
+            csv_ahead: ReadAhead::default(),
+            journal_ahead: ReadAhead::default(),
+        })
+    }
+
+    /// The CSV's handle for reading.
+    pub(super) fn csv(&self) -> Arc<File> {
+        self.handles().csv
+    }
+
+    /// Whether a lock held through one handle excludes another handle.
+    pub(super) fn locks_work(&self) -> io::Result<bool> {
+        let (first, second) = (self.handles().journal, open(&self.journal_path, Mode::Write, self.direct)?);
+        match first.try_lock() {
+            // Another process holds the lock, so locks work.
+            Err(std::fs::TryLockError::WouldBlock) => return Ok(true),
+            Err(std::fs::TryLockError::Error(e)) => {
+                tracing::debug!(error = %e, "the journal cannot be locked");
+                return Ok(false);
+            }
+            Ok(()) => {}
+        }
+        let excluded = matches!(second.try_lock(), Err(std::fs::TryLockError::WouldBlock));
+        first.unlock()?;
+        Ok(excluded)
+    }
+
+    /// Takes the locks of the journal and then of the CSV, each with the handle that is written.
+    pub(super) fn lock(self: &Arc<Self>, deadline: Instant) -> Result<NetworkLock, AppendError> {
+        self.forget_read_ahead();
+        if self.is_suspect.swap(false, Ordering::Relaxed) {
+            self.reopen().map_err(|e| self.suspect("open", e))?;
+        }
+        let journal = self.handles().journal;
+        let lock = |file: &File, deadline| {
+            let locked = try_until(deadline, || if self.read_only { file.try_lock_shared() } else { file.try_lock() });
+            locked.inspect_err(|e| {
+                if !matches!(e, AppendError::Busy) {
+                    self.is_suspect.store(true, Ordering::Relaxed);
+                }
+            })
+        };
+        // guard: lock_journal: every record is written through the handle that holds the journal's lock
+        lock(&journal, deadline)?;
+        let held = NetworkLock { files: Arc::clone(self), journal };
+        let csv = if self.read_only {
+            self.handles().csv
+        } else {
+            Arc::new(open(&self.path, Mode::Write, self.direct).map_err(|e| self.suspect("open", e))?)
+        };
+        // guard: lock_csv: rows are written through a handle that holds the CSV's lock
+        lock(&csv, deadline.max(Instant::now() + SIDE_LOCK_WAIT))?;
+        self.refuse_replaced(&csv)?;
+        *self.hold.lock().expect("not poisoned") = Some(Hold { csv, side: Vec::new() });
+        Ok(held)
+    }
+
+    fn suspect(&self, doing: &'static str, e: io::Error) -> AppendError {
+        self.is_suspect.store(true, Ordering::Relaxed);
+        AppendError::before(doing)(e)
+    }
+
+    fn reopen(&self) -> io::Result<()> {
+        let csv = open(&self.path, Mode::Read, self.direct)?;
+        let journal = open(&self.journal_path, if self.read_only { Mode::Read } else { Mode::Write }, self.direct)?;
+        *self.handles.lock().expect("not poisoned") = Handles { csv: Arc::new(csv), journal: Arc::new(journal) };
+        Ok(())
+    }
+
+    fn handles(&self) -> Handles {
+        self.handles.lock().expect("not poisoned").clone()
+    }
+
+    /// Rows appended to a file that was renamed or replaced would be lost to its readers.
+    fn refuse_replaced(&self, csv: &File) -> Result<(), AppendError> {
+        let check = || -> io::Result<bool> {
+            // A change in the directory is seen only after asking the server for the directory's attributes.
+            statx(CWD, parent_directory(&self.path), AtFlags::STATX_FORCE_SYNC, StatxFlags::MTIME)?;
+            let found = [inode_at(&self.path)?, inode_at(&self.journal_path)?];
+            Ok(found == self.inodes && inode_of(csv)? == self.inodes[0])
+        };
+        if check().map_err(AppendError::before("find"))? { Ok(()) } else { Err(AppendError::Replaced) }
+    }
+
+    fn path_of(&self, kind: FileKind) -> PathBuf {
+        match kind {
+            FileKind::Csv => self.path.clone(),
+            FileKind::Journal => self.journal_path.clone(),
+            FileKind::Keys => side_path(&self.path, ".keys"),
+            FileKind::Torn => side_path(&self.path, ".torn"),
+            FileKind::Tail(which) => side_path(&self.path, &format!(".rebuild-{which}")),
+        }
+    }
+
+    fn handle_to_read(&self, kind: FileKind) -> io::Result<Arc<File>> {
+        let hold = self.hold.lock().expect("not poisoned");
+        match (kind, &*hold) {
+            (FileKind::Csv, Some(hold)) => Ok(Arc::clone(&hold.csv)),
+            (FileKind::Csv, None) => Ok(self.handles().csv),
+            (FileKind::Journal, _) => Ok(self.handles().journal),
+            (_, hold) => match hold.as_ref().and_then(|hold| hold.side(kind)) {
+                Some(file) => Ok(file),
+                None => Ok(Arc::new(open(&self.path_of(kind), Mode::Read, self.direct)?)),
+            },
+        }
+    }
+
+    /// The handle that holds the file's lock.
+    fn handle_to_write(&self, kind: FileKind) -> io::Result<Arc<File>> {
+        let mut hold = self.hold.lock().expect("not poisoned");
+        let hold = hold.as_mut().ok_or_else(|| io::Error::other("a file is written without the OS lock"))?;
+        match kind {
+            FileKind::Csv => return Ok(Arc::clone(&hold.csv)),
+            FileKind::Journal => return Ok(self.handles().journal),
+            FileKind::Keys | FileKind::Torn | FileKind::Tail(_) => {}
+        }
+        if let Some(file) = hold.side(kind) {
+            return Ok(file);
+        }
+        let file = open(&self.path_of(kind), Mode::Create, self.direct)?;
+        // guard: lock_side_files: a late write of a host that lost its locks can't hit another host's side files
+        try_until(Instant::now() + SIDE_LOCK_WAIT, || file.try_lock()).map_err(io::Error::other)?;
+        if stat_fresh(&file)? == 0 {
+            copy_owner_and_mode(&file, &self.path)?;
+        }
+        let file = Arc::new(file);
+        hold.side.push((kind, Arc::clone(&file)));
+        Ok(file)
+    }
+
+    /// Notes failures after which the handles can't be used any more.
+    fn watch<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        result.inspect_err(|e| {
+            let is_refusal = matches!(e.kind(), ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied);
+            if !is_full(e) && !is_refusal {
+                self.is_suspect.store(true, Ordering::Relaxed);
+            }
+        })
+    }
+
+    /// Closes what a hold opened, which also unlocks it.
+    fn end_hold(&self) {
+        self.hold.lock().expect("not poisoned").take();
+    }
+}
+
+impl Disk for NetworkFiles {
+    fn is_direct(&self) -> bool {
+        true
+    }
+
+    fn forget_read_ahead(&self) {
+        self.csv_ahead.forget();
+        self.journal_ahead.forget();
+    }
+
+    fn len(&self, kind: FileKind) -> io::Result<u64> {
+        self.watch(self.handle_to_read(kind).and_then(|file| stat_fresh(&file)))
+    }
+
+    fn read_at(&self, kind: FileKind, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.watch(self.handle_to_read(kind).and_then(|file| match kind {
+            FileKind::Csv => self.csv_ahead.read_at(&file, offset, buffer),
+            FileKind::Journal => self.journal_ahead.read_at(&file, offset, buffer),
+            _ => read_full(&file, offset, buffer),
+        }))
+    }
+
+    /// One write from one buffer: parts that do not end at a page are a call of the server each, and unstable.
+    fn write_parts_at(&self, kind: FileKind, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
+        self.forget_read_ahead();
+        let file = self.handle_to_write(kind);
+        self.watch(file.and_then(|file| match parts {
+            [part] => file.write_all_at(part, offset),
+            parts => file.write_all_at(&parts.concat(), offset),
+        }))
+    }
+
+    /// Writes at the end that the server knows: the NFS client only imitates `O_APPEND`.
+    fn append(&self, kind: FileKind, bytes: &[u8]) -> io::Result<AppendedRange> {
+        self.forget_read_ahead();
+        let append = || {
+            let file = self.handle_to_write(kind)?;
+            // guard: size_check: a line that another program appended is not overwritten
+            let start = stat_fresh(&file)?;
+            file.write_all_at(bytes, start)?;
+            Ok(AppendedRange { start, end: start + bytes.len() as u64 })
+        };
+        self.watch(append())
+    }
+
+    /// Side files are emptied and never deleted, since a delete is not bound to a lock.
+    fn truncate(&self, kind: FileKind, len: u64) -> io::Result<()> {
+        self.forget_read_ahead();
+        if len == 0 && !self.path_of(kind).exists() {
+            return Ok(());
+        }
+        self.watch(self.handle_to_write(kind).and_then(|file| file.set_len(len)))
+    }
+
+    /// Servers refuse to allocate space without changing the length.
+    fn reserve(&self, _: FileKind, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync(&self, _: FileKind) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Hold {
+    fn side(&self, kind: FileKind) -> Option<Arc<File>> {
+        self.side.iter().find(|(open, _)| *open == kind).map(|(_, file)| Arc::clone(file))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Read,
+    Write,
+    Create,
+}
+
+fn open(path: &Path, mode: Mode, direct: OFlags) -> io::Result<File> {
+    let flags = if mode == Mode::Read { direct } else { direct | OFlags::DSYNC };
+    OpenOptions::new()
+        .read(true)
+        .write(mode != Mode::Read)
+        .create(mode == Mode::Create)
+        .truncate(false)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)
+}
+
+/// The length that the server knows.
+fn stat_fresh(file: &File) -> io::Result<u64> {
+    Ok(statx(file, "", AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC, StatxFlags::SIZE)?.stx_size)
+}
+
+/// The locks of one hold, released when dropped: the CSV's first, then the journal's.
+#[derive(Debug)]
+pub(crate) struct NetworkLock {
+    files: Arc<NetworkFiles>,
+    journal: Arc<File>,
+}
+
+impl Drop for NetworkLock {
+    fn drop(&mut self) {
+        self.files.end_hold();
+        if let Err(e) = self.journal.unlock() {
+            tracing::debug!(error = %e, "cannot unlock the journal");
+            self.files.is_suspect.store(true, Ordering::Relaxed);
+        }
+    }
+}

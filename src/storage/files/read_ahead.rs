@@ -1,0 +1,68 @@
+//! Reads more than is asked for, since each read of a network volume is a round trip.
+
+use std::{fs::File, io, os::unix::fs::FileExt, sync::Mutex};
+
+/// The first read fetches at least this much.
+const BYTES_MIN: usize = 16 << 10;
+/// The most that is read ahead.
+const BYTES_MAX: usize = 1 << 20;
+
+/// A part of a file, as it was at the last read. What it holds is valid until `forget`.
+#[derive(Debug, Default)]
+pub(super) struct ReadAhead(Mutex<Piece>);
+
+#[derive(Debug, Default)]
+struct Piece {
+    offset: u64,
+    bytes: Vec<u8>,
+    /// How much the next read fetches: twice as much as the previous one.
+    next_bytes: usize,
+}
+
+impl ReadAhead {
+    /// Drops what was read, so that the next read asks the server.
+    pub(super) fn forget(&self) {
+        *self.0.lock().expect("not poisoned") = Piece::default();
+    }
+
+    /// Fills `buffer` from `offset` on, up to the end of the file, and returns the number of bytes.
+    pub(super) fn read_at(&self, file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.len() >= BYTES_MAX {
+            return read_full(file, offset, buffer);
+        }
+        let mut piece = self.0.lock().expect("not poisoned");
+        if !piece.holds(offset, buffer.len()) {
+            let bytes = buffer.len().max(piece.next_bytes.clamp(BYTES_MIN, BYTES_MAX));
+            piece.next_bytes = bytes * 2;
+            let mut read = vec![0; bytes];
+            let len = read_full(file, offset, &mut read)?;
+            read.truncate(len);
+            (piece.offset, piece.bytes) = (offset, read);
+        }
+        let from = (offset - piece.offset) as usize;
+        let present = &piece.bytes[from.min(piece.bytes.len())..];
+        let len = present.len().min(buffer.len());
+        buffer[..len].copy_from_slice(&present[..len]);
+        Ok(len)
+    }
+}
+
+impl Piece {
+    fn holds(&self, offset: u64, bytes: usize) -> bool {
+        offset >= self.offset && offset + bytes as u64 <= self.offset + self.bytes.len() as u64
+    }
+}
+
+/// Reads until the buffer is full or the file ends.
+pub(super) fn read_full(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut read = 0;
+    while read < buffer.len() {
+        match file.read_at(&mut buffer[read..], offset + read as u64) {
+            Ok(0) => break,
+            Ok(some) => read += some,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(read)
+}
