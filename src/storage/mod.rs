@@ -218,7 +218,8 @@ impl Storage {
         let _lock = self.begin_hold(turn.deadline)?;
         let appended = self.ledger.append(entries, turn);
         let outcomes = match self.check_lock(appended) {
-            Err(AppendError::Interrupted(e)) => self.resolve(e)?,
+            Err(AppendError::Interrupted(e)) if self.ledger.is_in_doubt() => self.resolve(e)?,
+            Err(AppendError::Interrupted(e)) => return Err(AppendError::LockLost(e)),
             other => other?,
         };
         if let Some(began) = began {

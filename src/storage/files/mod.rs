@@ -46,7 +46,6 @@ pub(crate) enum OsLock {
     Network { _lock: NetworkLock },
 }
 
-
 /// Device (major, minor) and inode number.
 type Inode = (u32, u32, u64);
 

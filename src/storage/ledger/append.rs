@@ -54,7 +54,7 @@ impl<D: Disk> Ledger<D> {
     ) -> Result<Vec<EntryOutcome>, AppendError> {
         // Between the batches of one hold nothing changes that the end of the CSV does not show.
         let open_line = if self.is_current { None } else { self.recover()? };
-        self.is_current = false;
+        (self.is_current, self.in_doubt) = (false, None);
         self.refuse_stale(turn)?;
         // guard: lease_check: an expired lease writes nothing
         if !(turn.still_held)() {
@@ -216,6 +216,10 @@ impl<D: Disk> Ledger<D> {
         let written = self.disk.read(FileKind::Csv, record.offset, len.saturating_sub(record.offset))?;
         if len < record.offset || !record.payload.starts_with(&written) {
             return Err(io::Error::other("the disk is full, and another process wrote to the CSV at the same time"));
+        }
+        if self.disk.is_direct() && len == record.end() {
+            // guard: whole_rows_stay: rows that readers on other hosts have seen are not removed
+            return Err(io::Error::other("the disk is full, but the rows are there"));
         }
         if len > record.offset {
             self.disk.truncate(FileKind::Csv, record.offset)?;

@@ -12,7 +12,7 @@ use crate::{
     metrics::Counter,
     storage::{
         disk::{Disk, FileKind},
-        error::AppendError,
+        error::{AppendError, is_full},
         journal::{Cursor, Header, JournalRecord},
         keys::Keys,
         ledger::{Damage, Ledger, RefreshOutcome, RepairMode},
@@ -58,6 +58,11 @@ impl<D: Disk> Ledger<D> {
         self.is_current = false;
     }
 
+    /// Whether an append was interrupted after its record may have been written.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        self.in_doubt.is_some()
+    }
+
     /// Finds out, under a new OS lock, what became of the interrupted append.
     pub(crate) fn resolve(&mut self) -> Result<Resolution, AppendError> {
         self.recover()?;
@@ -94,7 +99,8 @@ impl<D: Disk> Ledger<D> {
                 return Ok(Damage::Some);
             }
             // guard: rows_anew: a checkpoint is not made of rows that the server may lose
-            self.disk.write_at(FileKind::Csv, record.offset, &record.payload).map_err(|e| self.fail(e))?;
+            let written = self.disk.write_at(FileKind::Csv, record.offset, &record.payload);
+            written.map_err(|e| if is_full(&e) { AppendError::DiskFull(e) } else { self.fail(e) })?;
             if present != record.payload {
                 tracing::warn!(csv = %self.path.display(), at = self.len, token = record.token, "completing a batch that a killed replica left incomplete");
                 self.meter.count(Counter::CompletedBatches);

@@ -1,6 +1,9 @@
 //! A simulated disk: files that a kill, a power cut, a failed sync or a full disk can hit at every step.
+//!
+//! It is the disk of one host, with a page cache, or the server of several hosts that write directly. There, a power cut is the
+//! server's: it loses what calls without an answer have written, the hosts go on, and their call is sent again.
 
-use std::{cell::RefCell, collections::BTreeMap, io, mem, rc::Rc};
+use std::{cell::RefCell, collections::BTreeMap, io, mem, ops::Range, rc::Rc};
 
 use crate::{
     csv::scanner::split_rows,
@@ -77,6 +80,39 @@ impl SimFile {
         self.survive(random);
         self.cache.clone_from(&self.disk);
     }
+
+    /// Makes one write durable, and nothing that other calls wrote.
+    pub(super) fn write_durably(&mut self, at: usize, bytes: &[u8]) {
+        for change in mem::take(&mut self.pending) {
+            match change {
+                Change::Write(from, old) => self.pending.extend(outside(from, &old, at..at + bytes.len())),
+                // A file system makes an older truncation durable first.
+                Change::Truncate(_) => change.apply(&mut self.disk),
+            }
+        }
+        let change = Change::Write(at, bytes.to_vec());
+        change.apply(&mut self.cache);
+        change.apply(&mut self.disk);
+    }
+
+    fn truncate_durably(&mut self, len: usize) {
+        self.pending.clear();
+        self.cache.truncate(len);
+        self.disk.clone_from(&self.cache);
+    }
+}
+
+/// The parts of a write that another one does not overwrite.
+fn outside(from: usize, bytes: &[u8], other: Range<usize>) -> impl Iterator<Item = Change> {
+    let index = |at: usize| at.saturating_sub(from).min(bytes.len());
+    let (start, end) = (index(other.start), index(other.end));
+    let parts = [(from, &bytes[..start]), (from + end, &bytes[end..])];
+    parts
+        .into_iter()
+        .filter(|(_, part)| !part.is_empty())
+        .map(|(at, part)| Change::Write(at, part.to_vec()))
+        .collect::<Vec<_>>()
+        .into_iter()
 }
 
 /// What stopped the current process.
@@ -84,9 +120,13 @@ impl SimFile {
 pub(super) enum Stop {
     Killed,
     PowerLost,
+    /// The server gave the locks of a host that was cut off to others: its calls fail until it takes them again.
+    LockLost,
 }
 
 pub(super) struct Host {
+    /// Whether this is the server of several hosts.
+    pub(super) is_direct: bool,
     pub(super) random: Random,
     pub(super) files: [SimFile; 6],
     pub(super) trace: Vec<String>,
@@ -107,6 +147,11 @@ pub(super) struct Host {
     full: bool,
 }
 
+/// What a server answers under a lock that it gave to another host.
+fn lost_lock() -> io::Error {
+    io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error())
+}
+
 fn index(kind: FileKind) -> usize {
     match kind {
         FileKind::Csv => 0,
@@ -119,8 +164,9 @@ fn index(kind: FileKind) -> usize {
 
 impl Host {
     /// A host without faults yet. The disk runs full now and then in one history of four.
-    pub(super) fn new(seed: u64, files: [SimFile; 6]) -> Self {
+    pub(super) fn new(seed: u64, is_direct: bool, files: [SimFile; 6]) -> Self {
         Self {
+            is_direct,
             random: Random(seed),
             files,
             trace: Vec::new(),
@@ -139,7 +185,7 @@ impl Host {
     /// A step of the current process, at which it may be stopped.
     fn step(&mut self, what: impl FnOnce() -> String) -> io::Result<()> {
         if self.stopped.is_some() {
-            return Err(io::Error::other("dead"));
+            return Err(lost_lock());
         }
         self.trace.push(what());
         if self.calm || self.faults >= FAULTS_MAX {
@@ -148,11 +194,17 @@ impl Host {
         let stop = match self.random.below(100) {
             0..=2 => Stop::Killed,
             3..=5 => Stop::PowerLost,
+            6..=8 if self.is_direct => Stop::LockLost,
             _ => return Ok(()),
         };
         self.faults += 1;
+        if self.is_direct && stop == Stop::PowerLost {
+            self.trace.push("SERVER LOSES POWER".to_owned());
+            self.lose_power();
+            return Ok(());
+        }
         self.stop(stop);
-        Err(io::Error::other("stopped"))
+        Err(lost_lock())
     }
 
     fn stop(&mut self, stop: Stop) {
@@ -181,6 +233,11 @@ pub(super) fn contains(text: &[u8], part: &[u8]) -> bool {
     part.is_empty() || text.windows(part.len()).any(|window| window == part)
 }
 
+/// Whether the text has the part, apart from bytes that a power cut made zero.
+fn contains_remnant(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window.iter().zip(part).all(|(was, is)| was == is || *is == 0))
+}
+
 /// Whether the CSV ends with a whole row. A well-behaved foreign writer appends only then.
 pub(super) fn ends_whole(csv: &[u8]) -> bool {
     csv.ends_with(b"\n") && split_rows(csv).1.is_empty()
@@ -196,7 +253,7 @@ pub(super) struct SimDisk(pub(super) Rc<RefCell<Host>>);
 
 impl Disk for SimDisk {
     fn is_direct(&self) -> bool {
-        false
+        self.0.borrow().is_direct
     }
 
     fn forget_read_ahead(&self) {}
@@ -208,7 +265,7 @@ impl Disk for SimDisk {
     fn read_at(&self, kind: FileKind, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let host = self.0.borrow();
         if host.stopped.is_some() {
-            return Err(io::Error::other("dead"));
+            return Err(lost_lock());
         }
         let rest = host.files[index(kind)].cache.get(offset as usize..).unwrap_or_default();
         let read = rest.len().min(buffer.len());
@@ -217,8 +274,10 @@ impl Disk for SimDisk {
     }
 
     fn write_parts_at(&self, kind: FileKind, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
-        assert!(kind != FileKind::Csv, "the CSV is only appended to");
         let bytes = &*parts.concat();
+        if kind == FileKind::Csv {
+            self.check_rows_anew(offset as usize, bytes);
+        }
         if (kind, offset, bytes) == (FileKind::Journal, LAYOUT.sync_failed_flag_offset(), &[1]) {
             // Not a step: a kill in the microseconds between a failed sync and this byte is outside the promises.
             let mut host = self.0.borrow_mut();
@@ -250,11 +309,17 @@ impl Disk for SimDisk {
         if kind == FileKind::Csv {
             let removed = host.files[0].cache[len as usize..].to_vec();
             let is_undone = mem::take(&mut host.full);
-            let is_quarantined = contains(&host.files[index(FileKind::Torn)].disk, &removed);
+            let torn = &host.files[index(FileKind::Torn)].disk;
+            // The server may have lost a part of it since.
+            let is_quarantined = contains(torn, &removed) || host.is_direct && contains_remnant(torn, &removed);
             assert!(is_undone || is_quarantined, "{:?} was truncated and not quarantined", text(&removed));
         }
         host.files[index(kind)].change(Change::Truncate(len as usize));
-        host.step(|| "truncated".to_owned())
+        host.step(|| "truncated".to_owned())?;
+        if host.is_direct {
+            host.files[index(kind)].truncate_durably(len as usize);
+        }
+        Ok(())
     }
 
     fn reserve(&self, _: FileKind, _: u64, _: u64) -> io::Result<()> {
@@ -263,6 +328,10 @@ impl Disk for SimDisk {
 
     fn sync(&self, kind: FileKind) -> io::Result<()> {
         let mut host = self.0.borrow_mut();
+        if host.is_direct {
+            // What other hosts wrote stays as it is.
+            return Ok(());
+        }
         host.step(|| format!("before sync {kind:?}"))?;
         if !host.calm && host.faults < FAULTS_MAX && host.random.chance(2) {
             host.faults += 1;
@@ -288,7 +357,19 @@ impl SimDisk {
         host.files[index(kind)].change(Change::Write(offset, bytes[..first].to_vec()));
         host.step(|| format!("wrote {first} of {}", bytes.len()))?;
         host.files[index(kind)].change(Change::Write(offset + first, bytes[first..].to_vec()));
-        host.step(|| "wrote the rest".to_owned())
+        host.step(|| "wrote the rest".to_owned())?;
+        if host.is_direct {
+            host.files[index(kind)].write_durably(offset, bytes);
+        }
+        Ok(())
+    }
+
+    /// The only bytes that may be written into the CSV are there already, or were lost.
+    fn check_rows_anew(&self, offset: usize, bytes: &[u8]) {
+        let host = self.0.borrow();
+        let present = host.files[0].cache.get(offset..).unwrap_or_default();
+        let is_same = present.iter().zip(bytes).all(|(present, new)| present == new || *present == 0);
+        assert!(host.is_direct && is_same, "{:?} is overwritten by {:?}", text(present), text(bytes));
     }
 
     /// Whether this append finds the disk full, although space was reserved for it.
@@ -316,6 +397,10 @@ impl SimDisk {
         }
         let line = if half { b"\"sl".to_vec() } else { line };
         host.trace.push(format!("append without lock {:?}", text(&line)));
-        host.files[0].change(Change::Write(end, line));
+        if host.is_direct {
+            host.files[0].write_durably(end, &line);
+        } else {
+            host.files[0].change(Change::Write(end, line));
+        }
     }
 }

@@ -27,6 +27,7 @@ use crate::{
         ledger::{
             Ledger, LedgerOptions, RefreshOutcome, RepairMode,
             checkpoint::{PendingCheckpoint, sync_for_checkpoint},
+            direct::Resolution,
         },
         testing::simulation::disk::{Change, Host, LAYOUT, SimDisk, SimFile, Stop, contains, ends_whole, text},
         types::{AppendEntry, EntryOutcome, Turn},
@@ -60,6 +61,8 @@ enum Attempt {
         highest_token: FencingToken,
     },
     DiskFull,
+    /// The lock on the files was lost before the rows were written.
+    LockLost,
     /// The rows may be written or not.
     Unknown,
 }
@@ -82,18 +85,20 @@ pub(super) struct History {
     keyed: BTreeMap<usize, String>,
     /// The first acknowledged offset of each key.
     offsets: BTreeMap<usize, u64>,
+    /// The replica that keeps the OS locks from one batch to the next.
+    holder: Option<usize>,
 }
 
 const HEADER: &[u8] = b"token,data\n";
 
 impl History {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64, is_direct: bool) -> Self {
         let mut files: [SimFile; 6] = Default::default();
         let schema = Arc::new(Schema::from_header(b"token,data").expect("a header"));
         files[0].change(Change::Write(0, HEADER.to_vec()));
         files[1].change(Change::Write(0, vec![0; JOURNAL_BYTES as usize]));
         files[2].change(Change::Write(0, preamble(KEYS as u64)));
-        let host = Rc::new(RefCell::new(Host::new(seed, files)));
+        let host = Rc::new(RefCell::new(Host::new(seed, is_direct, files)));
         let disk = SimDisk(Rc::clone(&host));
         let csv_bytes = HEADER.len() as u64;
         let head = Header {
@@ -128,6 +133,7 @@ impl History {
             unknown: Vec::new(),
             keyed: BTreeMap::new(),
             offsets: BTreeMap::new(),
+            holder: None,
         }
     }
 
@@ -144,6 +150,10 @@ impl History {
         let stopped = self.host.borrow_mut().stopped.take();
         match stopped {
             Some(Stop::Killed) => self.replicas[current] = Replica { ledger: None, checkpoint: None },
+            Some(Stop::LockLost) => {
+                self.note("takes the locks again".to_owned());
+                self.replicas[current].ledger.iter_mut().for_each(Ledger::forget);
+            }
             Some(Stop::PowerLost) => {
                 self.replicas.iter_mut().for_each(|replica| *replica = Replica { ledger: None, checkpoint: None });
             }
@@ -189,6 +199,7 @@ impl History {
     /// One attempt to append rows under one lease.
     fn attempt(&mut self, replica: usize, rows: &Rows, key: Option<&Key>, lease: (FencingToken, LeaseId)) -> Attempt {
         let sleeps = self.random(|random| random.chance(10));
+        self.take_locks(replica);
         let outcomes = self.ledger(replica).map(|ledger| {
             let now = Instant::now();
             let (token, lease) = lease;
@@ -200,11 +211,14 @@ impl History {
             let outcomes = ledger.append(&[entry], &turn)?;
             Ok(outcomes.into_iter().next().expect("one outcome"))
         });
-        let stopped = self.host.borrow().stopped.is_some();
+        let stopped = self.host.borrow().stopped;
         self.remove_stopped(replica);
+        self.end_hold(replica);
         match outcomes {
             None => Attempt::Unknown,
-            Some(_) if stopped => Attempt::Unknown,
+            Some(Err(AppendError::Interrupted(_))) if stopped != Some(Stop::Killed) => self.resolve(replica),
+            Some(Err(AppendError::Before { .. })) if stopped == Some(Stop::LockLost) => Attempt::LockLost,
+            Some(_) if stopped.is_some() => Attempt::Unknown,
             Some(Ok(EntryOutcome::Written { offset, .. })) => Attempt::Written { offset },
             Some(Ok(EntryOutcome::Replayed(ack))) => Attempt::Replayed { offset: ack.offset },
             Some(Ok(EntryOutcome::Refused(Refusal::KeyReused | Refusal::KeyMayBeForgotten))) => Attempt::Unknown,
@@ -214,6 +228,49 @@ impl History {
             Some(Err(AppendError::DiskFull(_))) => Attempt::DiskFull,
             Some(Err(e)) => panic!("refused: {e}"),
         }
+    }
+
+    /// Several batches of one hold do not read in between.
+    fn end_hold(&mut self, replica: usize) {
+        if !self.random(|random| random.chance(50)) {
+            self.replicas[replica].ledger.iter_mut().for_each(Ledger::end_hold);
+            return;
+        }
+        self.note("keeps the locks".to_owned());
+        self.holder = Some(replica);
+    }
+
+    /// Another process takes the locks.
+    fn take_locks(&mut self, replica: usize) {
+        if let Some(holder) = self.holder.take_if(|holder| *holder != replica) {
+            self.replicas[holder].ledger.iter_mut().for_each(Ledger::end_hold);
+        }
+    }
+
+    /// Finds out what became of an interrupted append, perhaps after another replica has repaired.
+    fn resolve(&mut self, replica: usize) -> Attempt {
+        self.replicas[replica].ledger.iter_mut().for_each(Ledger::forget);
+        for _ in 0..3 {
+            let other = (replica + 1) % 3;
+            if self.random(|random| random.chance(50)) && self.ledger(other).is_some_and(|it| it.recover().is_err()) {
+                self.remove_stopped(other);
+            }
+            self.remove_stopped(other);
+            self.note(format!("-- r{replica} looks what became of it"));
+            let Some(found) = self.replicas[replica].ledger.as_mut().map(Ledger::resolve) else { break };
+            self.remove_stopped(replica);
+            self.note(format!("-- {found:?}"));
+            match found {
+                Ok(Resolution::Written(outcomes)) => match outcomes[0] {
+                    EntryOutcome::Written { offset, .. } => return Attempt::Written { offset },
+                    ref other => panic!("resolved as {other:?}"),
+                },
+                Ok(Resolution::NotWritten) => return Attempt::LockLost,
+                Ok(Resolution::Unknown) => break,
+                Err(_) => self.replicas[replica].ledger.iter_mut().for_each(Ledger::forget),
+            }
+        }
+        Attempt::Unknown
     }
 
     fn rows(&self, data: &[String]) -> Rows {
@@ -245,6 +302,7 @@ impl History {
             self.note(format!("-- {attempt:?}"));
             match attempt {
                 Attempt::Fenced { highest_token } => self.counter = self.counter.max(highest_token),
+                Attempt::LockLost => {}
                 Attempt::Unknown if key.is_some() => {}
                 Attempt::Written { .. } => {
                     self.wrote.entry(lease.0).or_default().push(lease.1);
@@ -256,8 +314,10 @@ impl History {
         match attempt {
             Attempt::Written { offset } => self.acknowledge(data, key_number, offset, true),
             Attempt::Replayed { offset } => self.acknowledge(data, key_number, offset, false),
-            Attempt::Fenced { .. } | Attempt::DiskFull if key.is_none() => self.refused.extend(data),
-            Attempt::Fenced { .. } | Attempt::DiskFull => {}
+            Attempt::Fenced { .. } | Attempt::DiskFull | Attempt::LockLost if key.is_none() => {
+                self.refused.extend(data)
+            }
+            Attempt::Fenced { .. } | Attempt::DiskFull | Attempt::LockLost => {}
             Attempt::Unknown => self.unknown.extend(data),
         }
     }
@@ -282,6 +342,7 @@ impl History {
 
     /// A foreign process that holds the lock appends a line, or dies in the middle of it.
     fn foreign(&mut self, number: usize) {
+        self.take_locks(usize::MAX);
         let mut host = self.host.borrow_mut();
         let half = host.random.chance(30);
         if !ends_whole(&host.files[0].cache) {
@@ -290,11 +351,15 @@ impl History {
         let (line, end) = (format!(",f{number:02}\n").into_bytes(), host.files[0].cache.len());
         let line = if half { b",\"f\nha".to_vec() } else { line };
         host.trace.push(format!("foreign {:?}", text(&line)));
-        host.files[0].change(Change::Write(end, line.clone()));
+        if host.is_direct {
+            host.files[0].write_durably(end, &line);
+        } else {
+            host.files[0].change(Change::Write(end, line.clone()));
+        }
         if !half {
             host.foreign.insert(line, true);
         }
-        if host.random.chance(30) {
+        if !host.is_direct && host.random.chance(30) {
             host.trace.push("foreign sync".to_owned());
             host.files[0].sync();
         }
@@ -304,12 +369,17 @@ impl History {
     fn checkpoint(&mut self) {
         let replica = self.random(|random| random.below(3));
         self.note(format!("-- checkpoint by r{replica}"));
+        self.take_locks(replica);
+        let is_direct = self.host.borrow().is_direct;
         let disk = SimDisk(Rc::clone(&self.host));
         if self.ledger(replica).is_some() {
             let Replica { ledger: Some(ledger), checkpoint } = &mut self.replicas[replica] else { unreachable!() };
             let result = match checkpoint.take() {
                 None => ledger.refresh(RepairMode::Forbidden).and_then(|outcome| {
                     if outcome != RefreshOutcome::NeedsRepair && ledger.is_dirty() {
+                        if is_direct {
+                            return ledger.checkpoint_now();
+                        }
                         *checkpoint = Some((ledger.begin_checkpoint()?, false));
                     }
                     Ok(())
@@ -326,8 +396,28 @@ impl History {
             if let Err(e) = result {
                 assert!(self.host.borrow().stopped.is_some() || matches!(e, AppendError::Sync(_)), "checkpoint: {e}");
             }
+            self.replicas[replica].ledger.iter_mut().for_each(Ledger::end_hold);
         }
         self.remove_stopped(replica);
+    }
+
+    /// A reader without the OS lock sees every acknowledged row, and whole rows only.
+    fn read(&mut self) {
+        let disk = SimDisk(Rc::clone(&self.host));
+        let Ok(format) = Format::read(&disk, &PathBuf::from("rows.csv"), &self.schema) else { return };
+        let (replica, meter) = ("reader".to_owned(), Arc::clone(&METER));
+        let options = LedgerOptions { path: "rows.csv".into(), layout: LAYOUT, format, replica, keys: 1, meter };
+        self.host.borrow_mut().calm = true;
+        let mut reader = Ledger::open(disk, options).expect("one header is always valid");
+        let outcome = reader.refresh_unlocked();
+        self.host.borrow_mut().calm = false;
+        let Ok(RefreshOutcome::Consistent(_)) = outcome else { return };
+        let host = self.host.borrow();
+        let shown = &host.files[0].cache[..reader.whole_end() as usize];
+        assert!(ends_whole(shown), "a reader sees {:?}", text(shown));
+        for row in &self.acked {
+            assert!(contains(shown, row.as_bytes()), "a reader misses {row:?} in {:?}", text(shown));
+        }
     }
 
     pub(super) fn run(&mut self) {
@@ -339,6 +429,7 @@ impl History {
                     self.note("REDIS LOSES ITS DATA".to_owned());
                     self.counter = 0;
                 }
+                40..50 if self.host.borrow().is_direct => self.read(),
                 _ => self.append(number),
             }
         }
@@ -353,6 +444,7 @@ impl History {
             self.host.borrow_mut().lose_power();
             self.replicas.iter_mut().for_each(|replica| *replica = Replica { ledger: None, checkpoint: None });
         }
+        self.take_locks(usize::MAX);
         self.replicas[0] = Replica { ledger: None, checkpoint: None };
         let end = self.rows(&["end".to_owned()]);
         let last = self.attempt(0, &end, None, (1_000_000, LeaseId::MAX));

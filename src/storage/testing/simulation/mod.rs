@@ -15,8 +15,17 @@ use crate::storage::testing::simulation::history::History;
 
 /// Runs histories until one breaks a promise, and prints that one.
 fn run_histories(count: u64, first: u64) {
+    run(count, first, false);
+}
+
+/// As `run_histories`, with replicas on hosts of their own.
+fn run_histories_of_hosts(count: u64, first: u64) {
+    run(count, first, true);
+}
+
+fn run(count: u64, first: u64, is_direct: bool) {
     for seed in first..first + count {
-        let mut history = History::new(seed);
+        let mut history = History::new(seed, is_direct);
         let host = Rc::clone(&history.host);
         let run = panic::AssertUnwindSafe(|| history.run());
         if panic::catch_unwind(run).is_err() {
@@ -54,4 +63,9 @@ fn mixed_parts_of_two_lines_are_not_a_line() {
 #[test]
 fn random_histories_keep_every_promise() {
     run_histories(setting("ROWLOCK_HISTORIES", 20_000), setting("ROWLOCK_SEED", 0));
+}
+
+#[test]
+fn random_histories_of_several_hosts_keep_every_promise() {
+    run_histories_of_hosts(setting("ROWLOCK_HISTORIES", 20_000), setting("ROWLOCK_SEED", 0));
 }
