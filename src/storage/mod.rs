@@ -292,10 +292,15 @@ impl Storage {
         Ok(None)
     }
 
-    /// Releases what is kept of the OS lock. On a network volume it must be called before the lease is released.
+    /// Releases what is kept of the OS lock. Another replica that gets the lease waits for that.
     pub fn end_hold(&mut self) {
         self.ledger.end_hold();
         self.hold = None;
+    }
+
+    /// Whether the OS lock is kept from the last batch.
+    pub fn is_holding(&self) -> bool {
+        self.hold.is_some()
     }
 
     /// How long lease and OS lock may be kept while other replicas wait. `None` where the OS lock is not kept.

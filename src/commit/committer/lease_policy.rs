@@ -15,11 +15,14 @@
 //! - **Requeue.** The call that releases the lock also asks for it again, if rows wait: 1.14 and 1.05 with one replica. When it asks
 //!   without rows: see [`Committer::reacquire_policy`].
 
-use std::time::Duration;
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::commit::{committer::Committer, queue::Queue};
+use crate::commit::{
+    committer::Committer,
+    queue::{Queue, QueueEvent},
+};
 use crate::{
     api::events::Change,
     lock::{Lease, QueueTicket, Reacquire, Reacquired, Released},
@@ -32,6 +35,12 @@ const EMPTY_TICKET_MAX: Duration = Duration::from_millis(30);
 /// How long a hold on a network volume waits for the next rows of clients that share it. Without this pause the queue is empty
 /// right after the answers, and each hold is one batch; 3 ms is no better.
 const LINGER: Duration = Duration::from_millis(1);
+
+/// How long the OS lock of a network volume is kept after its lease, for the next row of a client that sends one after another,
+/// if no other replica waits. Another replica that gets the lease tries again after as long.
+const FILES_LINGER: Duration = Duration::from_millis(5);
+/// How long it is kept while the lock is acquired, which takes no longer unless another replica has it.
+const ACQUIRE_LINGER: Duration = Duration::from_millis(2);
 
 /// The lock, held for one batch or more.
 pub(super) struct Hold {
@@ -100,13 +109,38 @@ impl Hold {
 }
 
 impl Committer {
-    /// Whether rows wait that need the lock.
-    pub(super) fn wants_lock(&self) -> bool {
-        !self.queue.is_empty() && !self.queue.has_forced_releases()
+    fn wants_lock(&self) -> bool {
+        wants_lock(&self.queue)
     }
 
     fn awaits_rows(&self) -> bool {
         !self.queue.is_closed() && !self.queue.has_forced_releases()
+    }
+
+    /// The next event. A lone client's next row finds the OS lock of a network volume still held.
+    pub(super) async fn next_event(&mut self, idle_after: Duration) -> QueueEvent {
+        if self.storage.is_holding() {
+            match self.queue.next(FILES_LINGER).await {
+                QueueEvent::Idle => self.storage.end_hold(),
+                event => return event,
+            }
+        }
+        self.queue.next(idle_after).await
+    }
+
+    /// Acquires the lock. While another replica has it, that replica needs the OS lock.
+    pub(super) async fn acquire(&mut self) -> Option<Hold> {
+        let lock = Arc::clone(&self.lock);
+        let queue = Arc::clone(&self.queue);
+        let mut lease = pin!(lock.acquire(|| wants_lock(&queue)));
+        if self.storage.is_holding() {
+            // guard: end_hold_to_wait: the OS lock is not kept from the holder of the lease
+            match tokio::time::timeout(ACQUIRE_LINGER, &mut lease).await {
+                Ok(lease) => return lease.map(Hold::new),
+                Err(_) => self.storage.end_hold(),
+            }
+        }
+        lease.await.map(Hold::new)
     }
 
     /// Waits for the lock from a place in the queue of replicas that a release has taken.
@@ -167,7 +201,9 @@ impl Committer {
 
     /// Releases the lease; returns the next one or a place in the queue of replicas, if there is one.
     pub(super) async fn release(&mut self, hold: Hold, mode: ReleaseMode) -> Retained {
-        self.storage.end_hold();
+        if hold.shared || !matches!(mode, ReleaseMode::Release) || !hold.lease.may_keep().await {
+            self.storage.end_hold();
+        }
         let (token, wanted) = (hold.lease.token(), self.reacquire_policy(&hold));
         let mut reacquired = Reacquired::No;
         let (change, other) = match mode {
@@ -198,6 +234,11 @@ impl Committer {
             Reacquired::No => Retained::Nothing,
         }
     }
+}
+
+/// Whether rows wait that need the lock.
+fn wants_lock(queue: &Queue) -> bool {
+    !queue.is_empty() && !queue.has_forced_releases()
 }
 
 /// Lets threads run that have requests to read, if cores are scarce: their rows then share the next sync.

@@ -41,9 +41,12 @@ impl Committer {
         loop {
             let hold = match retained {
                 Retained::Hold(hold) => Some(hold),
-                Retained::Ticket(ticket) => self.acquire_queued(ticket).await,
-                Retained::Nothing => match self.queue.next(idle_after).await {
-                    QueueEvent::Rows => self.lock.acquire(|| self.wants_lock()).await.map(Hold::new),
+                Retained::Ticket(ticket) => {
+                    self.storage.end_hold();
+                    self.acquire_queued(ticket).await
+                }
+                Retained::Nothing => match self.next_event(idle_after).await {
+                    QueueEvent::Rows => self.acquire().await,
                     QueueEvent::ForcedRelease => {
                         self.force_release().await?;
                         None

@@ -26,7 +26,7 @@ use crate::storage::{
     files::{
         Inode, inode_at, inode_of,
         read_ahead::{ReadAhead, read_full},
-        try_until,
+        stat, try_until,
     },
     side_files::{copy_owner_and_mode, parent_directory, side_path},
 };
@@ -67,6 +67,8 @@ struct Handles {
 #[derive(Debug)]
 struct Hold {
     csv: Arc<File>,
+    /// The CSV's length when it was opened, until it is asked for or changed: the open has just told it.
+    csv_len: Option<u64>,
     /// Side files that were written.
     side: Vec<(FileKind, Arc<File>)>,
 }
@@ -146,10 +148,11 @@ impl NetworkFiles {
         } else {
             Arc::new(open(&self.path, Mode::Write, self.direct).map_err(|e| self.suspect("open", e))?)
         };
+        let csv_len = stat(&csv, StatxFlags::SIZE).map_err(|e| self.suspect("stat", e))?.stx_size;
         // guard: lock_csv: rows are written through a handle that holds the CSV's lock
         lock(&csv, deadline.max(Instant::now() + SIDE_LOCK_WAIT))?;
         self.refuse_replaced(&csv)?;
-        *self.hold.lock().expect("not poisoned") = Some(Hold { csv, side: Vec::new() });
+        *self.hold.lock().expect("not poisoned") = Some(Hold { csv, csv_len: Some(csv_len), side: Vec::new() });
         Ok(held)
     }
 
@@ -253,6 +256,11 @@ impl Disk for NetworkFiles {
     }
 
     fn len(&self, kind: FileKind) -> io::Result<u64> {
+        let mut hold = self.hold.lock().expect("not poisoned");
+        if let Some(len) = hold.as_mut().filter(|_| kind == FileKind::Csv).and_then(|hold| hold.csv_len.take()) {
+            return Ok(len);
+        }
+        drop(hold);
         self.watch(self.handle_to_read(kind).and_then(|file| stat_fresh(&file)))
     }
 
@@ -349,5 +357,90 @@ impl Drop for NetworkLock {
             tracing::debug!(error = %e, "cannot unlock the journal");
             self.files.is_suspect.store(true, Ordering::Relaxed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Local file systems ask for aligned memory in direct I/O, so these files are opened without it.
+    fn open_files(folder: &Path) -> Arc<NetworkFiles> {
+        let path = folder.join("rows.csv");
+        for suffix in ["", ".journal", ".keys"] {
+            std::fs::write(side_path(&path, suffix), "").expect("writable");
+        }
+        Arc::new(NetworkFiles::open_with(&path, false, OFlags::empty()).expect("opens"))
+    }
+
+    fn is_locked(files: &NetworkFiles, kind: FileKind) -> bool {
+        let file = open(&files.path_of(kind), Mode::Write, OFlags::empty()).expect("opens");
+        matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock))
+    }
+
+    #[test]
+    fn each_file_is_locked_by_the_handle_that_writes_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let files = open_files(folder.path());
+        let kinds = [FileKind::Journal, FileKind::Csv, FileKind::Keys, FileKind::Torn, FileKind::Tail(1)];
+        let lock = files.lock(Instant::now()).expect("locks");
+        for kind in kinds {
+            if kind == FileKind::Csv || kind == FileKind::Torn {
+                files.append(kind, b"one").expect("writes");
+            } else {
+                files.write_parts_at(kind, 3, &[b"o", b"ne"]).expect("writes");
+            }
+            assert!(is_locked(&files, kind), "{kind:?}");
+        }
+        assert_eq!(files.read(FileKind::Keys, 0, 9).expect("reads"), b"\0\0\0one");
+        drop(lock);
+        assert!(!kinds.iter().any(|&kind| is_locked(&files, kind)), "all are released");
+    }
+
+    #[test]
+    fn write_without_the_os_lock_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let files = open_files(folder.path());
+        drop(files.lock(Instant::now()).expect("locks"));
+        for kind in [FileKind::Csv, FileKind::Journal, FileKind::Torn] {
+            assert!(files.write_parts_at(kind, 0, &[b"late"]).is_err(), "{kind:?}");
+        }
+        assert_eq!(files.len(FileKind::Csv).expect("stats"), 0);
+    }
+
+    #[test]
+    fn second_holder_waits_and_replaced_csv_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let files = open_files(folder.path());
+        let other = Arc::new(NetworkFiles::open_with(&files.path, false, OFlags::empty()).expect("opens"));
+        let lock = files.lock(Instant::now()).expect("locks");
+        assert!(matches!(other.lock(Instant::now()), Err(AppendError::Busy)));
+        drop(lock);
+        std::fs::rename(&files.path, folder.path().join("old.csv")).expect("renames");
+        std::fs::write(&files.path, "").expect("writable");
+        assert!(matches!(other.lock(Instant::now()), Err(AppendError::Replaced)));
+        assert!(!is_locked(&files, FileKind::Journal), "a refusal keeps no lock");
+    }
+
+    #[test]
+    fn files_are_opened_again_after_a_failed_call() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let files = open_files(folder.path());
+        let journal = files.handles().journal;
+        assert!(files.write_parts_at(FileKind::Csv, 0, &[b"late"]).is_err());
+        let _lock = files.lock(Instant::now()).expect("locks");
+        assert!(!Arc::ptr_eq(&journal, &files.handles().journal));
+    }
+
+    #[test]
+    fn read_ahead_lasts_until_it_is_forgotten() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let files = open_files(folder.path());
+        std::fs::write(&files.path, "one two").expect("writable");
+        assert_eq!(files.read(FileKind::Csv, 0, 3).expect("reads"), b"one");
+        std::fs::write(&files.path, "ONE TWO THREE").expect("writable");
+        assert_eq!(files.read(FileKind::Csv, 4, 3).expect("reads"), b"two");
+        files.forget_read_ahead();
+        assert_eq!(files.read(FileKind::Csv, 4, 9).expect("reads"), b"TWO THREE");
     }
 }

@@ -1,28 +1,35 @@
 //! Reads more than is asked for, since each read of a network volume is a round trip.
 
-use std::{fs::File, io, os::unix::fs::FileExt, sync::Mutex};
+use std::{fs::File, io, mem, os::unix::fs::FileExt, sync::Mutex};
 
 /// The first read fetches at least this much.
 const BYTES_MIN: usize = 16 << 10;
 /// The most that is read ahead.
 const BYTES_MAX: usize = 1 << 20;
 
-/// A part of a file, as it was at the last read. What it holds is valid until `forget`.
+/// The parts of a file that were read last, as they were then. What it holds is valid until `forget`.
 #[derive(Debug, Default)]
-pub(super) struct ReadAhead(Mutex<Piece>);
+pub(super) struct ReadAhead(Mutex<Pieces>);
+
+/// The journal's headers and its last records are apart.
+#[derive(Debug, Default)]
+struct Pieces {
+    newest: Piece,
+    older: Piece,
+    /// How much the next read fetches: twice as much as the previous one.
+    next_bytes: usize,
+}
 
 #[derive(Debug, Default)]
 struct Piece {
     offset: u64,
     bytes: Vec<u8>,
-    /// How much the next read fetches: twice as much as the previous one.
-    next_bytes: usize,
 }
 
 impl ReadAhead {
     /// Drops what was read, so that the next read asks the server.
     pub(super) fn forget(&self) {
-        *self.0.lock().expect("not poisoned") = Piece::default();
+        *self.0.lock().expect("not poisoned") = Pieces::default();
     }
 
     /// Fills `buffer` from `offset` on, up to the end of the file, and returns the number of bytes.
@@ -30,26 +37,34 @@ impl ReadAhead {
         if buffer.len() >= BYTES_MAX {
             return read_full(file, offset, buffer);
         }
-        let mut piece = self.0.lock().expect("not poisoned");
-        if !piece.holds(offset, buffer.len()) {
-            let bytes = buffer.len().max(piece.next_bytes.clamp(BYTES_MIN, BYTES_MAX));
-            piece.next_bytes = bytes * 2;
+        let mut pieces = self.0.lock().expect("not poisoned");
+        if pieces.older.holds(offset, buffer.len()) {
+            return Ok(pieces.older.copy(offset, buffer));
+        }
+        if !pieces.newest.holds(offset, buffer.len()) {
+            let bytes = buffer.len().max(pieces.next_bytes.clamp(BYTES_MIN, BYTES_MAX));
+            pieces.next_bytes = bytes * 2;
             let mut read = vec![0; bytes];
             let len = read_full(file, offset, &mut read)?;
             read.truncate(len);
-            (piece.offset, piece.bytes) = (offset, read);
+            pieces.older = mem::replace(&mut pieces.newest, Piece { offset, bytes: read });
         }
-        let from = (offset - piece.offset) as usize;
-        let present = &piece.bytes[from.min(piece.bytes.len())..];
-        let len = present.len().min(buffer.len());
-        buffer[..len].copy_from_slice(&present[..len]);
-        Ok(len)
+        Ok(pieces.newest.copy(offset, buffer))
     }
 }
 
 impl Piece {
     fn holds(&self, offset: u64, bytes: usize) -> bool {
         offset >= self.offset && offset + bytes as u64 <= self.offset + self.bytes.len() as u64
+    }
+
+    /// Fewer bytes than the buffer has room for are what the file has there.
+    fn copy(&self, offset: u64, buffer: &mut [u8]) -> usize {
+        let from = ((offset - self.offset) as usize).min(self.bytes.len());
+        let present = &self.bytes[from..];
+        let len = present.len().min(buffer.len());
+        buffer[..len].copy_from_slice(&present[..len]);
+        len
     }
 }
 
