@@ -134,8 +134,12 @@ class Ledger:
 
     def repair(self, record, csv):
         """Makes the record's rows stand in the CSV, stable."""
-        if record.cancels is not None:
-            yield from self.remove_cancelled(record, csv)
+        if not record.payload:
+            # Rows that stand prove that their record is stable. This one has none.
+            if self.on("rowless_anew"):
+                yield from self.write_record(record)
+            if record.cancels is not None:
+                yield from self.remove_cancelled(record, csv)
             return
         found = csv[record.offset : record.offset + len(record.payload)]
         if bytes(found) == record.payload:
@@ -159,11 +163,8 @@ class Ledger:
         """A cancelled record's bytes are in the journal, so they need no quarantine, which a full disk would refuse."""
         cancelled = next(found for found in self.records if found.sequence == record.cancels)
         tail = csv[record.offset :]
-        if not tail or not is_part(tail, cancelled.payload):
-            return
-        if self.on("record_anew"):
-            yield from self.write_record(record)
-        yield from self.truncate(record.offset, cancelled.payload)
+        if tail and is_part(tail, cancelled.payload):
+            yield from self.truncate(record.offset, cancelled.payload)
 
     def rebuild(self, record, csv):
         """Foreign bytes stand where the record's rows belong. Its rows are written there, and foreign whole lines behind them."""
@@ -204,6 +205,12 @@ class Ledger:
         yield from self.write_record(record)
         self.take_over(self.header, self.header_index, self.records + [record])
 
+    def make_space(self):
+        """A rebuild and a cancellation need a slot, too."""
+        used = self.sequence - self.header.sequence
+        if used >= max(1, self.world.slots - 3) or used and self.world.flip(0.25, "checkpoint"):
+            yield from self.checkpoint()
+
     def append(self, request, token, lease):
         """One batch of one row. Returns the outcome and the row's offset."""
         self.attempt = None
@@ -215,9 +222,7 @@ class Ledger:
                 return "known", slot.offset
             if self.key_count() - self.world.first_seen(request.key, self.key_count()) >= self.world.key_slots:
                 return "unknown", None  # An earlier attempt may have been forgotten.
-        used = self.sequence - self.header.sequence
-        if used >= max(1, self.world.slots - 3) or used and self.world.flip(0.25, "checkpoint"):
-            yield from self.checkpoint()
+        yield from self.make_space()
         offset = self.end
         record = self.next_record(token, lease, offset, row_of(token, request.name))._replace(key=request.key)
         if not self.on("record_first"):
@@ -231,6 +236,15 @@ class Ledger:
             return "written", (yield from self.append_rows(record))
         except NoSpace:
             return (yield from self.revoke(record))
+
+    def fence(self, token, lease):
+        """Before a replica sleeps under its lease, a record without rows refuses all older tokens."""
+        if token < self.highest_token or token == self.highest_token and lease != self.highest_lease:
+            return
+        yield from self.make_space()
+        yield from self.record(self.next_record(token, lease, self.end, b""))
+        self.stable = self.checksum
+        self.world.fenced(token)
 
     def append_rows(self, record):
         offset = record.offset

@@ -30,6 +30,8 @@ class Replica:
             try:
                 yield from self.lock_files()
                 yield from self.ledger.refresh()
+                if world.flip(0.1, "sleep"):
+                    yield from self.ledger.fence(token, lease)
                 yield from self.write_batches(token, lease)
             except Failed as failure:
                 if world.protocol != DIRECT:

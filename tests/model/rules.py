@@ -30,6 +30,7 @@ STEPS = {
     "direct_rows": Rule("rows are written directly, at the recorded offset"),
     "fresh_size": Rule("the CSV's size is asked from the server between the record and its rows"),
     "record_anew": Rule("the last record is written anew before its missing rows are"),
+    "rowless_anew": Rule("a last record without rows is always written anew: no rows prove that it is stable"),
     "rows_anew": Rule("the last record's rows are written anew, even if they look right"),
     "header_anew": Rule("another process's header is written anew before anything rests on it"),
     "two_headers": Rule("a header only overwrites the older of two", BOTH),

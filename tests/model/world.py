@@ -49,7 +49,7 @@ class World:
         self.slots, self.key_slots = (3, 4, 8)[self.pick(3, "slots")], (2, 3, 8)[self.pick(3, "key slots")]
         self.copies_on_write = self.flip(0.2, "copies on write")
         # Redis: the lease's holder, the newest token, and what the last holder passed on.
-        self.lease_holder, self.token, self.leases, self.hint, self.checksums = None, 0, 0, None, 0
+        self.lease_holder, self.token, self.leases, self.fence, self.hint, self.checksums = None, 0, 0, 0, None, 0
         self.faults = self.foreign_appends = self.readers = self.processes = 0
         self.acknowledged, self.refused, self.unknown, self.foreign, self.shown = {}, set(), set(), [], set()
         self.leases_of_token, self.keys_at_first_attempt = defaultdict(set), {}
@@ -105,7 +105,12 @@ class World:
     def raise_token(self, highest):
         self.token = max(self.token, highest)
 
+    def fenced(self, token):
+        self.fence = max(self.fence, token)
+
     def wrote(self, token, lease):
+        if token < self.fence:
+            raise Broken(f"token {token} wrote after token {self.fence} was recorded")
         self.leases_of_token[token].add(lease)
 
     def first_seen(self, key, count):
