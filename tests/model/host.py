@@ -68,7 +68,9 @@ class Host:
 
     def read(self, file, is_locked):
         """A buffered read: without the file's lock, size and pages may be old."""
-        if not is_locked and not self.is_cut_off:
+        if file not in self.pages:
+            self.revalidate(file)
+        elif not is_locked and not self.is_cut_off:
             age = self.world.pick(4, "attributes")
             if age == 0:
                 self.revalidate(file)

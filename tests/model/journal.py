@@ -77,7 +77,7 @@ def records_since(journal, header, slots, rules):
             break
         if "sequence" in rules and cell.sequence != sequence:
             break
-        if "predecessor" in rules and "sequence" in rules and cell.predecessor != predecessor:
+        if "predecessor" in rules and cell.predecessor != predecessor:
             break
         predecessor = cell.checksum
         found.append(cell)

@@ -271,7 +271,7 @@ class Ledger:
         """The disk is full after the record is stable. No row is written; and no reader can have seen one, or the outcome is unknown."""
         csv = yield from self.host.direct_read("csv")
         tail, is_written = csv[record.offset :], len(csv) >= record.offset + len(record.payload)
-        if self.sequence != record.sequence or self.on("doubt_whole_rows") and is_written or not is_part(tail, record.payload):
+        if self.sequence != record.sequence or self.on("leave_when_full") or self.on("doubt_whole_rows") and is_written or not is_part(tail, record.payload):
             raise NoSpace("the rows may have been seen")
         if self.on("erase_when_full"):
             yield from self.truncate(record.offset, record.payload)

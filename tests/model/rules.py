@@ -37,7 +37,6 @@ STEPS = {
     "keys_before_header": Rule("keys are stable in their file before the header that gives up their records", BOTH),
     "stop_at_failure": Rule("after a failed write nothing more is written in this hold", BOTH),
     "doubt_checkpointed": Rule("a failed record at or before a newer checkpoint is neither written nor refused: unknown"),
-    "own_by_checksum": Rule("a failed record is recognised by its checksum, not by sequence, token and lease"),
     "cancel_when_full": Rule("rows that find the disk full are cancelled by a record before the refusal"),
     "doubt_whole_rows": Rule("rows that fail and are whole in the file are not cancelled: unknown"),
     "fence": Rule("a token older than the highest recorded one, or equal under another lease, is refused", BOTH),
@@ -65,6 +64,7 @@ GROUND = {
 SPARE = {
     "direct_journal": Rule("the journal is read and written directly, not through the page cache"),
     "predecessor": Rule("a record carries its predecessor's checksum"),
+    "own_by_checksum": Rule("a failed record is recognised by its checksum, not by sequence, token and lease"),
     "own_quarantine": Rule("each hold has a quarantine of its own, or the file is locked"),
 }
 
@@ -76,7 +76,8 @@ SHORTCUTS = {
 
 # Other ways, to compare with.
 ALTERNATIVES = {
-    "erase_when_full": Rule("rows that find the disk full: truncate, and erase the record", ()),
+    "erase_when_full": Rule("rows that find the disk full are truncated, and their record is erased", ()),
+    "leave_when_full": Rule("rows that find the disk full are unknown: the next holder writes them", ()),
 }
 
 RULES = {**STEPS, **GROUND, **SPARE, **SHORTCUTS, **ALTERNATIVES}

@@ -5,7 +5,11 @@ import time
 from typing import NamedTuple
 
 from failures import Broken, Stuck
-from world import Task, World
+from world import FAULTS, Task, World
+
+
+# What takes a host away and gives its locks to others.
+AWAY = ("cut", "expire", "killed")
 
 
 class Random:
@@ -17,17 +21,25 @@ class Random:
         self.foreign_max = self.random.choice((0, 0, 1, 3))
         self.readers_max = self.random.randrange(4)
         self.failure_rate = self.random.choice((0, 0.02, 0.1))
+        # Some histories are about keys, with the smallest keys file; some about hosts that are cut off.
+        self.is_about_keys, self.is_about_cuts = self.random.random() < 0.15, self.random.random() < 0.3
+        if self.is_about_cuts:
+            self.faults_max = 4
         # How often the same task goes on, and how often something happens besides.
         self.stickiness, self.eventfulness = self.random.choice((0.3, 0.8, 0.95)), self.random.choice((0.05, 0.15, 0.4))
 
     def pick(self, count, what):
+        if self.is_about_keys and what in ("slots", "key slots", "batches"):
+            return 0
         return self.random.randrange(count)
 
     def flip(self, probability, what):
+        if self.is_about_keys and what == "keyed":
+            probability = 0.9
         return self.random.random() < probability
 
     def appends(self):
-        return self.random.randrange(2, 8)
+        return self.random.randrange(5, 14) if self.is_about_keys else self.random.randrange(2, 8)
 
     def may_stop(self):
         return self.random.random() < 0.3
@@ -37,7 +49,8 @@ class Random:
             if last in ready and self.random.random() < self.stickiness:
                 return last
             return self.random.choice(ready)
-        return self.random.choices(events, [event.weight for event in events])[0]
+        weights = [event.weight * (6 if self.is_about_cuts and event.kind in AWAY else 1) for event in events]
+        return self.random.choices(events, weights)[0]
 
 
 class Small(NamedTuple):
@@ -103,7 +116,7 @@ class Scripted:
             options.append(last if last in ready else ready[0])
         if self.preemptions:
             options += [task for task in ready if task not in options]
-        in_turn = ("fault", "power", "reader")
+        in_turn = (*FAULTS, "reader")
         options += [event for event in events if event.kind in in_turn or not ready or self.late_events]
         choice = options[self.choose(len(options))]
         if isinstance(choice, Task):

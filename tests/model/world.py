@@ -12,6 +12,7 @@ from rows import lines
 from rules import DIRECT
 from server import Server
 
+FAULTS = ("fault", "power", "cut", "killed")
 STEPS_MAX = 1500
 # Removing a rule may leave a replica without progress; a last append is tried this often.
 LAST_ATTEMPTS = 4
@@ -255,10 +256,10 @@ class World:
         for host in self.hosts:
             found.append(Event(0.5, "power", lambda host=host: self.cut_host_power(host)))
             if not host.is_cut_off:
-                found.append(Event(1.5, "fault", lambda host=host: self.cut_off(host)))
+                found.append(Event(1.5, "cut", lambda host=host: self.cut_off(host)))
         for task in self.tasks:
             if task.replica and task.replica.ledger.locks:
-                found.append(Event(0.7, "fault", lambda task=task: self.end_process(task, "killed")))
+                found.append(Event(0.7, "killed", lambda task=task: self.end_process(task, "killed")))
         found.append(Event(1, "power", self.cut_server_power))
         if self.lease_holder:
             found.append(Event(1, "fault", lambda: self.lose_redis(with_data=False)))
@@ -298,7 +299,7 @@ class World:
                 last = choice
                 self.step(choice)
             else:
-                if choice.kind in ("fault", "power"):
+                if choice.kind in FAULTS:
                     self.faults += 1
                 choice.run()
         return False
