@@ -13,17 +13,23 @@ class Ledger:
     def __init__(self, world, host, name):
         self.world, self.host, self.name = world, host, name
         self.locks, self.lease_id = {}, 0
+        # The call that is under way: a file that is written, or "truncate".
+        self.calling = None
         # True while the next bytes at the CSV's end are ours: a foreign append in this moment is not protected.
         self.is_writing_rows = False
         self.forget()
 
     def forget(self):
         """Nothing that was known before a failure is believed."""
+        self.calling = None
         self.header, self.sequence, self.stable, self.attempt, self.end = None, None, None, None, 0
         self.stored_keys = []
 
     def on(self, rule):
         return rule in self.world.rules
+
+    def has_lost(self, file):
+        return file in self.locks and self.locks[file].lost
 
     # Files
 
@@ -36,11 +42,13 @@ class Ledger:
 
     def put(self, file, offset, data):
         self.world.say(f"{self.name} writes {file}[{offset}] {bytes(data) if isinstance(data, bytes) else data}")
+        self.calling = file
         if self.is_direct(file):
             yield from self.host.direct_write(file, offset, data, self.locks.get(file))
         else:
             self.host.write(file, offset, data, self.locks.get(file))
             yield None
+        self.calling = None
 
     def sync(self, file):
         if not self.is_direct(file):
@@ -192,7 +200,9 @@ class Ledger:
 
     def truncate(self, length, ours=b""):
         self.world.say(f"{self.name} truncates the CSV to {length}")
+        self.calling = "truncate"
         yield from self.host.truncate("csv", length, self.locks.get("csv"), ours)
+        self.calling = None
 
     # Append
 
@@ -230,7 +240,7 @@ class Ledger:
             yield None
         self.attempt = record
         yield from self.record(record)
-        self.world.wrote(token, lease)
+        self.world.recorded(token, lease, request.name)
         self.end = offset + len(record.payload)
         try:
             return "written", (yield from self.append_rows(record))

@@ -8,8 +8,7 @@ from failures import Broken, Stuck
 from world import FAULTS, Task, World
 
 
-# What takes a host away and gives its locks to others.
-AWAY = ("cut", "expire", "killed")
+AIMS = ("journal", "csv", "keys", "truncate")
 
 
 class Random:
@@ -21,9 +20,12 @@ class Random:
         self.foreign_max = self.random.choice((0, 0, 1, 3))
         self.readers_max = self.random.randrange(4)
         self.failure_rate = self.random.choice((0, 0.02, 0.1))
-        # Some histories are about keys, with the smallest keys file; some about hosts that are cut off.
-        self.is_about_keys, self.is_about_cuts = self.random.random() < 0.15, self.random.random() < 0.3
-        if self.is_about_cuts:
+        # Some histories are about keys, with the smallest keys file. Some aim at a call: the host goes away in the middle of it.
+        self.is_about_keys = self.random.random() < 0.15
+        self.aim = self.random.choice((None, None, None, *AIMS))
+        if self.is_about_keys and self.aim:
+            self.aim = "keys"
+        if self.aim:
             self.faults_max = 4
         # How often the same task goes on, and how often something happens besides.
         self.stickiness, self.eventfulness = self.random.choice((0.3, 0.8, 0.95)), self.random.choice((0.05, 0.15, 0.4))
@@ -45,12 +47,19 @@ class Random:
         return self.random.random() < 0.3
 
     def schedule(self, ready, last, events):
+        if self.aim and last in ready and last.replica and last.replica.ledger.calling == self.aim:
+            away = [event for event in events if event.host is last.host and event.kind in ("cut", "killed")]
+            if away and self.random.random() < 0.3:
+                return self.random.choice(away)
         if ready and not (events and self.random.random() < self.eventfulness):
             if last in ready and self.random.random() < self.stickiness:
                 return last
             return self.random.choice(ready)
-        weights = [event.weight * (6 if self.is_about_cuts and event.kind in AWAY else 1) for event in events]
-        return self.random.choices(events, weights)[0]
+        return self.random.choices(events, [self.weight(event) for event in events])[0]
+
+    def weight(self, event):
+        """A host that was aimed at stays away until others have gone on."""
+        return event.weight * 0.1 if self.aim and event.kind == "heal" else event.weight
 
 
 class Small(NamedTuple):

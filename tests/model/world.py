@@ -29,6 +29,7 @@ class Event(NamedTuple):
     weight: float
     kind: str
     run: object
+    host: object = None
 
 
 class Task:
@@ -53,7 +54,7 @@ class World:
         self.lease_holder, self.token, self.leases, self.fence, self.hint, self.checksums = None, 0, 0, 0, None, 0
         self.faults = self.foreign_appends = self.readers = self.processes = 0
         self.acknowledged, self.refused, self.unknown, self.foreign, self.shown = {}, set(), set(), [], set()
-        self.leases_of_token, self.keys_at_first_attempt = defaultdict(set), {}
+        self.leases_of_row, self.keys_at_first_attempt = defaultdict(set), {}
         self.hosts = [Host(self, "ABC"[i]) for i in range(2 + self.pick(2, "hosts"))]
         for host in self.hosts:
             host.revalidate("journal")
@@ -109,10 +110,10 @@ class World:
     def fenced(self, token):
         self.fence = max(self.fence, token)
 
-    def wrote(self, token, lease):
+    def recorded(self, token, lease, name):
+        self.leases_of_row[token, name].add(lease)
         if token < self.fence:
             raise Broken(f"token {token} wrote after token {self.fence} was recorded")
-        self.leases_of_token[token].add(lease)
 
     def first_seen(self, key, count):
         """How many keys were recorded when the key's first request was attempted."""
@@ -212,7 +213,7 @@ class World:
     def append_foreign(self):
         """Somebody appends without any lock: a whole line, or a part of one. Not protected: the moment while rows are on their way."""
         writers = [task.replica.ledger for task in self.tasks if task.replica]
-        if any(ledger.is_writing_rows and not any(lock.lost for lock in ledger.locks.values()) for ledger in writers):
+        if any(ledger.is_writing_rows and not ledger.has_lost("csv") for ledger in writers):
             return
         if any(file == "csv" and lock and not lock.lost for host in self.hosts for file, _, _, lock in host.in_flight):
             return
@@ -254,12 +255,12 @@ class World:
     def faults_possible(self):
         found = []
         for host in self.hosts:
-            found.append(Event(0.5, "power", lambda host=host: self.cut_host_power(host)))
+            found.append(Event(0.5, "power", lambda host=host: self.cut_host_power(host), host))
             if not host.is_cut_off:
-                found.append(Event(1.5, "cut", lambda host=host: self.cut_off(host)))
+                found.append(Event(1.5, "cut", lambda host=host: self.cut_off(host), host))
         for task in self.tasks:
             if task.replica and task.replica.ledger.locks:
-                found.append(Event(0.7, "killed", lambda task=task: self.end_process(task, "killed")))
+                found.append(Event(0.7, "killed", lambda task=task: self.end_process(task, "killed"), task.host))
         found.append(Event(1, "power", self.cut_server_power))
         if self.lease_holder:
             found.append(Event(1, "fault", lambda: self.lose_redis(with_data=False)))
