@@ -75,9 +75,7 @@ def records_since(journal, header, slots, rules):
             cell = cell.cell._replace(payload=cell.cell.payload[:3])
         if not isinstance(cell, Record):
             break
-        if "sequence" in rules and cell.sequence != sequence:
-            break
-        if "predecessor" in rules and cell.predecessor != predecessor:
+        if "sequence" in rules and (cell.sequence != sequence or "predecessor" in rules and cell.predecessor != predecessor):
             break
         predecessor = cell.checksum
         found.append(cell)

@@ -3,9 +3,9 @@
 Each method is a generator. It yields before everything that others may see or do in between.
 """
 
-from failures import Failed, NoSpace, Stuck
-from journal import HEADERS, Header, Record, Slot, known_keys, live, newest_header, records_since, slot_of
-from rows import is_foreign, lines, overwrite, row_of
+from failures import NoSpace, Stuck
+from journal import Header, Record, Slot, known_keys, live, newest_header, records_since, slot_of
+from rows import is_foreign, lines, row_of
 from rules import DIRECT
 
 
@@ -281,7 +281,8 @@ class Ledger:
         """The disk is full after the record is stable. No row is written; and no reader can have seen one, or the outcome is unknown."""
         csv = yield from self.host.direct_read("csv")
         tail, is_written = csv[record.offset :], len(csv) >= record.offset + len(record.payload)
-        if self.sequence != record.sequence or self.on("leave_when_full") or self.on("doubt_whole_rows") and is_written or not is_part(tail, record.payload):
+        is_seen = is_written and self.on("doubt_whole_rows")
+        if is_seen or self.sequence != record.sequence or not is_part(tail, record.payload) or self.on("leave_when_full"):
             raise NoSpace("the rows may have been seen")
         if self.on("erase_when_full"):
             yield from self.truncate(record.offset, record.payload)

@@ -1,7 +1,7 @@
 """Histories of a local volume: one page cache for all replicas, a kill or a power cut at any step, syncs that fail.
 
-Records are synced, rows are not; a checkpoint syncs the CSV; a failed sync leaves a flag. A history has several replicas with fresh, stale and
-doubly granted tokens, keyed retries, and rows that others append. Each guard can be removed.
+Records are synced, rows are not; a checkpoint syncs the CSV; a failed sync leaves a flag. A history has several replicas with fresh,
+stale and doubly granted tokens, keyed retries, and rows that others append. Each guard can be removed.
 """
 
 import random
@@ -13,32 +13,28 @@ from local_volume import Host, Killed, PowerCut
 from rows import is_whole, lines, rows
 
 TRIES = 6
-# Each guard, and the seed of a history that breaks a promise without it.
-GUARDS = dict.fromkeys(
-    (
-        "fence",
-        "lease",
-        "journal_sync",
-        "checksum",
-        "sequence",
-        "csv_before_header",
-        "keys_before_header",
-        "token_in_header",
-        "two_headers",
-        "known_keys",
-        "verify",
-        "quarantine_before_truncate",
-        "rebuild_journaled",
-        "flag_failed_sync",
-        "close_open_line",
-        "header_sync",
-        "scan_at_start",
-        "claims_token",
-        "sync_before_header",
-        "sync_before_repair",
-    ),
-    0,
-)
+GUARDS = {
+    "fence": "a token older than the highest recorded one is refused",
+    "lease": "so is an equal token from another lease",
+    "journal_sync": "a record is synced before its rows are written",
+    "checksum": "a torn record is no record",
+    "sequence": "a record counts only with the next sequence number",
+    "csv_before_header": "a checkpoint syncs the CSV before its header",
+    "keys_before_header": "a checkpoint syncs the keys before its header",
+    "token_in_header": "a header keeps the highest token",
+    "two_headers": "a header only overwrites the older of two",
+    "known_keys": "a known key is answered as before",
+    "verify": "a refresh compares new records with the CSV",
+    "quarantine_before_truncate": "what is cut is first synced in quarantine",
+    "rebuild_journaled": "a header notes a rebuild before the CSV is cut",
+    "flag_failed_sync": "a failed sync leaves a flag in the journal",
+    "close_open_line": "an open last line is closed or cut before an append",
+    "header_sync": "a header is synced before anything rests on it",
+    "scan_at_start": "the first refresh looks for holes after the checkpoint",
+    "claims_token": "a line with a token that the journal does not know is not kept",
+    "sync_before_header": "the newer header is synced before the older one is overwritten",
+    "sync_before_repair": "a record found is synced before its rows are completed",
+}
 
 
 class Broke(NamedTuple):

@@ -1,6 +1,6 @@
 """A replica: takes the lease, holds both locks over several batches, answers, and looks again after a failure."""
 
-from failures import Failed, NoSpace
+from failures import Failed
 from ledger import Ledger
 from rules import DIRECT
 

@@ -12,12 +12,9 @@ PROTOCOLS = {
 class Rule(NamedTuple):
     text: str
     protocols: tuple = (DIRECT,)
-    # The random history that breaks a promise without the rule: `make test` starts there and looks at `QUICK_HISTORIES`.
-    seed: int = 0
 
 
 BOTH = (BUFFERED, DIRECT)
-QUICK_HISTORIES = 60
 
 # What the protocol does.
 STEPS = {

@@ -53,7 +53,7 @@ class World:
         # Redis: the lease's holder, the newest token, and what the last holder passed on.
         self.lease_holder, self.token, self.leases, self.fence, self.hint, self.checksums = None, 0, 0, 0, None, 0
         self.faults = self.foreign_appends = self.readers = self.processes = 0
-        self.acknowledged, self.refused, self.unknown, self.foreign, self.shown = {}, set(), set(), [], set()
+        self.acknowledged, self.refused, self.foreign, self.shown = {}, set(), [], set()
         self.leases_of_row, self.keys_at_first_attempt = defaultdict(set), {}
         self.hosts = [Host(self, "ABC"[i]) for i in range(2 + self.pick(2, "hosts"))]
         for host in self.hosts:
@@ -129,8 +129,6 @@ class World:
                 self.refused.add(request.name)
         elif request.key and len(self.queue) < 20 and not self.is_calm:
             self.queue.append(request)
-        else:
-            self.unknown.add(request.name)
 
     # Processes
 
