@@ -15,7 +15,7 @@ from rules import BUFFERED, DIRECT, GROUND, PROTOCOLS, RULES, STEPS, rules_of
 from search import SMALL, search_random, search_small
 from seeds import LOCAL_SEEDS, SEEDS
 
-HISTORIES, HISTORIES_QUICK = 200_000, 2_000
+HISTORIES, HISTORIES_QUICK = 200_000, 4_000
 # Without a rule. A quick run starts where seeds.py says.
 REMOVAL_HISTORIES, REMOVAL_HISTORIES_QUICK = 100_000, 100
 LOCAL_HISTORIES, LOCAL_HISTORIES_QUICK = 50_000, 3_000
