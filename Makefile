@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-page test-containers faults faults-quick faults-selftest check links deps audit fuzz bench bench-deps \
+.PHONY: help run build test test-page test-containers model model-quick faults faults-quick faults-selftest check links deps audit fuzz bench bench-deps \
 	bench-quick clean
 
 help: ## Print this list
@@ -25,6 +25,13 @@ test-containers: ## Test docker-compose.yml on a Docker engine, through its load
 	@tests/install-deps containers
 	tests/containers/run.py
 
+# The table goes into docs/development/model.md. To see one history: tests/model/run.py --histories 500 --without rows_anew
+model: ## Check the storage protocol in a model of several hosts, and that each of its rules is needed; about an hour
+	tests/model/run.py
+
+model-quick: ## A part of it, in less than a minute
+	tests/model/run.py --quick
+
 # The table goes into docs/guarantees.md. To repeat one run: make faults SCENE=mixed SEED=7 RUNS=1
 RUNS ?= 16
 SEED ?= 1
@@ -40,7 +47,7 @@ faults-selftest: deps ## Remove safeguards from the service, one at a time, and 
 	@tests/install-deps faults
 	tests/faults/selftest
 
-check: links ## Check format, lints, documentation and links; every warning is an error
+check: links model-quick ## Check format, lints, documentation and links; every warning is an error
 	tests/guards --check
 	cargo fmt --check
 	cargo clippy --locked --all-targets --test faults -- -D warnings
