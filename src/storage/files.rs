@@ -56,8 +56,9 @@ fn stat(file: &File, what: StatxFlags) -> io::Result<Statx> {
     Ok(statx(file, "", AtFlags::EMPTY_PATH, what)?)
 }
 
+/// The inode that the path leads to now. A network volume would otherwise answer from its attribute cache for up to a minute.
 fn inode_at(path: &Path) -> io::Result<Inode> {
-    let found = statx(CWD, path, AtFlags::empty(), StatxFlags::INO)?;
+    let found = statx(CWD, path, AtFlags::STATX_FORCE_SYNC, StatxFlags::INO)?;
     Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
 }
 
@@ -172,6 +173,8 @@ impl Files {
 
     /// Rows appended to a file that was renamed or replaced would be lost to its readers.
     fn refuse_replaced(&self) -> Result<(), AppendError> {
+        // A network volume trusts names that it knows until it learns that the directory has changed.
+        inode_at(parent_directory(&self.path)).map_err(AppendError::before("find the directory of"))?;
         for (path, inode) in [&self.path, &self.journal_path].into_iter().zip(self.inodes) {
             if inode_at(path).map_err(AppendError::before("find"))? != inode {
                 return Err(AppendError::Replaced);
