@@ -129,6 +129,9 @@ impl Storage {
             keys_recorded: Arc::default(),
         };
         storage.first_refresh(options.journal_bytes)?;
+        // Not before: a refused start prints one line.
+        storage.volume.log(storage.path());
+        storage.volume.warn(storage.path());
         Ok(storage)
     }
 
@@ -344,15 +347,13 @@ impl Storage {
     }
 }
 
-/// Finds the volume, logs it, and refuses one on which rows would be lost.
+/// Finds the volume, and refuses one on which rows would be lost.
 fn judge_volume(csv: &Path, options: &Options) -> Result<VolumeInfo, OpenError> {
     let volume = watched(csv, "find the volume of", || VolumeInfo::of(csv))
         .map_err(|e| OpenError::io(csv, "find the volume of", e))?;
     if !options.accept_unlocked {
         volume.refuse_unsafe().map_err(|refusal| OpenError::UnsafeVolume(csv.to_owned(), refusal))?;
     }
-    volume.log(csv);
-    volume.warn(csv);
     options.meter.set_volume_info(volume.fs_type(), volume.kind().name(), volume.version().unwrap_or(NONE));
     Ok(volume)
 }
