@@ -11,7 +11,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, FallocateFlags, Statx, StatxFlags, fallocate, fstatvfs, statx},
+    fs::{AtFlags, FallocateFlags, Statx, StatxFlags, fallocate, fstatvfs, statx},
     io::{Errno, pwritev},
 };
 
@@ -21,7 +21,7 @@ use crate::{
         disk::{AppendedRange, Disk, FileKind},
         error::AppendError,
         journal::Layout,
-        side_files::{copy_owner_and_mode, parent_directory, side_path},
+        side_files::{copy_owner_and_mode, parent_directory, side_path, stat_on_server},
     },
 };
 
@@ -58,7 +58,7 @@ fn stat(file: &File, what: StatxFlags) -> io::Result<Statx> {
 
 /// The inode that the path leads to now. A network volume would otherwise answer from its attribute cache for up to a minute.
 fn inode_at(path: &Path) -> io::Result<Inode> {
-    let found = statx(CWD, path, AtFlags::STATX_FORCE_SYNC, StatxFlags::INO)?;
+    let found = stat_on_server(path)?;
     Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
 }
 
@@ -174,7 +174,7 @@ impl Files {
     /// Rows appended to a file that was renamed or replaced would be lost to its readers.
     fn refuse_replaced(&self) -> Result<(), AppendError> {
         // A network volume trusts names that it knows until it learns that the directory has changed.
-        inode_at(parent_directory(&self.path)).map_err(AppendError::before("find the directory of"))?;
+        stat_on_server(parent_directory(&self.path)).map_err(AppendError::before("find the directory of"))?;
         for (path, inode) in [&self.path, &self.journal_path].into_iter().zip(self.inodes) {
             if inode_at(path).map_err(AppendError::before("find"))? != inode {
                 return Err(AppendError::Replaced);

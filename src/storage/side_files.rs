@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, Statx, StatxFlags, statx};
 use tempfile::NamedTempFile;
 
 use crate::{
@@ -96,11 +96,17 @@ fn links(file: &File) -> io::Result<u32> {
     Ok(statx(file, "", AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC, StatxFlags::NLINK)?.stx_nlink)
 }
 
+/// Asks the server of a network volume, not the attribute cache. Costs nothing more on a local volume. NFS asks only for
+/// attributes that can change, so the mode is requested as well.
+pub(crate) fn stat_on_server(path: &Path) -> io::Result<Statx> {
+    Ok(statx(CWD, path, AtFlags::STATX_FORCE_SYNC, StatxFlags::INO | StatxFlags::MODE)?)
+}
+
 /// Removes the names under which a file was created, where it could only get its own name by a second link (`persist_new`).
 fn remove_temporary_names(path: &Path, file: &File) -> io::Result<()> {
     let (directory, found) = (parent_directory(path), file.metadata()?);
     // A network volume lists a directory from its cache until it learns that the directory has changed.
-    statx(CWD, directory, AtFlags::STATX_FORCE_SYNC, StatxFlags::INO)?;
+    stat_on_server(directory)?;
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         if !entry.file_name().as_encoded_bytes().starts_with(TEMPORARY_PREFIX.as_bytes()) {
