@@ -161,7 +161,7 @@ pub struct Config {
     )]
     pub formula_guard: Switch,
 
-    /// accept: serve from a volume without file locks, with weaker guarantees.
+    /// accept: serve from a volume that the start refuses, such as one without file locks, with weaker guarantees.
     #[arg(
         long,
         env = "ROWLOCK_UNLOCKED_VOLUME",

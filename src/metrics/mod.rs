@@ -48,6 +48,13 @@ impl Meter {
         }
     }
 
+    /// Sets the labels of `rowlock_volume_info`.
+    pub fn set_volume_info(&self, fs_type: &str, kind: &'static str, version: &str) {
+        if let Some(registry) = &self.registry {
+            registry.set_volume_info(fs_type, kind, version);
+        }
+    }
+
     /// Adds 1 to a counter.
     pub fn count(&self, counter: Counter) {
         self.add(counter, 1);

@@ -114,6 +114,7 @@ table! {
         Requests "rowlock_http_requests_total" Count Own "Answers by method, route, status, code of the refusal, and outcome of the rows."
         RequestSeconds "rowlock_http_request_duration_seconds" Seconds Own "From the headers of a request to the head of its answer."
         BuildInfo "rowlock_build_info" Count Own "1, with the program's version and the replica's name."
+        VolumeInfo "rowlock_volume_info" Count Own "1, with the volume's file system type, its kind (local or network), and the version of its network protocol, or none."
     }
 }
 
@@ -214,7 +215,21 @@ impl Registry {
 
     pub(super) fn set_build_info(&self, replica: &str) {
         let labels = vec![Label::new("version", env!("CARGO_PKG_VERSION")), Label::new("replica", replica.to_owned())];
-        let key = Key::from_parts(Labelled::TABLE[Labelled::BuildInfo as usize].name, labels);
+        self.set_info(Labelled::BuildInfo, labels);
+    }
+
+    pub(super) fn set_volume_info(&self, fs_type: &str, kind: &'static str, version: &str) {
+        let labels = vec![
+            Label::new("type", fs_type.to_owned()),
+            Label::new("kind", kind),
+            Label::new("version", version.to_owned()),
+        ];
+        self.set_info(Labelled::VolumeInfo, labels);
+    }
+
+    /// A gauge that is always 1, for the sake of its labels.
+    fn set_info(&self, metric: Labelled, labels: Vec<Label>) {
+        let key = Key::from_parts(Labelled::TABLE[metric as usize].name, labels);
         self.recorder.register_gauge(&key, &METADATA).set(1.0);
     }
 

@@ -8,7 +8,10 @@ use std::{
 use crate::{
     csv::schema::{HeaderError, InvalidField},
     fencing::FencingToken,
-    storage::journal::{FORMAT, HeaderFault},
+    storage::{
+        journal::{FORMAT, HeaderFault},
+        volume::VolumeRefusal,
+    },
 };
 
 /// Why the CSV can't be used. Each prints as one line that names the file.
@@ -60,6 +63,9 @@ pub enum OpenError {
     /// File locks do not work on the volume.
     #[error("{}: this volume has no working file locks, so two replicas could write at once; ROWLOCK_UNLOCKED_VOLUME=accept serves anyway, but then a stopped replica that continues may damage rows", .0.display())]
     Unlocked(PathBuf),
+    /// Rows would be lost on the volume.
+    #[error("{}: {}; ROWLOCK_UNLOCKED_VOLUME=accept serves anyway, but then rows may be lost", .0.display(), .1)]
+    UnsafeVolume(PathBuf, VolumeRefusal),
     /// Another process holds the OS lock.
     #[error("{} is locked by another process", .0.display())]
     Busy(PathBuf),

@@ -17,10 +17,12 @@ mod peer_file;
 mod reader;
 mod row_index;
 mod side_files;
+mod slow_call;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod testing;
 mod types;
+mod volume;
 
 use std::{
     io,
@@ -45,10 +47,12 @@ pub use crate::storage::{
     reader::{ReadError, Reader, Snapshot},
     side_files::resolve,
     types::{AppendEntry, EntryOutcome, IdleOutcome, KnownKey, NewRows, Options, Page, Row, Turn},
+    volume::{VolumeInfo, VolumeKind, VolumeRefusal},
 };
 
 use crate::{
     csv::{idempotency_key::Key, schema::Schema},
+    metrics::NONE,
     storage::{
         disk::Disk,
         files::{Files, OsLock, START_WAIT},
@@ -59,6 +63,7 @@ use crate::{
             checkpoint::{PendingCheckpoint, sync_for_checkpoint},
             direct::Resolution,
         },
+        slow_call::watched,
     },
 };
 
@@ -80,6 +85,7 @@ const KEEP_MAX: Duration = Duration::from_millis(50);
 /// One CSV, open for appending.
 #[derive(Debug)]
 pub struct Storage {
+    volume: VolumeInfo,
     files: Arc<Files>,
     ledger: Ledger<Arc<Files>>,
     /// On a network volume, the OS lock is kept from one batch to the next, until `end_hold`.
@@ -107,31 +113,28 @@ impl Storage {
     /// # Errors
     /// Whatever makes the file unusable for appending, as one line that names it.
     pub fn open(options: Options) -> Result<Self, OpenError> {
-        let path = side_files::resolve(&options.path)?;
+        let path = watched(&options.path, "find", || side_files::resolve(&options.path))?;
         let new_file = Arc::new(side_files::parse_header_option(&options.header)?);
-        side_files::ensure_exists(&path, &new_file)?;
-        adopt::write_header_if_empty(&path, &new_file)?;
-        side_files::ensure_keys(&path, options.keys as u64)
-            .map_err(|e| OpenError::io(&path, "create the keys file of", e))?;
+        let volume = judge_volume(&path, &options)?;
+        watched(&path, "create", || {
+            side_files::ensure_exists(&path, &new_file)?;
+            adopt::write_header_if_empty(&path, &new_file)?;
+            side_files::ensure_keys(&path, options.keys as u64)
+                .map_err(|e| OpenError::io(&path, "create the keys file of", e))
+        })?;
         if !side_files::side_path(&path, ".journal").exists() {
             adopt::create_journal(&path, &new_file, options.journal_bytes)?;
         }
-        let mut files = Files::open(&path).map_err(|e| OpenError::io(&path, "open", e))?;
-        if !files.locks_work().map_err(|e| OpenError::io(&path, "lock", e))? {
-            if !options.accept_unlocked {
-                return Err(OpenError::Unlocked(path));
-            }
-            tracing::warn!(csv = %path.display(), "file locks do not work on this volume: a stopped replica that continues may damage rows");
-            files.accept_unlocked();
-        }
+        let files = open_files(&path, options.accept_unlocked)?;
         let files = Arc::new(files);
-        let format = Format::read(&files, &path, &new_file)?;
+        let format = watched(&path, "read", || Format::read(&files, &path, &new_file))?;
         if *format.schema != *new_file {
             tracing::info!(csv = %path.display(), "the file keeps its own header, which differs from ROWLOCK_CSV_HEADER");
         }
         let (layout, replica, keys, meter) = (Layout::REAL, options.replica, options.keys, options.meter);
         let ledger = Ledger::open(Arc::clone(&files), LedgerOptions { path, layout, format, replica, keys, meter })?;
         let mut storage = Self {
+            volume,
             files,
             ledger,
             hold: None,
@@ -142,6 +145,9 @@ impl Storage {
             keys_recorded: Arc::default(),
         };
         storage.first_refresh(options.journal_bytes)?;
+        // Not before: a refused start prints one line.
+        storage.volume.log(storage.path());
+        storage.volume.warn(storage.path());
         Ok(storage)
     }
 
@@ -153,7 +159,7 @@ impl Storage {
             AppendError::Before { doing, source } => OpenError::io(&path, doing, source),
             other => OpenError::io(&path, "refresh", io::Error::other(other)),
         };
-        let lock = match self.begin_hold(Instant::now() + START_WAIT) {
+        let lock = match watched(&path, "lock", || self.begin_hold(Instant::now() + START_WAIT)) {
             Ok(lock) => lock,
             Err(AppendError::Busy) => {
                 tracing::warn!(csv = %path.display(), "another process holds the file lock; rows wait for it");
@@ -181,6 +187,11 @@ impl Storage {
     /// The columns of the file.
     pub fn schema(&self) -> Arc<Schema> {
         Arc::clone(&self.ledger.format().schema)
+    }
+
+    /// The volume that holds the file.
+    pub fn volume(&self) -> &VolumeInfo {
+        &self.volume
     }
 
     /// The file's path, symbolic links resolved.
@@ -453,6 +464,30 @@ fn is_lost_lock(e: &io::Error) -> bool {
     use rustix::io::Errno;
     let found = e.raw_os_error().map(Errno::from_raw_os_error);
     found.is_some_and(|it| [Errno::IO, Errno::STALE, Errno::BADF, Errno::NOLCK, Errno::REMOTEIO].contains(&it))
+}
+
+/// Finds the volume, and refuses one on which rows would be lost.
+fn judge_volume(csv: &Path, options: &Options) -> Result<VolumeInfo, OpenError> {
+    let volume = watched(csv, "find the volume of", || VolumeInfo::of(csv))
+        .map_err(|e| OpenError::io(csv, "find the volume of", e))?;
+    if !options.accept_unlocked {
+        volume.refuse_unsafe().map_err(|refusal| OpenError::UnsafeVolume(csv.to_owned(), refusal))?;
+    }
+    options.meter.set_volume_info(volume.fs_type(), volume.kind().name(), volume.version().unwrap_or(NONE));
+    Ok(volume)
+}
+
+/// Opens the files, and refuses a volume whose locks do nothing unless that is accepted.
+fn open_files(csv: &Path, accept_unlocked: bool) -> Result<Files, OpenError> {
+    let mut files = watched(csv, "open", || Files::open(csv)).map_err(|e| OpenError::io(csv, "open", e))?;
+    if !watched(csv, "lock", || files.locks_work()).map_err(|e| OpenError::io(csv, "lock", e))? {
+        if !accept_unlocked {
+            return Err(OpenError::Unlocked(csv.to_owned()));
+        }
+        tracing::warn!(csv = %csv.display(), "file locks do not work on this volume: a stopped replica that continues may damage rows");
+        files.accept_unlocked();
+    }
+    Ok(files)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::fs::{AtFlags, CWD, Statx, StatxFlags, statx};
 use tempfile::NamedTempFile;
 
 use crate::{
@@ -18,6 +19,9 @@ use crate::{
         keys,
     },
 };
+
+/// Names of files that are being created begin with it.
+const TEMPORARY_PREFIX: &str = ".rowlock-new-";
 
 /// `<csv><suffix>`.
 pub(crate) fn side_path(csv: &Path, suffix: &str) -> PathBuf {
@@ -61,7 +65,9 @@ pub(crate) fn ensure_exists(path: &Path, schema: &Schema) -> Result<(), OpenErro
     let create = || -> io::Result<()> {
         let directory = parent_directory(path);
         // The process's umask still applies.
-        let mut file = tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(directory)?;
+        let permissions = Permissions::from_mode(0o666);
+        let mut file =
+            tempfile::Builder::new().prefix(TEMPORARY_PREFIX).permissions(permissions).tempfile_in(directory)?;
         if let Some(header) = schema.header() {
             file.write_all(&header)?;
             file.write_all(b"\n")?;
@@ -73,12 +79,50 @@ pub(crate) fn ensure_exists(path: &Path, schema: &Schema) -> Result<(), OpenErro
 
 /// Refuses a file that is not a regular file with one name.
 pub(crate) fn refuse_unfit(path: &Path, file: &File) -> Result<(), OpenError> {
-    let metadata = file.metadata().map_err(|e| OpenError::io(path, "stat", e))?;
-    match (metadata.is_file(), metadata.nlink()) {
-        (false, _) => Err(OpenError::NotAFile(path.to_owned())),
-        (true, 0 | 1) => Ok(()),
-        (true, _) => Err(OpenError::HardLinks(path.to_owned())),
+    let fail = |e| OpenError::io(path, "stat", e);
+    if !file.metadata().map_err(fail)?.is_file() {
+        return Err(OpenError::NotAFile(path.to_owned()));
     }
+    if links(file).map_err(fail)? <= 1 {
+        return Ok(());
+    }
+    // guard: temporary_name: a start that another start interleaves with, or that was killed, is not several hard links
+    remove_temporary_names(path, file).map_err(fail)?;
+    if links(file).map_err(fail)? <= 1 { Ok(()) } else { Err(OpenError::HardLinks(path.to_owned())) }
+}
+
+/// The number of names, as the server of a network volume knows it.
+fn links(file: &File) -> io::Result<u32> {
+    Ok(statx(file, "", AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC, StatxFlags::NLINK)?.stx_nlink)
+}
+
+/// Asks the server of a network volume, not the attribute cache. Costs nothing more on a local volume. NFS asks only for
+/// attributes that can change, so the mode is requested as well.
+pub(crate) fn stat_on_server(path: &Path) -> io::Result<Statx> {
+    Ok(statx(CWD, path, AtFlags::STATX_FORCE_SYNC, StatxFlags::INO | StatxFlags::MODE)?)
+}
+
+/// Removes the names under which a file was created, where it could only get its own name by a second link (`persist_new`).
+fn remove_temporary_names(path: &Path, file: &File) -> io::Result<()> {
+    let (directory, found) = (parent_directory(path), file.metadata()?);
+    // A network volume lists a directory from its cache until it learns that the directory has changed.
+    stat_on_server(directory)?;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if !entry.file_name().as_encoded_bytes().starts_with(TEMPORARY_PREFIX.as_bytes()) {
+            continue;
+        }
+        let removed = entry.metadata().and_then(|metadata| {
+            let is_same = (metadata.dev(), metadata.ino()) == (found.dev(), found.ino());
+            if is_same { fs::remove_file(entry.path()) } else { Ok(()) }
+        });
+        match removed {
+            // The start that made the name may remove it at the same time.
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Creates the journal, complete or not at all: two headers, then zeros. Keeps an existing one.
@@ -126,7 +170,7 @@ fn ensure_side_file(path: &Path, csv: &Path, fill: impl FnOnce(&File) -> io::Res
 
 /// A temporary file in the CSV's directory, with the CSV's owner and mode.
 fn new_side_file(csv: &Path, fill: impl FnOnce(&File) -> io::Result<()>) -> io::Result<NamedTempFile> {
-    let file = NamedTempFile::new_in(parent_directory(csv))?;
+    let file = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempfile_in(parent_directory(csv))?;
     fill(file.as_file())?;
     copy_owner_and_mode(file.as_file(), csv)?;
     Ok(file)
@@ -139,7 +183,9 @@ fn persist_over(file: NamedTempFile, path: &Path) -> io::Result<()> {
     File::open(parent_directory(path))?.sync_all()
 }
 
-/// Syncs the file, gives it its name unless another process was faster, and syncs the directory.
+/// Syncs the file, gives it its name unless another process was faster, and syncs the directory. NFS can only do that by a
+/// second link, whose old name is then removed: a rename there always replaces, and could so hit a file that another host has
+/// made and used since this one was cut off.
 fn persist_new(file: NamedTempFile, path: &Path) -> io::Result<()> {
     file.as_file().sync_all()?;
     match file.persist_noclobber(path) {
@@ -165,4 +211,62 @@ pub(crate) fn copy_owner_and_mode(file: &File, csv: &Path) -> io::Result<()> {
         }
     }
     file.set_permissions(wanted.permissions())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Barrier, thread};
+
+    use super::*;
+
+    /// `persist_new` on a volume that cannot rename without replacing.
+    fn persist_by_link(temporary: &Path, path: &Path) {
+        match fs::hard_link(temporary, path) {
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => panic!("{e}"),
+            _ => {}
+        }
+    }
+
+    fn temporary(folder: &Path) -> NamedTempFile {
+        tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempfile_in(folder).expect("created")
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).expect("a folder");
+        entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn starts_at_the_same_time_never_see_several_hard_links() {
+        const STARTS: usize = 8;
+        for _ in 0..200 {
+            let folder = tempfile::tempdir().expect("a folder");
+            let (path, start) = (folder.path().join("rows.csv"), Barrier::new(STARTS));
+            thread::scope(|scope| {
+                for _ in 0..STARTS {
+                    scope.spawn(|| {
+                        let file = temporary(folder.path());
+                        start.wait();
+                        persist_by_link(file.path(), &path);
+                        refuse_unfit(&path, &File::open(&path).expect("opens")).expect("one name");
+                    });
+                }
+            });
+            assert_eq!(names(folder.path()), ["rows.csv"]);
+        }
+    }
+
+    #[test]
+    fn temporary_name_of_a_killed_start_is_removed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("rows.csv");
+        let (_, killed) = temporary(folder.path()).keep().expect("kept");
+        let (_, other) = temporary(folder.path()).keep().expect("kept");
+        persist_by_link(&killed, &path);
+        let open = || File::open(&path).expect("opens");
+        refuse_unfit(&path, &open()).expect("one name");
+        assert!(!killed.exists() && other.exists());
+        fs::hard_link(&path, folder.path().join("second.csv")).expect("linked");
+        assert!(matches!(refuse_unfit(&path, &open()), Err(OpenError::HardLinks(_))));
+    }
 }

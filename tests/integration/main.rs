@@ -39,3 +39,4 @@ mod style;
 mod support;
 mod systemd_units;
 mod traces;
+mod volumes;

@@ -25,6 +25,8 @@ use crate::{
         format::Format,
         journal::{Header, HeaderFault, JournalRecord, Layout, read_after},
         side_files::{self, side_path},
+        slow_call::watched,
+        volume::VolumeInfo,
     },
 };
 
@@ -39,7 +41,10 @@ const CHUNK_BYTES: usize = 1 << 20;
 pub fn check(options: &CheckOptions, progress: &dyn Fn(u64, u64)) -> Result<Report, OpenError> {
     let path = side_files::resolve(&options.path)?;
     let schema = Arc::new(side_files::parse_header_option(&options.header)?);
-    let files = Arc::new(Files::open_to_read(&path).map_err(|e| OpenError::io(&path, "open", e))?);
+    let volume = watched(&path, "find the volume of", || VolumeInfo::of(&path));
+    volume.map_err(|e| OpenError::io(&path, "find the volume of", e))?.log(&path);
+    let files = watched(&path, "open", || Files::open_to_read(&path)).map_err(|e| OpenError::io(&path, "open", e))?;
+    let files = Arc::new(files);
     let format = Format::read(&files, &path, &schema)?;
     let audit = Audit::new(&format.schema, format.start, options.keys);
     Check { path, files, audit, read: format.start, progress }.run()
@@ -59,7 +64,8 @@ impl Check<'_> {
         let path = self.path.clone();
         let fail = |e| OpenError::io(&path, "read", e);
         self.read_up_to_checkpoint().map_err(fail)?;
-        let lock = self.files.lock(Instant::now() + START_WAIT).map_err(|e| lock_failed(&path, e))?;
+        let lock = watched(&path, "lock", || self.files.lock(Instant::now() + START_WAIT));
+        let lock = lock.map_err(|e| lock_failed(&path, e))?;
         let len = self.files.len(FileKind::Csv).map_err(fail)?;
         self.read_up_to(len).map_err(fail)?;
         self.audit.end();

@@ -22,7 +22,7 @@ use crate::{
         error::AppendError,
         files::{Inode, inode_at, inode_of, open_to_write, stat, try_until},
         journal::Layout,
-        side_files::{copy_owner_and_mode, parent_directory, side_path},
+        side_files::{copy_owner_and_mode, parent_directory, side_path, stat_on_server},
     },
 };
 
@@ -139,6 +139,8 @@ impl LocalFiles {
 
     /// Rows appended to a file that was renamed or replaced would be lost to its readers.
     fn refuse_replaced(&self) -> Result<(), AppendError> {
+        // A network volume trusts names that it knows until it learns that the directory has changed.
+        stat_on_server(parent_directory(&self.path)).map_err(AppendError::before("find the directory of"))?;
         for (path, inode) in [&self.path, &self.journal_path].into_iter().zip(self.inodes) {
             if inode_at(path).map_err(AppendError::before("find"))? != inode {
                 return Err(AppendError::Replaced);

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::{AtFlags, CWD, Statx, StatxFlags, fstatvfs, statx};
+use rustix::fs::{AtFlags, Statx, StatxFlags, fstatvfs, statx};
 
 use crate::storage::{
     disk::{AppendedRange, Disk, FileKind},
@@ -23,6 +23,8 @@ use crate::storage::{
         local::{LocalFiles, LocalLock},
         network::{NetworkFiles, NetworkLock},
     },
+    side_files::stat_on_server,
+    volume::{VolumeInfo, VolumeKind},
 };
 
 /// How long a start waits for another process that holds the OS lock.
@@ -55,8 +57,9 @@ fn stat(file: &File, what: StatxFlags) -> io::Result<Statx> {
     Ok(statx(file, "", AtFlags::EMPTY_PATH, what)?)
 }
 
+/// The inode that the path leads to now. A network volume would otherwise answer from its attribute cache for up to a minute.
 fn inode_at(path: &Path) -> io::Result<Inode> {
-    let found = statx(CWD, path, AtFlags::empty(), StatxFlags::INO)?;
+    let found = stat_on_server(path)?;
     Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
 }
 
@@ -191,6 +194,5 @@ impl Disk for Arc<Files> {
 
 /// Whether several hosts may share the volume, each with a page cache of its own.
 fn is_network(path: &Path) -> io::Result<bool> {
-    const NFS_SUPER_MAGIC: i64 = 0x6969;
-    Ok(rustix::fs::statfs(path)?.f_type as i64 == NFS_SUPER_MAGIC)
+    Ok(VolumeInfo::of(path)?.kind() == VolumeKind::Network)
 }

@@ -24,11 +24,11 @@ use crate::storage::{
     disk::{AppendedRange, Disk, FileKind},
     error::{AppendError, is_full},
     files::{
-        Inode, inode_at, inode_of,
+        Inode, inode_of,
         read_ahead::{ReadAhead, read_full},
         stat, try_until,
     },
-    side_files::{copy_owner_and_mode, parent_directory, side_path},
+    side_files::{copy_owner_and_mode, parent_directory, side_path, stat_on_server},
 };
 
 /// How long the holder of the journal's lock tries for the lock of another file, which only a dead host can still have.
@@ -87,6 +87,7 @@ impl NetworkFiles {
     fn open_with(path: &Path, read_only: bool, direct: OFlags) -> io::Result<Self> {
         let side = side_path(path, ".journal");
         let journal_path = if read_only && !side.exists() { path.to_owned() } else { side };
+        let direct = if is_direct_possible(path)? { direct } else { OFlags::empty() };
         let csv = open(path, Mode::Read, direct)?;
         let journal = open(&journal_path, if read_only { Mode::Read } else { Mode::Write }, direct)?;
         Ok(Self {
@@ -175,9 +176,9 @@ impl NetworkFiles {
     /// Rows appended to a file that was renamed or replaced would be lost to its readers.
     fn refuse_replaced(&self, csv: &File) -> Result<(), AppendError> {
         let check = || -> io::Result<bool> {
-            // A change in the directory is seen only after asking the server for the directory's attributes.
-            statx(CWD, parent_directory(&self.path), AtFlags::STATX_FORCE_SYNC, StatxFlags::MTIME)?;
-            let found = [inode_at(&self.path)?, inode_at(&self.journal_path)?];
+            // The client trusts names that it knows until it learns that the directory has changed.
+            stat_on_server(parent_directory(&self.path))?;
+            let found = [named_inode(&self.path)?, named_inode(&self.journal_path)?];
             Ok(found == self.inodes && inode_of(csv)? == self.inodes[0])
         };
         if check().map_err(AppendError::before("find"))? { Ok(()) } else { Err(AppendError::Replaced) }
@@ -336,6 +337,18 @@ fn open(path: &Path, mode: Mode, direct: OFlags) -> io::Result<File> {
         .truncate(false)
         .custom_flags(flags.bits().cast_signed())
         .open(path)
+}
+
+/// The inode that a name leads to, for which a known name needs no call.
+fn named_inode(path: &Path) -> io::Result<Inode> {
+    let found = statx(CWD, path, AtFlags::empty(), StatxFlags::INO)?;
+    Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
+}
+
+/// Whether the file can be read and written past the page cache at any offset: network file systems ask for no alignment.
+fn is_direct_possible(path: &Path) -> io::Result<bool> {
+    let found = statx(CWD, path, AtFlags::empty(), StatxFlags::DIOALIGN)?;
+    Ok(found.stx_mask & StatxFlags::DIOALIGN.bits() == 0 || found.stx_dio_offset_align == 1)
 }
 
 /// The length that the server knows.
