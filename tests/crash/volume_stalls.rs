@@ -30,12 +30,12 @@ fn start(on: On) -> Option<(Bench, Mounted, Disk)> {
     Some((bench, mounted, disk))
 }
 
-fn replica(bench: &Bench, name: &str, grace: &str) -> Replica {
+fn replica(bench: &Bench, name: &str, wait: &str, grace: &str) -> Replica {
     let settings = [
         ("ROWLOCK_REPLICA", name),
         ("ROWLOCK_CSV_HEADER", HEADER),
         ("ROWLOCK_LOCK_TTL", "2s"),
-        ("ROWLOCK_WAIT_TIMEOUT", "3s"),
+        ("ROWLOCK_WAIT_TIMEOUT", wait),
         ("ROWLOCK_GRACE", grace),
     ];
     bench.replica(&settings)
@@ -69,7 +69,8 @@ async fn stall_holder(bench: &Bench, disk: &Disk, replica: &Replica) -> tokio::t
 #[tokio::test(flavor = "multi_thread")]
 async fn stalled_holder_lets_others_go_on_and_heals() {
     let Some((bench, _mounted, disk)) = start(On::Redis) else { return };
-    let (one, two) = (replica(&bench, "one", "30s"), replica(&bench, "two", "30s"));
+    // The other waits for longer than the lease of the holder can last.
+    let (one, two) = (replica(&bench, "one", "3s", "30s"), replica(&bench, "two", "10s", "30s"));
     let arrived = Instant::now();
     let held = stall_holder(&bench, &disk, &one).await;
     let stalled = Instant::now();
@@ -117,7 +118,7 @@ async fn stalled_holder_lets_others_go_on_and_heals() {
 #[tokio::test(flavor = "multi_thread")]
 async fn stuck_writer_ends_within_its_grace_time() {
     let Some((bench, _mounted, disk)) = start(On::Redis) else { return };
-    let mut one = replica(&bench, "one", "3s");
+    let mut one = replica(&bench, "one", "3s", "3s");
     let held = stall_holder(&bench, &disk, &one).await;
     let signalled = Instant::now();
     one.signal("TERM");
@@ -128,7 +129,7 @@ async fn stuck_writer_ends_within_its_grace_time() {
     let (status, problem) = held.await.expect("answered while it drained");
     assert_eq!((status, &problem["code"], &problem["outcome"]), (500, &json!("internal"), &json!("unknown")));
     disk.stall(None);
-    let two = replica(&bench, "two", "30s");
+    let two = replica(&bench, "two", "3s", "30s");
     until("the key is written", async || keyed(&two, "held", 0.0).await.expect("no panic").0 == 201).await;
     assert_eq!(bench.rows().len(), 1);
 }
@@ -136,7 +137,7 @@ async fn stuck_writer_ends_within_its_grace_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_replica_notices_a_stalled_volume() {
     let Some((bench, _mounted, disk)) = start(On::Embedded) else { return };
-    let mut one = replica(&bench, "one", "1s");
+    let mut one = replica(&bench, "one", "3s", "1s");
     one.append_text("before").await;
     disk.stall(Some(one.pid()));
     let stalled = Instant::now();
