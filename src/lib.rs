@@ -3,7 +3,7 @@
 //! A row passes through these modules; a module uses only those to its right:
 //!
 //! ```text
-//! main -> cli -> server -> http -> commit -> { lock, storage } -> { api, csv, config, metrics, fencing, time }
+//! main -> cli -> server -> http -> commit -> { lock, storage } -> { api, csv, config, metrics, fencing, progress, time }
 //! ```
 //!
 //! ARCHITECTURE.md says what each module does and where each promise is kept.
@@ -22,6 +22,7 @@ pub mod http;
 pub mod load;
 pub mod lock;
 pub mod metrics;
+pub mod progress;
 pub mod random;
 pub mod server;
 pub mod simulation;

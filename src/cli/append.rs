@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, WRONG_USAGE, serve::open_error_code};
 use crate::{
     api::acknowledgement::Acknowledgement,
-    commit::{self, AppendError, Appender},
+    commit::{self, AppendError, Appender, Outcome},
     config::{Config, Switch},
     csv::{
         idempotency_key::{KEY_BYTES_MAX, Key},
@@ -112,11 +112,13 @@ fn exit_code(e: &AppendError) -> u8 {
         | AppendError::KeyInFlight
         | AppendError::KeyMayBeForgotten
         | AppendError::FileBusy
+        | AppendError::StorageStuck(Outcome::NotWritten)
         | AppendError::Draining => TRY_AGAIN,
         AppendError::InvalidField(_)
         | AppendError::KeyReused
         | AppendError::BatchTooLarge(_)
         | AppendError::DiskFull
+        | AppendError::StorageStuck(_)
         | AppendError::Internal(_) => FAILED,
     }
 }

@@ -15,7 +15,9 @@ pub(super) async fn run(config: Config) -> Result<(), Exit> {
             ServeError::Access(_) | ServeError::Open(_) | ServeError::Tls(_) | ServeError::Traces(_) => WRONG_USAGE,
             ServeError::Commit(e) => open_error_code(e),
             ServeError::Fatal(commit::Fatal::SyncFailed) => SYNC_FAILED,
-            ServeError::Fatal(commit::Fatal::Panicked) | ServeError::Listen { .. } | ServeError::Io(_) => FAILED,
+            ServeError::Fatal(commit::Fatal::StorageStuck | commit::Fatal::Panicked)
+            | ServeError::Listen { .. }
+            | ServeError::Io(_) => FAILED,
         };
         Exit::new(code, e)
     })

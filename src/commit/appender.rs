@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{
     sync::oneshot,
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
 use crate::commit::{
@@ -20,6 +20,7 @@ use crate::commit::{
     in_flight::InFlight,
     lock_changes::LockChanges,
     queue::{Bounds, PendingAppend, Queue, QueueLoad},
+    storage_watch::{APPEND, StorageWatch, WatchedStorage},
 };
 use crate::{
     api::{
@@ -44,6 +45,7 @@ pub struct Appender {
     in_flight: InFlight,
     lock_changes: LockChanges,
     meter: Arc<Meter>,
+    storage_watch: StorageWatch,
     replica: Arc<str>,
     path: Arc<Path>,
     keys_recorded: Arc<AtomicU64>,
@@ -53,7 +55,13 @@ pub struct Appender {
 }
 
 impl Appender {
-    pub(super) fn new(config: &Config, replica: String, storage: &Storage, lock: Lock, meter: Arc<Meter>) -> Self {
+    pub(super) fn new(
+        config: &Config,
+        storage: &Storage,
+        lock: Lock,
+        meter: Arc<Meter>,
+        storage_watch: StorageWatch,
+    ) -> Self {
         Self {
             queue: Arc::new(Queue::new(Bounds { rows: config.queue_rows, bytes: config.queue_bytes })),
             lock: Arc::new(lock),
@@ -61,7 +69,8 @@ impl Appender {
             in_flight: InFlight::default(),
             lock_changes: LockChanges::default(),
             meter,
-            replica: replica.into(),
+            storage_watch,
+            replica: config.replica_name().into(),
             path: storage.path().into(),
             keys_recorded: storage.keys_recorded(),
             file_busy: Arc::new(AtomicBool::new(false)),
@@ -74,6 +83,7 @@ impl Appender {
     pub(super) fn committer(&self, storage: Storage) -> Committer {
         let (meter, file_busy) = (Arc::clone(&self.meter), Arc::clone(&self.file_busy));
         let observers = Observers::new(Arc::clone(&self.replica), self.lock_changes.clone(), meter, file_busy);
+        let storage = WatchedStorage::new(storage, &self.storage_watch);
         Committer::new(Arc::clone(&self.queue), Arc::clone(&self.lock), storage, observers)
     }
 
@@ -109,6 +119,10 @@ impl Appender {
         &self.lock_changes
     }
 
+    pub(super) fn storage_watch(&self) -> &StorageWatch {
+        &self.storage_watch
+    }
+
     pub(super) fn queue_load(&self) -> QueueLoad {
         self.queue.load()
     }
@@ -127,12 +141,24 @@ impl Appender {
         meter.set(Gauge::QueueRows, rows as f64);
         meter.set(Gauge::QueueBytes, bytes as f64);
         meter.set(Gauge::QueueAge, oldest_age.unwrap_or_default().as_secs_f64());
+        let stuck_for = self.storage_stuck_for().unwrap_or_default();
+        meter.set(Gauge::StorageStuck, stuck_for.as_secs_f64());
         meter.set(Gauge::LockBackendUp, f64::from(!self.lock.is_unreachable()));
     }
 
     /// The kind of the lock, and whether its backend answered the last call.
     pub fn lock_state(&self) -> (&'static str, bool) {
         (self.lock.kind(), !self.lock.is_unreachable())
+    }
+
+    /// How long the oldest call to the volume has not returned; `None` while the volume answers.
+    pub fn storage_stuck_for(&self) -> Option<Duration> {
+        self.storage_watch.stuck().map(|call| call.running_for)
+    }
+
+    /// Whether rows are being written to a volume that does not answer.
+    pub fn is_stuck_writing(&self) -> bool {
+        self.storage_watch.committer().stuck().is_some_and(|call| call.name == APPEND)
     }
 
     /// Appends rows, all or none, and returns when they are durable. If the future is dropped before their turn, they are not
@@ -155,6 +181,9 @@ impl Appender {
         if self.lock.unreachable_for().is_some_and(|lost| lost >= self.wait_timeout) {
             return Err(self.wait_error());
         }
+        if self.storage_stuck_for().is_some_and(|stuck| stuck >= self.wait_timeout) {
+            return Err(AppendError::StorageStuck(Outcome::NotWritten));
+        }
         let _reserved = key.as_ref().map(|key| self.in_flight.reserve(key.hash)).transpose()?;
         let keys_seen = self.keys_recorded.load(Ordering::Relaxed);
         let deadline = arrived + self.wait_timeout;
@@ -172,13 +201,13 @@ impl Appender {
             answer,
         })?;
         let result = match timeout_at(deadline, &mut answered).await {
-            Ok(result) => result,
+            Ok(result) => result.unwrap_or(Err(AppendError::Internal(Outcome::Unknown))),
             Err(_) if admission.withdraw() => return Err(self.wait_error()),
             // The committer has taken the rows: only its answer says what happens to them.
-            Err(_) => answered.await,
+            Err(_) => self.answer_unless_stuck(answered).await,
         };
         admission.settle();
-        result.unwrap_or(Err(AppendError::Internal(Outcome::Unknown)))
+        result
     }
 
     /// The holder of the lock and its waiters.
@@ -194,11 +223,30 @@ impl Appender {
     /// # Errors
     /// If the lock's backend or the file cannot be used; then the holder keeps the lock.
     pub async fn force_release(&self) -> Result<ForcedRelease, AppendError> {
-        self.queue.request_forced_release().await.unwrap_or(Err(AppendError::Draining))
+        let mut done = self.queue.request_forced_release();
+        match timeout(self.wait_timeout, &mut done).await {
+            Ok(result) => result.unwrap_or(Err(AppendError::Draining)),
+            Err(_) => self.answer_unless_stuck(done).await,
+        }
+    }
+
+    /// Waits for the committer's answer to a request whose wait is over, but not for a call that is stuck: it may still do what it
+    /// was asked for, so the outcome is unknown.
+    async fn answer_unless_stuck<T>(
+        &self,
+        answered: oneshot::Receiver<Result<T, AppendError>>,
+    ) -> Result<T, AppendError> {
+        tokio::select! {
+            result = answered => result.unwrap_or(Err(AppendError::Internal(Outcome::Unknown))),
+            () = self.storage_watch.until_stuck() => Err(AppendError::StorageStuck(Outcome::Unknown)),
+        }
     }
 
     /// Why an append did not get its turn in time.
     fn wait_error(&self) -> AppendError {
+        if self.storage_stuck_for().is_some() {
+            return AppendError::StorageStuck(Outcome::NotWritten);
+        }
         if self.file_busy.load(Ordering::Relaxed) {
             return AppendError::FileBusy;
         }

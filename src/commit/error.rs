@@ -41,6 +41,12 @@ pub enum AppendError {
     /// Another process, perhaps a stopped one, keeps the file locked.
     #[error("another process keeps the file locked")]
     FileBusy,
+    /// A call to the volume does not return.
+    #[error("{}", match .0 {
+        Outcome::NotWritten => "the volume does not answer; the rows were not handed to it",
+        _ => "the volume does not answer; what it was asked to write may be written once it does",
+    })]
+    StorageStuck(Outcome),
     /// This replica is shutting down.
     #[error("this replica is shutting down")]
     Draining,
@@ -88,7 +94,7 @@ impl AppendError {
     pub fn outcome(&self) -> Outcome {
         match self {
             Self::SyncFailed => Outcome::Unknown,
-            Self::Internal(outcome) => *outcome,
+            Self::StorageStuck(outcome) | Self::Internal(outcome) => *outcome,
             Self::InvalidField(_)
             | Self::KeyReused
             | Self::KeyInFlight

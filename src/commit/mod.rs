@@ -13,6 +13,7 @@ pub mod peer_events;
 mod queue;
 pub mod reading;
 mod repair;
+mod storage_watch;
 
 pub use crate::api::{lock_status::ForcedRelease, outcome::Outcome};
 pub use crate::commit::appender::Appender;

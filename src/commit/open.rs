@@ -11,12 +11,14 @@ use tokio::sync::oneshot;
 use crate::commit::{
     appender::Appender,
     committer::{Committer, Fatal},
+    storage_watch::{OPEN, StorageWatch},
 };
 use crate::{
     api::lock_status::LockStatus,
     config::{Config, UnlockedVolume},
     lock::{self, Lock},
     metrics::{Gauge, Meter},
+    progress::Progress,
     storage::{self, Storage},
 };
 
@@ -64,24 +66,44 @@ impl CommitterHandle {
 /// # Errors
 /// If the file or the lock cannot be used. An unreachable Redis is no error: rows wait for it.
 pub async fn open(config: &Config, meter: Arc<Meter>) -> Result<(Appender, CommitterHandle), OpenError> {
+    // A random name is made once, for all uses.
+    let config = &Config { replica: Some(config.replica_name()), ..config.clone() };
     let replica = config.replica_name();
-    let lock_options = lock_options(config, &replica, &meter);
+    let storage_watch = StorageWatch::start();
+    let lock_options = lock_options(config, &replica, &meter, storage_watch.committer());
     // A wrong Redis address is refused before a file is made.
     let redis = open_redis(config, lock_options.clone())?;
-    let storage = Storage::open(storage_options(config, &replica, &meter))?;
-    let lock = match redis {
-        Some(lock) => lock,
-        None => open_embedded(lock_options, storage.path())?,
-    };
+    let embedded = redis.is_none().then_some(lock_options);
+    let (storage, embedded) = open_files(config, &replica, &meter, embedded, storage_watch.committer()).await?;
+    let lock = redis.or(embedded).expect("one of them was opened");
     tracing::info!(replica, csv = %storage.path().display(), lock = lock.kind(), "opened");
 
     meter.set_build_info(&replica);
     meter.set(Gauge::QueueRowsLimit, config.queue_rows as f64);
     meter.set(Gauge::QueueBytesLimit, config.queue_bytes as f64);
     tokio::spawn(run_upkeep(Arc::downgrade(&meter)));
-    let appender = Appender::new(config, replica, &storage, lock, meter);
+    storage_watch.start_probe(storage.path().to_owned())?;
+    let appender = Appender::new(config, &storage, lock, meter, storage_watch);
     let committer = start(appender.committer(storage))?;
     Ok((appender, committer))
+}
+
+/// Opens the CSV, and the embedded lock if there is one, on a thread that may block: the volume may not answer yet.
+async fn open_files(
+    config: &Config,
+    replica: &str,
+    meter: &Arc<Meter>,
+    embedded: Option<lock::Options>,
+    progress: &Progress,
+) -> Result<(Storage, Option<Lock>), OpenError> {
+    let (options, progress) = (storage_options(config, replica, meter), progress.clone());
+    let open = move || {
+        let _running = progress.enter(OPEN);
+        let storage = Storage::open(options)?;
+        let lock = embedded.map(|options| open_embedded(options, storage.path())).transpose()?;
+        Ok((storage, lock))
+    };
+    tokio::task::spawn_blocking(open).await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
 }
 
 fn start(committer: Committer) -> std::io::Result<CommitterHandle> {
@@ -117,15 +139,16 @@ pub(super) fn storage_options(config: &Config, replica: &str, meter: &Arc<Meter>
     }
 }
 
-fn lock_options(config: &Config, replica: &str, meter: &Arc<Meter>) -> lock::Options {
+fn lock_options(config: &Config, replica: &str, meter: &Arc<Meter>, progress: &Progress) -> lock::Options {
     let tls =
         lock::TlsFiles { ca: config.redis_ca.clone(), cert: config.redis_cert.clone(), key: config.redis_key.clone() };
-    lock::Options { replica: replica.to_owned(), ttl: config.lock_ttl, tls, meter: Arc::clone(meter) }
+    let (replica, meter, progress) = (replica.to_owned(), Arc::clone(meter), progress.clone());
+    lock::Options { replica, ttl: config.lock_ttl, tls, meter, progress }
 }
 
 /// Opens the lock without the file.
 pub(super) fn open_lock(config: &Config, replica: &str) -> Result<Lock, OpenError> {
-    let options = lock_options(config, replica, &Arc::default());
+    let options = lock_options(config, replica, &Arc::default(), &Progress::default());
     match open_redis(config, options.clone())? {
         Some(lock) => Ok(lock),
         None => Ok(open_embedded(options, &storage::resolve(&config.csv)?)?),

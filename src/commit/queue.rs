@@ -133,8 +133,11 @@ impl Queue {
         done
     }
 
+    /// Takes the requests that somebody still waits for.
     pub(super) fn take_forced_releases(&self) -> Vec<ForcedReleaseRequest> {
-        std::mem::take(&mut *self.forced_releases())
+        let mut requests = std::mem::take(&mut *self.forced_releases());
+        requests.retain(|request| !request.is_closed());
+        requests
     }
 
     pub(super) fn has_forced_releases(&self) -> bool {

@@ -1,12 +1,13 @@
 //! Reading rows back: the storage's reader on threads that may block, one read at a time.
 
-use std::sync::Arc;
+use std::{io::ErrorKind, sync::Arc, time::Duration};
 
 use tokio::sync::Mutex;
 
 use crate::commit::{
     appender::Appender,
     open::{OpenError, storage_options},
+    storage_watch::StorageWatch,
 };
 pub use crate::storage::{NewRows, Page, ReadError, Row, Snapshot};
 use crate::{api::volume::Volume, config::Config, storage::Reader};
@@ -16,16 +17,22 @@ use crate::{api::volume::Volume, config::Config, storage::Reader};
 pub struct Reading {
     /// `None` after a read that panicked: its index may be wrong.
     reader: Arc<Mutex<Option<Reader>>>,
+    storage_watch: StorageWatch,
+    /// How long a read waits for a volume that does not answer.
+    wait_timeout: Duration,
 }
 
 impl Reading {
-    /// Opens a CSV that is already open for appending.
+    /// Opens a CSV that is already open for appending, on a thread that may block.
     ///
     /// # Errors
     /// If the files cannot be read.
-    pub fn open(config: &Config, appender: &Appender) -> Result<Self, OpenError> {
-        let reader = Reader::open(&storage_options(config, "", appender.shared_meter()))?;
-        Ok(Self { reader: Arc::new(Mutex::new(Some(reader))) })
+    pub async fn open(config: &Config, appender: &Appender) -> Result<Self, OpenError> {
+        let options = storage_options(config, "", appender.shared_meter());
+        let opened = tokio::task::spawn_blocking(move || Reader::open(&options)).await;
+        let reader = opened.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))?;
+        let storage_watch = appender.storage_watch().clone();
+        Ok(Self { reader: Arc::new(Mutex::new(Some(reader))), storage_watch, wait_timeout: config.wait_timeout })
     }
 
     /// The last rows.
@@ -99,9 +106,19 @@ impl Reading {
         &self,
         read: impl FnOnce(&mut Reader) -> Result<T, ReadError> + Send + 'static,
     ) -> Result<T, ReadError> {
-        let mut reader = Arc::clone(&self.reader).lock_owned().await;
-        let done = tokio::task::spawn_blocking(move || with_reader(&mut reader, read));
-        done.await.unwrap_or_else(|e| Err(std::io::Error::other(e).into()))
+        let done = async {
+            let mut reader = Arc::clone(&self.reader).lock_owned().await;
+            let done = tokio::task::spawn_blocking(move || with_reader(&mut reader, read));
+            done.await.unwrap_or_else(|e| Err(std::io::Error::other(e).into()))
+        };
+        let give_up = async {
+            tokio::time::sleep(self.wait_timeout).await;
+            self.storage_watch.until_stuck().await;
+        };
+        tokio::select! {
+            result = done => result,
+            () = give_up => Err(std::io::Error::from(ErrorKind::TimedOut).into()),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Refusals: every error code, its status and title, and the problem that a client receives.
 
-use std::time::Duration;
+use std::{io::ErrorKind, time::Duration};
 
 use axum::{
     http::{HeaderValue, StatusCode, header},
@@ -66,6 +66,9 @@ impl From<ReadError> for ApiError {
         match e {
             ReadError::NotARowStart { offset, end } => Self::NotARowStart { offset, end },
             ReadError::Behind { .. } => Self::Append(AppendError::FileBusy),
+            ReadError::Io(e) if e.kind() == ErrorKind::TimedOut => {
+                Self::Append(AppendError::StorageStuck(Outcome::NotWritten))
+            }
             ReadError::Files(_) | ReadError::Io(_) => {
                 tracing::error!(error = %e, "rows could not be read");
                 Self::ReadFailed
@@ -200,11 +203,11 @@ impl ApiError {
             Self::Append(AppendError::WaitTimeout(_) | AppendError::KeyMayBeForgotten) => Code::WaitTimeout,
             Self::Append(AppendError::LockUnavailable(_)) => Code::RedisUnavailable,
             Self::Append(AppendError::LockLost) => Code::LockLost,
-            Self::Append(AppendError::FileBusy) => Code::FileBusy,
+            Self::Append(AppendError::FileBusy | AppendError::StorageStuck(Outcome::NotWritten)) => Code::FileBusy,
             Self::Append(AppendError::Draining) => Code::Draining,
             Self::Append(AppendError::DiskFull) => Code::DiskFull,
             Self::Append(AppendError::SyncFailed) => Code::SyncFailed,
-            Self::ReadFailed | Self::Append(AppendError::Internal(_)) => Code::Internal,
+            Self::ReadFailed | Self::Append(AppendError::StorageStuck(_) | AppendError::Internal(_)) => Code::Internal,
         }
     }
 

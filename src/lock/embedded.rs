@@ -17,6 +17,7 @@ use crate::{
     api::lock_status::{LockKind, LockState, LockStatus},
     fencing::FencingToken,
     lock::types::{AcquireAttempt, Options},
+    progress::Progress,
     time::{ms, unix_ms},
 };
 
@@ -58,6 +59,7 @@ impl EmbeddedLock {
     }
 
     pub(super) fn try_acquire(&self) -> io::Result<AcquireAttempt<(FencingToken, EmbeddedLease)>> {
+        let _running = self.options.progress.enter("lock");
         let Some(mut lease) = self.try_lock_file()? else { return Ok(AcquireAttempt::Held { expires_in: None }) };
         let abandoned_for = lease.state.abandoned_for();
         if !abandoned_for.is_zero() {
@@ -90,11 +92,13 @@ impl EmbeddedLock {
     }
 
     pub(super) fn next_token(&self) -> io::Result<FencingToken> {
+        let _running = self.options.progress.enter("lock");
         Ok(self.read_state()?.token + 1)
     }
 
     /// Frees an abandoned lock; returns whether there was one. A lock that a live process holds cannot be taken from it.
     pub(super) fn force_release(&self) -> io::Result<bool> {
+        let _running = self.options.progress.enter("lock");
         let Some(mut lease) = self.try_lock_file()? else { return Ok(false) };
         let was_held = !lease.state.abandoned_for().is_zero();
         lease.state.abandoned_until_ms = 0;
@@ -130,7 +134,8 @@ impl EmbeddedLock {
             Err(TryLockError::Error(e)) => return Err(e),
         }
         // Made before the state is read, because its drop unlocks the file if that fails.
-        let mut lease = EmbeddedLease { file: Arc::clone(&self.file), ttl: self.options.ttl, state: State::default() };
+        let (file, ttl, progress) = (Arc::clone(&self.file), self.options.ttl, self.options.progress.clone());
+        let mut lease = EmbeddedLease { file, ttl, progress, state: State::default() };
         lease.state = self.read_state()?;
         Ok(Some(lease))
     }
@@ -140,6 +145,7 @@ impl EmbeddedLock {
 pub(super) struct EmbeddedLease {
     file: Arc<File>,
     ttl: Duration,
+    progress: Progress,
     state: State,
 }
 
@@ -161,6 +167,7 @@ impl EmbeddedLease {
     }
 
     fn write_state(&self) -> io::Result<()> {
+        let _running = self.progress.enter("lock");
         let mut text = serde_json::to_vec(&self.state)?;
         assert!(text.len() < STATE_BYTES, "a replica's name is bounded");
         text.resize(STATE_BYTES - 1, b' ');
@@ -171,6 +178,7 @@ impl EmbeddedLease {
 
 impl Drop for EmbeddedLease {
     fn drop(&mut self) {
+        let _running = self.progress.enter("lock");
         if let Err(e) = self.file.unlock() {
             tracing::error!(error = %e, "cannot unlock the lock file");
         }

@@ -12,7 +12,7 @@ mod types;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
     api::lock_status::LockStatus,
@@ -39,11 +39,29 @@ pub struct Lock {
     backend: Backend,
     health: Arc<BackendHealth>,
     meter: Arc<Meter>,
+    /// Held while the embedded lock's status is read.
+    status_turn: Arc<Mutex<()>>,
 }
 
 enum Backend {
     Redis(RedisLock),
-    Embedded(EmbeddedLock),
+    Embedded(Arc<EmbeddedLock>),
+}
+
+/// How long the embedded lock's status may take.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Reads the status on a thread that may block, since the volume may not answer. One call at a time, so that one thread hangs at most.
+async fn embedded_status(lock: Arc<EmbeddedLock>, turn: Arc<Mutex<()>>) -> std::io::Result<LockStatus> {
+    let read = async {
+        let turn = turn.lock_owned().await;
+        let read = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            lock.status()
+        });
+        read.await.map_err(std::io::Error::other)?
+    };
+    tokio::time::timeout(STATUS_TIMEOUT, read).await?
 }
 
 impl Lock {
@@ -56,7 +74,7 @@ impl Lock {
     pub fn redis(url: &RedisUrl, key: &str, options: Options) -> Result<Self, OpenError> {
         let (health, meter) = (BackendHealth::new("redis"), Arc::clone(&options.meter));
         let lock = RedisLock::new(url, key, options, Arc::clone(&health))?;
-        Ok(Self { backend: Backend::Redis(lock), health, meter })
+        Ok(Self { backend: Backend::Redis(lock), health, meter, status_turn: Arc::default() })
     }
 
     /// A lock in a file next to the CSV, for processes of one host.
@@ -67,7 +85,8 @@ impl Lock {
         let meter = Arc::clone(&options.meter);
         let lock = EmbeddedLock::open(path, options);
         let lock = lock.map_err(|source| OpenError::File { path: path.display().to_string(), source })?;
-        Ok(Self { backend: Backend::Embedded(lock), health: BackendHealth::new("embedded"), meter })
+        let (backend, health) = (Backend::Embedded(Arc::new(lock)), BackendHealth::new("embedded"));
+        Ok(Self { backend, health, meter, status_turn: Arc::default() })
     }
 
     /// `redis` or `embedded`, for logs and health checks.
@@ -165,7 +184,9 @@ impl Lock {
     pub async fn status(&self) -> Option<LockStatus> {
         match &self.backend {
             Backend::Redis(redis) => redis.status().await.ok(),
-            Backend::Embedded(embedded) => self.record(embedded.status()),
+            Backend::Embedded(embedded) => {
+                self.record(embedded_status(Arc::clone(embedded), Arc::clone(&self.status_turn)).await)
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::metrics::Meter;
+use crate::{metrics::Meter, progress::Progress};
 
 /// What both backends need.
 #[derive(Debug, Clone)]
@@ -17,6 +17,8 @@ pub struct Options {
     pub tls: TlsFiles,
     /// Counts grants, releases and connections.
     pub meter: Arc<Meter>,
+    /// The calls of the lock's user: while one is stuck, a lease in Redis is not renewed.
+    pub progress: Progress,
 }
 
 /// PEM files for a `rediss…` address.

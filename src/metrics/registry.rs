@@ -89,6 +89,7 @@ table! {
         QueueBytes "rowlock_queue_bytes" Bytes Own "Memory of the rows in the queue."
         QueueBytesLimit "rowlock_queue_limit_bytes" Bytes Own "The most memory that rows in the queue may take (ROWLOCK_QUEUE_BYTES)."
         QueueAge "rowlock_queue_oldest_age_seconds" Seconds Own "How long the oldest row has been in the queue."
+        StorageStuck "rowlock_storage_stuck_seconds" Seconds Own "How long the oldest call to the volume has not returned, once that is more than a second; 0 while the volume answers."
         LockBackendUp "rowlock_lock_backend_up" Count Own "1 if Redis, or the file of the embedded lock, answered the last call."
         LockHeld "rowlock_lock_held" Count Own "1 while this replica holds the lock. The sum over all replicas is at most 1, except while a replica has not noticed yet that it lost the lock."
         LockHasHolder "rowlock_lock_has_holder" Count Shared "1 while anybody holds the lock, other Redis clients included; as of the last scrape that could read it."

@@ -74,8 +74,14 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     let tls = Tls::load(&config)?.map(Arc::new);
     reload_on_signal(Arc::clone(&access), tls.clone())?;
     let traces = Traces::from_env(&config.replica_name())?;
-    let (appender, committer) = commit::open(&config, Arc::new(Meter::exposed())).await?;
-    let reading = Reading::open(&config, &appender)?;
+    let opened = tokio::select! {
+        opened = open(&config) => opened,
+        () = grace_over(shutdown.clone(), config.grace) => {
+            tracing::warn!("the grace time is over, and the CSV is not open yet: ending without it");
+            return Ok(());
+        }
+    };
+    let (appender, committer, reading) = opened?;
     let events = PeerEvents::start(&appender, &reading)?;
     let address = config.listen;
     let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
@@ -101,6 +107,13 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
         traces.flush().await;
     }
     result
+}
+
+/// Opens lock and file, for appending and for reading.
+async fn open(config: &Config) -> Result<(Appender, CommitterHandle, Reading), commit::OpenError> {
+    let (appender, committer) = commit::open(config, Arc::new(Meter::exposed())).await?;
+    let reading = Reading::open(config, &appender).await?;
+    Ok((appender, committer, reading))
 }
 
 /// Loads the tokens. Without tokens, only a loopback address may be served, unless `ROWLOCK_AUTH` is `off`.
@@ -160,7 +173,12 @@ impl Serving {
         }
         self.appender.close();
         let left = LAST_ANSWERS + deadline.saturating_duration_since(Instant::now());
-        timeout(left, self.committer.ended()).await.unwrap_or(Ok(()))
+        let Ok(end) = timeout(left, self.committer.ended()).await else {
+            tracing::warn!("the grace time is over, and the committer has not ended: ending without it");
+            // Only then is it unknown what happens to rows: all others are answered.
+            return if self.appender.is_stuck_writing() { Err(Fatal::StorageStuck) } else { Ok(()) };
+        };
+        end
     }
 
     /// Gives clients a bounded time to read the last answers.
@@ -204,6 +222,12 @@ fn reload_on_signal(access: Arc<Access>, tls: Option<Arc<Tls>>) -> std::io::Resu
         }
     });
     Ok(())
+}
+
+/// Returns when the grace time after a shutdown signal has passed.
+async fn grace_over(shutdown: watch::Receiver<bool>, grace: Duration) {
+    is_true(shutdown).await;
+    tokio::time::sleep(grace).await;
 }
 
 async fn is_true(mut flag: watch::Receiver<bool>) {

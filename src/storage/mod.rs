@@ -14,6 +14,7 @@ mod journal;
 mod keys;
 mod ledger;
 mod peer_file;
+mod probe;
 mod reader;
 mod row_index;
 mod side_files;
@@ -44,6 +45,7 @@ pub use crate::storage::{
     },
     error::{AppendError, OpenError, Refusal},
     peer_file::PeerFile,
+    probe::probe,
     reader::{ReadError, Reader, Snapshot},
     side_files::resolve,
     types::{AppendEntry, EntryOutcome, IdleOutcome, KnownKey, NewRows, Options, Page, Row, Turn},

@@ -16,3 +16,4 @@ mod replicas;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "shared with the integration tests")]
 mod support;
+mod volume_stalls;

@@ -8,6 +8,7 @@ use std::{
 use rowlock::{
     api::lock_status::LockState,
     lock::{self, Lock, Reacquire, Reacquired, Released},
+    progress::Progress,
 };
 use serde_json::json;
 use tokio::join;
@@ -19,7 +20,13 @@ use crate::{
 
 fn lock_of(redis: &Redis, replica: &str) -> Lock {
     let (replica, ttl) = (replica.to_owned(), Duration::from_secs(30));
-    let options = lock::Options { replica, ttl, tls: lock::TlsFiles::default(), meter: Arc::default() };
+    let options = lock::Options {
+        replica,
+        ttl,
+        tls: lock::TlsFiles::default(),
+        meter: Arc::default(),
+        progress: Progress::default(),
+    };
     Lock::redis(&redis.url().to_owned().into(), LOCK_KEY, options).expect("an address")
 }
 

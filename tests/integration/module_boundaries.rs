@@ -9,13 +9,28 @@ use std::{
 use syn::{Attribute, ItemUse, UseTree, visit::Visit};
 
 /// Each top module, and the ones that it may use.
-const MAY_USE: [(&str, &[&str]); 18] = [
+const MAY_USE: [(&str, &[&str]); 19] = [
     ("cli", &["server", "api", "config", "commit", "lock", "storage", "csv", "client", "load", "simulation", "http"]),
     ("load", &["client", "csv", "random"]),
     ("server", &["http", "commit", "config", "metrics", "client"]),
     ("http", &["api", "commit", "csv", "config", "fuzz_corpus", "metrics", "simulation", "time"]),
-    ("commit", &["api", "lock", "storage", "csv", "config", "failpoints", "fencing", "metrics", "simulation", "time"]),
-    ("lock", &["api", "config", "fencing", "metrics", "time"]),
+    (
+        "commit",
+        &[
+            "api",
+            "lock",
+            "storage",
+            "csv",
+            "config",
+            "failpoints",
+            "fencing",
+            "metrics",
+            "progress",
+            "simulation",
+            "time",
+        ],
+    ),
+    ("lock", &["api", "config", "fencing", "metrics", "progress", "time"]),
     ("storage", &["api", "csv", "failpoints", "fencing", "fuzz_corpus", "metrics", "random", "time"]),
     ("api", &["fencing", "time"]),
     ("csv", &["fencing"]),
@@ -24,6 +39,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     ("failpoints", &[]),
     ("fencing", &[]),
     ("metrics", &["api"]),
+    ("progress", &[]),
     ("random", &[]),
     ("fuzz_corpus", &[]),
     ("time", &[]),

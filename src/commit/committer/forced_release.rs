@@ -16,6 +16,9 @@ impl Committer {
     /// Takes the lock from its holder, perhaps this replica, and answers all requests for that.
     pub(super) async fn force_release(&mut self) -> Result<(), Fatal> {
         let requests = self.queue.take_forced_releases();
+        if requests.is_empty() {
+            return Ok(());
+        }
         let result = self.fence_and_release().await;
         match &result {
             Ok(ForcedRelease { holder, token, .. }) => {
@@ -48,7 +51,7 @@ impl Committer {
                 still_held: &|| true,
             };
             // guard: fence_before_force: a forced release fences the old holder first
-            match self.storage.fence(None, &turn) {
+            match self.storage.call("fence", |storage| storage.fence(None, &turn)) {
                 Ok(_) => break,
                 Err(storage::AppendError::Fenced { highest_token }) => {
                     token = highest_token + 1;

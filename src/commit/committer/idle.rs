@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::commit::committer::{Committer, FILE_LOCK_WAIT, Fatal, sync_failed};
-use crate::storage::{self, IdleOutcome};
+use crate::storage::{self, IdleOutcome, Storage};
 
 /// The interval between idle refreshes.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
@@ -19,12 +19,13 @@ impl Committer {
     pub(super) async fn idle_refresh(&mut self) -> Result<Duration, Fatal> {
         self.lock.return_connection();
         self.lock.probe().await;
-        let mut outcome = self.storage.idle_refresh();
+        let mut outcome = self.storage.call("idle_refresh", Storage::idle_refresh);
         if let Ok(IdleOutcome::NeedsRepair) = outcome {
             let deadline = Instant::now() + IDLE_INTERVAL;
             if let Some(lease) = self.lock.acquire(|| self.queue.is_empty() && Instant::now() < deadline).await {
-                outcome =
-                    self.storage.recover((Instant::now() + FILE_LOCK_WAIT).into_std()).map(|()| IdleOutcome::Clean);
+                let deadline = (Instant::now() + FILE_LOCK_WAIT).into_std();
+                let recovered = self.storage.call("recover", |storage| storage.recover(deadline));
+                outcome = recovered.map(|()| IdleOutcome::Clean);
                 lease.release().await;
             }
         }

@@ -12,11 +12,8 @@ mod turn;
 use std::{sync::Arc, time::Duration};
 
 pub(super) use crate::commit::committer::observers::Observers;
-use crate::commit::{error::AppendError, queue::Queue};
-use crate::{
-    lock::Lock,
-    storage::{self, Storage},
-};
+use crate::commit::{error::AppendError, queue::Queue, storage_watch::WatchedStorage};
+use crate::{lock::Lock, storage};
 
 /// The longest that one turn tries for a file that another process has locked, such as a stopped one: then the lock passes to
 /// other replicas.
@@ -28,6 +25,11 @@ pub enum Fatal {
     /// A write or sync failed half way: this process cannot know what the file holds.
     #[error("a write or sync failed; the process ends, because it cannot know what the file holds")]
     SyncFailed,
+    /// The grace time of a shutdown has passed while rows were being written to a volume that does not answer.
+    #[error(
+        "the volume does not answer; the process ends, and rows that it was asked to write may or may not be written"
+    )]
+    StorageStuck,
     /// A bug.
     #[error("the committer thread panicked")]
     Panicked,
@@ -37,14 +39,14 @@ pub enum Fatal {
 pub(super) struct Committer {
     queue: Arc<Queue>,
     lock: Arc<Lock>,
-    storage: Storage,
+    storage: WatchedStorage,
     observers: Observers,
     /// What the last idle refresh failed with, so that it is logged once.
     last_idle_error: Option<String>,
 }
 
 impl Committer {
-    pub(super) fn new(queue: Arc<Queue>, lock: Arc<Lock>, storage: Storage, observers: Observers) -> Self {
+    pub(super) fn new(queue: Arc<Queue>, lock: Arc<Lock>, storage: WatchedStorage, observers: Observers) -> Self {
         Self { queue, lock, storage, observers, last_idle_error: None }
     }
 

@@ -12,13 +12,14 @@ use crate::commit::{
     },
     error::AppendError,
     queue::{PendingAppend, QueueEvent},
+    storage_watch::APPEND,
 };
 use crate::{
     api::{acknowledgement::Acknowledgement, events::Change},
     failpoints,
     lock::Lease,
     metrics::Counter,
-    storage::{self, AppendEntry, EntryOutcome, KnownKey, Turn},
+    storage::{self, AppendEntry, EntryOutcome, KnownKey, Storage, Turn},
     time::ms,
 };
 
@@ -113,7 +114,9 @@ impl Committer {
         }
         let deadline = (Instant::now() + FILE_LOCK_WAIT).min(batch[0].deadline);
         // guard: token_before_sleep: the token is recorded before a row sleeps
-        let fenced = with_turn(lease, granted, deadline, |turn| self.storage.fence(batch[0].key.as_ref(), turn));
+        let fenced = with_turn(lease, granted, deadline, |turn| {
+            self.storage.call("fence", |storage| storage.fence(batch[0].key.as_ref(), turn))
+        });
         match fenced {
             Ok(None) => {}
             Ok(Some(known)) => {
@@ -153,11 +156,16 @@ impl Committer {
         let slept = batch[0].simulation.sleep;
         let mut mode = ReleaseMode::Release;
         while !batch.is_empty() {
-            let deadline = write_deadline(&batch, slept);
+            let give_up = give_up_at(&batch, slept);
+            let deadline = give_up.min(Instant::now() + FILE_LOCK_WAIT);
             let entries: Vec<_> = batch.iter().map(|append| entry(append, granted)).collect();
-            let outcomes = with_turn(&hold.lease, granted, deadline, |turn| self.storage.append(&entries, turn));
+            let outcomes = with_turn(&hold.lease, granted, deadline, |turn| {
+                self.storage.call(APPEND, |storage| storage.append(&entries, turn))
+            });
             let outcomes = match outcomes {
                 Ok(outcomes) => outcomes,
+                // A batch that slept cannot be tried again later, so it uses up its whole wait now.
+                Err(storage::AppendError::Busy) if !slept.is_zero() && Instant::now() < give_up => continue,
                 Err(e) => {
                     hold.forbid_continuing();
                     return self.handle_not_written(&e, batch, !slept.is_zero());
@@ -267,7 +275,7 @@ impl Committer {
     }
 
     fn maintain(&mut self) -> Result<(), Fatal> {
-        match self.storage.maintain() {
+        match self.storage.call("maintain", Storage::maintain) {
             Err(e @ storage::AppendError::Sync(_)) => Err(sync_failed(&e)),
             Err(e) => {
                 tracing::warn!(error = %e, "a checkpoint was not finished; the next one will be");
@@ -278,10 +286,9 @@ impl Committer {
     }
 }
 
-/// When storage gives up waiting for the file. A batch that slept uses up its whole wait: it cannot be tried again.
-fn write_deadline(batch: &[PendingAppend], slept: Duration) -> Instant {
-    let earliest = batch.iter().map(|append| append.deadline).min().unwrap_or_else(Instant::now) + slept;
-    if slept.is_zero() { earliest.min(Instant::now() + FILE_LOCK_WAIT) } else { earliest }
+/// When a batch stops waiting for a file that another process has locked.
+fn give_up_at(batch: &[PendingAppend], slept: Duration) -> Instant {
+    batch.iter().map(|append| append.deadline).min().unwrap_or_else(Instant::now) + slept
 }
 
 /// Calls `act` with the turn that a lease grants.

@@ -41,7 +41,7 @@ pub(crate) async fn livez(RawQuery(query): RawQuery) -> Response {
     params(Verbose),
     responses(
         (status = OK, description = "`ok`, with `verbose` after one line per check.", content_type = "text/plain", body = String),
-        (status = SERVICE_UNAVAILABLE, description = "`not ready`: the replica is shutting down, or a sync has failed.", content_type = "text/plain", body = String),
+        (status = SERVICE_UNAVAILABLE, description = "`not ready`: the replica is shutting down, a sync has failed, or the volume does not answer.", content_type = "text/plain", body = String),
         NeverRefused,
     ),
 )]
@@ -61,15 +61,28 @@ pub(crate) async fn readyz(
 pub(crate) fn is_ready(app: &App) -> bool {
     // After a failed sync the appender accepts no rows, and the process is about to end.
     // guard: ready_takes_rows: a replica that cannot write is not ready
-    !app.draining.has_begun() && app.appender.accepts_rows()
+    let takes_rows = !app.draining.has_begun() && app.appender.accepts_rows();
+    // guard: ready_volume_answers: a replica whose volume does not answer is not ready
+    takes_rows && app.appender.storage_stuck_for().is_none()
 }
 
 fn checks(app: &App, ready: bool) -> String {
     let sign = |good| if good { '+' } else { '-' };
     let (lock, is_reachable) = app.appender.lock_state();
-    let replica = if ready { "taking rows" } else { "draining" };
+    let stuck_for = app.appender.storage_stuck_for();
+    let replica = match (ready, stuck_for) {
+        (true, _) => "taking rows",
+        (false, Some(_)) => "waiting for the volume",
+        (false, None) => "draining",
+    };
     let reach = if is_reachable { "reachable" } else { "unreachable" };
-    format!("[{}] replica: {replica}\n[{}] lock ({lock}): {reach}\n", sign(ready), sign(is_reachable))
+    let volume = stuck_for.map_or("answers".to_owned(), |stuck| format!("no answer for {} s", stuck.as_secs()));
+    [
+        format!("[{}] replica: {replica}\n", sign(ready)),
+        format!("[{}] lock ({lock}): {reach}\n", sign(is_reachable)),
+        format!("[{}] volume: {volume}\n", sign(stuck_for.is_none())),
+    ]
+    .concat()
 }
 
 fn is_verbose(query: Option<&str>) -> bool {

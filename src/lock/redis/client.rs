@@ -105,6 +105,11 @@ impl Client {
         self.options.ttl
     }
 
+    /// Whether a call of the lock's user does not return.
+    pub(super) fn user_is_stuck(&self) -> bool {
+        self.options.progress.stuck().is_some()
+    }
+
     pub(super) fn meter(&self) -> &Meter {
         &self.options.meter
     }

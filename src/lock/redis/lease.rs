@@ -156,7 +156,8 @@ async fn yield_to_listener() {
     }
 }
 
-/// Renews every third of the time to live. A failed renewal is repeated: the lease is lost only when its time has passed.
+/// Renews every third of the time to live, unless the holder is stuck in a call to its volume: then others are to go on. A renewal
+/// that failed or was left out is repeated: the lease is lost only when its time has passed.
 async fn keep_alive(client: Arc<Client>, id: String, held_until: watch::Sender<Option<Instant>>) {
     let third = client.ttl() / 3;
     let mut until = held_until.borrow().unwrap_or_else(Instant::now);
@@ -166,6 +167,11 @@ async fn keep_alive(client: Arc<Client>, id: String, held_until: watch::Sender<O
         tokio::time::sleep_until((Instant::now() + pause).min(until)).await;
         if Instant::now() >= until {
             break;
+        }
+        // guard: renew_only_with_progress: a holder whose volume does not answer lets its lease end
+        if client.user_is_stuck() {
+            pause = RETRY_PAUSE;
+            continue;
         }
         let since = Instant::now();
         match tokio::time::timeout_at(until, client.renew(&id)).await {

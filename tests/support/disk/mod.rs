@@ -7,6 +7,7 @@ mod faults;
 mod file;
 mod names;
 mod serve;
+mod stall;
 mod state;
 
 use std::{
@@ -22,11 +23,14 @@ use fuser::{BackgroundSession, Config, MountOption};
 use rustix::io::Errno;
 
 use serve::Served;
+use stall::Stall;
 use state::State;
 
 /// How long a mount may stay in use after its processes have exited.
 const PATIENCE: Duration = Duration::from_secs(10);
 const DEVICE: &str = "/dev/fuse";
+/// More than one process has threads that call the disk.
+const SERVING_THREADS: usize = 16;
 
 /// None, and a printed line, if this machine cannot mount one.
 pub(crate) fn disk(seed: u64) -> Option<Disk> {
@@ -51,15 +55,18 @@ pub(crate) struct Lost {
 
 /// Clones share the same disk.
 #[derive(Clone)]
-pub(crate) struct Disk(Arc<Mutex<State>>);
+pub(crate) struct Disk {
+    state: Arc<Mutex<State>>,
+    stall: Stall,
+}
 
 impl Disk {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(Arc::new(Mutex::new(State::new(seed))))
+        Self { state: Arc::new(Mutex::new(State::new(seed))), stall: Stall::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().expect("nobody panics holding it")
+        self.state.lock().expect("nobody panics holding it")
     }
 
     pub(crate) fn mount(&self, at: &Path) -> Mounted {
@@ -67,8 +74,11 @@ impl Disk {
         let mut config = Config::default();
         config.mount_options =
             vec![MountOption::FSName("rowlock-test".to_owned()), MountOption::DefaultPermissions, MountOption::NoAtime];
-        let session = fuser::spawn_mount(Served(Arc::clone(&self.0)), at, &config).expect("mounts");
-        Mounted { session: Some(session), at: at.canonicalize().expect("was mounted on") }
+        // A call that is not answered occupies a thread.
+        config.n_threads = Some(SERVING_THREADS);
+        let served = Served { state: Arc::clone(&self.state), stall: self.stall.clone() };
+        let session = fuser::spawn_mount(served, at, &config).expect("mounts");
+        Mounted { session: Some(session), stall: self.stall.clone(), at: at.canonicalize().expect("was mounted on") }
     }
 
     /// Must be called while no file is open: no process survives a power cut.
@@ -106,6 +116,11 @@ impl Disk {
         self.state().faults.writes_failed
     }
 
+    /// Leaves all calls of this process unanswered, until this is called with `None`.
+    pub(crate) fn stall(&self, process: Option<u32>) {
+        self.stall.set(process);
+    }
+
     /// Each write of more than a byte writes only a part.
     pub(crate) fn short_writes(&self, on: bool) {
         self.state().faults.short_writes = on;
@@ -132,6 +147,7 @@ impl Disk {
 /// Unmounts when dropped. Must be dropped before the folder that it is mounted on is removed.
 pub(crate) struct Mounted {
     session: Option<BackgroundSession>,
+    stall: Stall,
     at: PathBuf,
 }
 
@@ -150,6 +166,8 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
+        // A process with an unanswered call cannot end.
+        self.stall.set(None);
         if self.session.is_some() {
             // Processes may keep their open files, but the folder can be removed.
             umount(&self.at, &["-l"]);

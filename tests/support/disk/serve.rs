@@ -15,6 +15,7 @@ use rustix::{fs::FallocateFlags, io::Errno};
 
 use super::{
     file::BLOCK,
+    stall::Stall,
     state::{Answer, State},
 };
 
@@ -25,7 +26,10 @@ const GENERATION: Generation = Generation(0);
 const DIRECT: FopenFlags = FopenFlags::FOPEN_DIRECT_IO;
 const NAME_MAX: u32 = 255;
 
-pub(super) struct Served(pub(super) Arc<Mutex<State>>);
+pub(super) struct Served {
+    pub(super) state: Arc<Mutex<State>>,
+    pub(super) stall: Stall,
+}
 
 fn text(name: &OsStr) -> Answer<&str> {
     name.to_str().ok_or(Errno::ILSEQ)
@@ -102,7 +106,7 @@ fn time(of: TimeOrNow) -> SystemTime {
 
 impl Served {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().expect("nobody panics holding it")
+        self.state.lock().expect("nobody panics holding it")
     }
 
     fn open_file(&self, ino: INodeNo, flags: OpenFlags) -> Answer<FileHandle> {
@@ -132,12 +136,18 @@ impl Served {
 }
 
 impl Filesystem for Served {
-    fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if let Err(e) = self.stall.wait(req) {
+            return reply.error(refusal(e));
+        }
         let state = self.state();
         entry(reply, text(name).and_then(|name| state.find(name)).and_then(|ino| attributes(&state, INodeNo(ino))));
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        if let Err(e) = self.stall.wait(req) {
+            return reply.error(refusal(e));
+        }
         match attributes(&self.state(), ino) {
             Ok(attr) => reply.attr(&TTL, &attr),
             Err(e) => reply.error(refusal(e)),
@@ -146,7 +156,7 @@ impl Filesystem for Served {
 
     fn setattr(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -162,6 +172,9 @@ impl Filesystem for Served {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        if let Err(e) = self.stall.wait(req) {
+            return reply.error(refusal(e));
+        }
         let mut state = self.state();
         let mut set = || {
             state.may_change()?;
@@ -183,13 +196,16 @@ impl Filesystem for Served {
         }
     }
 
-    fn unlink(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, req: &Request, _: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if let Err(e) = self.stall.wait(req) {
+            return reply.error(refusal(e));
+        }
         empty(reply, text(name).and_then(|name| self.state().unlink(name)));
     }
 
     fn rename(
         &self,
-        _: &Request,
+        req: &Request,
         _: INodeNo,
         from: &OsStr,
         _: INodeNo,
@@ -197,25 +213,37 @@ impl Filesystem for Served {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        if let Err(e) = self.stall.wait(req) {
+            return reply.error(refusal(e));
+        }
         let flags = rustix::fs::RenameFlags::from_bits_retain(flags.bits());
         let rename = || self.state().rename(text(from)?, text(to)?, flags);
         empty(reply, rename());
     }
 
-    fn link(&self, _: &Request, ino: INodeNo, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn link(&self, req: &Request, ino: INodeNo, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if let Err(e) = self.stall.wait(req) {
+            return reply.error(refusal(e));
+        }
         let mut state = self.state();
         let linked = text(name).and_then(|name| state.link(ino.0, name));
         entry(reply, linked.and_then(|()| attributes(&state, ino)));
     }
 
     fn create(&self, req: &Request, _: INodeNo, name: &OsStr, mode: u32, _umask: u32, _flags: i32, reply: ReplyCreate) {
+        if let Err(e) = self.stall.wait(req) {
+            return reply.error(refusal(e));
+        }
         match self.create_file(req, name, mode) {
             Ok((attr, handle)) => reply.created(&TTL, &attr, GENERATION, handle, DIRECT),
             Err(e) => reply.error(refusal(e)),
         }
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if let Err(e) = self.stall.wait(req) {
+            return reply.error(refusal(e));
+        }
         match self.open_file(ino, flags) {
             Ok(handle) => reply.opened(handle, DIRECT),
             Err(e) => reply.error(refusal(e)),
@@ -224,7 +252,7 @@ impl Filesystem for Served {
 
     fn read(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -233,6 +261,9 @@ impl Filesystem for Served {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        if let Err(e) = self.stall.wait(req) {
+            return reply.error(refusal(e));
+        }
         match self.state().file(ino.0) {
             Ok(file) => {
                 let rest = file.content().get(offset as usize..).unwrap_or_default();
@@ -244,7 +275,7 @@ impl Filesystem for Served {
 
     fn write(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -254,6 +285,9 @@ impl Filesystem for Served {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        if let Err(e) = self.stall.wait(req) {
+            return reply.error(refusal(e));
+        }
         match self.state().write(ino.0, offset, data) {
             Ok(taken) => reply.written(taken as u32),
             Err(e) => reply.error(refusal(e)),
@@ -281,11 +315,17 @@ impl Filesystem for Served {
         reply.ok();
     }
 
-    fn fsync(&self, _: &Request, ino: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
+    fn fsync(&self, req: &Request, ino: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
+        if let Err(e) = self.stall.wait(req) {
+            return reply.error(refusal(e));
+        }
         empty(reply, self.state().sync(ino.0, handle.0));
     }
 
-    fn readdir(&self, _: &Request, _: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, req: &Request, _: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        if let Err(e) = self.stall.wait(req) {
+            return reply.error(refusal(e));
+        }
         let state = self.state();
         let dots = [(".", INodeNo::ROOT, FileType::Directory), ("..", INodeNo::ROOT, FileType::Directory)];
         let files = state.names.all().map(|(name, ino)| (name, INodeNo(ino), FileType::RegularFile));
@@ -297,12 +337,18 @@ impl Filesystem for Served {
         reply.ok();
     }
 
-    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+    fn fsyncdir(&self, req: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        if let Err(e) = self.stall.wait(req) {
+            return reply.error(refusal(e));
+        }
         self.state().names.sync();
         reply.ok();
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, req: &Request, _: INodeNo, reply: ReplyStatfs) {
+        if let Err(e) = self.stall.wait(req) {
+            return reply.error(refusal(e));
+        }
         let state = self.state();
         let (all, left) = (state.room_in_all() / BLOCK, state.room_left() / BLOCK);
         reply.statfs(all, left, left, u64::from(u32::MAX), u64::from(u32::MAX), BLOCK as u32, NAME_MAX, BLOCK as u32);
@@ -310,7 +356,7 @@ impl Filesystem for Served {
 
     fn fallocate(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -318,6 +364,9 @@ impl Filesystem for Served {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        if let Err(e) = self.stall.wait(req) {
+            return reply.error(refusal(e));
+        }
         empty(reply, self.allocate(ino, offset, length, mode));
     }
 }
