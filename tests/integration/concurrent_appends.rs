@@ -35,9 +35,9 @@ fn lines() -> Vec<String> {
     lines
 }
 
-async fn every_line_stands_exactly_once(on: On) {
-    let bench = Bench::new(on);
-    let replicas: Arc<Vec<Replica>> = Arc::new((0..3).map(|_| bench.replica(&[])).collect());
+/// Three replicas write the lines of many clients.
+pub(crate) async fn every_line_stands_exactly_once(bench: Bench, settings: &[(&str, &str)]) {
+    let replicas: Arc<Vec<Replica>> = Arc::new((0..3).map(|_| bench.replica(settings)).collect());
     let lines = Arc::new(lines());
     let clients: Vec<_> = (0..CLIENTS)
         .map(|client| {
@@ -85,12 +85,12 @@ async fn every_line_stands_exactly_once(on: On) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_replicas_on_redis_write_each_line_once() {
-    every_line_stands_exactly_once(On::Redis).await;
+    every_line_stands_exactly_once(Bench::new(On::Redis), &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_processes_on_embedded_lock_write_each_line_once() {
-    every_line_stands_exactly_once(On::Embedded).await;
+    every_line_stands_exactly_once(Bench::new(On::Embedded), &[]).await;
 }
 
 #[tokio::test]

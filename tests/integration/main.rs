@@ -28,6 +28,7 @@ mod locking;
 mod lua_scripts;
 mod metrics;
 mod module_boundaries;
+mod network_volume;
 mod reading;
 mod readme;
 mod redis_connections;

@@ -5,7 +5,7 @@ use std::{fs, process::Command};
 use crate::support::{Bench, On};
 
 /// Builds a library that shows the process another `/proc/self/mountinfo`: every mount has this type, source and options.
-fn with_mounts(bench: &Bench, file_system: &str) -> String {
+pub(crate) fn with_mounts(bench: &Bench, file_system: &str) -> String {
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("readable");
     let mounts: Vec<String> =
         mounts.lines().filter_map(|line| Some(format!("{} - {file_system}\n", line.split_once(" - ")?.0))).collect();

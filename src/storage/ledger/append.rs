@@ -52,9 +52,11 @@ impl<D: Disk> Ledger<D> {
         entries: &[AppendEntry<'_>],
         turn: &Turn<'_>,
     ) -> Result<Vec<EntryOutcome>, AppendError> {
+        // guard: own_doubt: an append is not answered with what became of an earlier one
+        self.in_doubt = None;
         // Between the batches of one hold nothing changes that the end of the CSV does not show.
         let open_line = if self.is_current { None } else { self.recover()? };
-        (self.is_current, self.in_doubt) = (false, None);
+        self.is_current = false;
         self.refuse_stale(turn)?;
         // guard: lease_check: an expired lease writes nothing
         if !(turn.still_held)() {

@@ -225,7 +225,12 @@ impl Host {
         for file in &mut self.files {
             file.lose_power(&mut self.random);
         }
-        self.trace.push(format!("csv is now {:?}", text(&self.files[0].cache)));
+        // It may where the bytes before the line are lost: then it is unknown where the line begins.
+        let csv = &self.files[0].cache;
+        for (line, must_stand) in &mut self.foreign {
+            *must_stand = *must_stand && !contains(csv, &[b"\0", &line[..]].concat());
+        }
+        self.trace.push(format!("csv is now {:?}", text(csv)));
     }
 }
 
