@@ -288,7 +288,7 @@ impl Disk for NetworkFiles {
         self.forget_read_ahead();
         let append = || {
             let file = self.handle_to_write(kind)?;
-            // guard: size_check: a line that another program appended is not overwritten
+            // A line that another program has appended since is not overwritten.
             let start = stat_fresh(&file)?;
             file.write_all_at(bytes, start)?;
             Ok(AppendedRange { start, end: start + bytes.len() as u64 })

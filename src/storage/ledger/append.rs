@@ -98,6 +98,7 @@ impl<D: Disk> Ledger<D> {
 
     /// Records a token ahead of a sleep, so that older holders are fenced out from now on. Records nothing for a known key.
     pub(crate) fn fence(&mut self, key: Option<&Key>, turn: &Turn<'_>) -> Result<Option<KnownKey>, AppendError> {
+        self.in_doubt = None;
         if !self.is_current {
             self.recover()?;
         }
@@ -220,7 +221,7 @@ impl<D: Disk> Ledger<D> {
             return Err(io::Error::other("the disk is full, and another process wrote to the CSV at the same time"));
         }
         if self.disk.is_direct() && len == record.end() {
-            // guard: whole_rows_stay: rows that readers on other hosts have seen are not removed
+            // Readers on other hosts may have seen them.
             return Err(io::Error::other("the disk is full, but the rows are there"));
         }
         if len > record.offset {

@@ -128,9 +128,7 @@ impl<D: Disk> Ledger<D> {
         if self.header_sync_pending {
             if self.disk.is_direct() {
                 // guard: header_anew: a header that the server may lose gives no space back
-                let written =
-                    self.disk.write_at(FileKind::Journal, self.head_page * self.layout.page, &self.head.encode());
-                written.map_err(|e| self.fail(e))?;
+                self.rewrite_header()?;
             }
             self.sync(FileKind::Journal)?;
             self.header_sync_pending = false;

@@ -130,6 +130,12 @@ impl<D: Disk> Ledger<D> {
         written.map_err(|e| self.fail(e))
     }
 
+    /// Writes the newest header again, where it is.
+    pub(super) fn rewrite_header(&mut self) -> Result<(), AppendError> {
+        let at = self.head_page * self.layout.page;
+        self.disk.write_at(FileKind::Journal, at, &self.head.encode()).map_err(|e| self.fail(e))
+    }
+
     /// Whether a record's rows are in the CSV, which they are only once the record is durable.
     pub(super) fn rows_stand(&self, record: &JournalRecord) -> Result<bool, AppendError> {
         let present = self.disk.read(FileKind::Csv, record.offset, record.payload.len() as u64);
@@ -141,7 +147,7 @@ impl<D: Disk> Ledger<D> {
         for _ in 0..READ_TRIES_MAX {
             let outcome = self.refresh(RepairMode::Forbidden)?;
             self.disk.forget_read_ahead();
-            // guard: headers_again: a checkpoint between two reads does not hide acknowledged rows
+            // A checkpoint between two reads hides records whose space is used again.
             let pages = self.disk.read(FileKind::Journal, 0, self.layout.sync_failed_flag_offset());
             let pages = pages.map_err(AppendError::before("read"))?;
             if Header::newest(&pages, self.layout).is_ok_and(|(head, _)| head.number == self.head.number) {

@@ -431,7 +431,6 @@ impl<D: Disk> Ledger<D> {
     /// On a direct disk nothing is recorded: the OS lock may be lost, and no cache holds what the server does not.
     pub(crate) fn fail(&mut self, e: io::Error) -> AppendError {
         if self.disk.is_direct() {
-            // guard: stop_at_failure: nothing more is written under a lock that may be lost
             self.forget();
             return AppendError::Interrupted(e);
         }

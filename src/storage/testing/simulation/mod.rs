@@ -60,6 +60,12 @@ fn mixed_parts_of_two_lines_are_not_a_line() {
     run_histories(1, 2_328_990);
 }
 
+/// Regression: an append whose hold began with a failed call was answered with the outcome of an earlier one.
+#[test]
+fn interrupted_append_is_not_answered_for_another_one() {
+    run_histories_of_hosts(1, 68_856);
+}
+
 #[test]
 fn random_histories_keep_every_promise() {
     run_histories(setting("ROWLOCK_HISTORIES", 20_000), setting("ROWLOCK_SEED", 0));
