@@ -6,14 +6,20 @@ use std::{
     io::{self, ErrorKind, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
-use crate::storage::side_files::{copy_owner_and_mode, side_path};
+use crate::storage::{
+    files::{is_network, try_until},
+    side_files::{copy_owner_and_mode, side_path},
+};
 
 /// A replica that finds the file longer than this empties it.
 const BYTES_MAX: u64 = 4 << 20;
 /// The most that one poll reads.
 const POLL_BYTES_MAX: u64 = 1 << 20;
+/// How long a line tries for the file's lock on a network volume. After that it is lost.
+const LOCK_WAIT: Duration = Duration::from_millis(100);
 
 /// One replica's view of the lines.
 #[derive(Debug)]
@@ -22,12 +28,20 @@ pub struct PeerFile {
     path: PathBuf,
     /// Where the next poll begins; `None` before the first poll.
     at: Option<u64>,
+    /// Whether other hosts append, too. The client of a network volume only imitates `O_APPEND`: without a lock, lines of two
+    /// hosts would overwrite each other.
+    is_network: bool,
 }
 
 impl PeerFile {
     /// The peer file of a CSV whose path is resolved. Opens nothing yet.
     pub fn new(csv: &Path) -> Self {
-        Self { csv: csv.to_owned(), path: side_path(csv, ".events"), at: None }
+        Self {
+            csv: csv.to_owned(),
+            path: side_path(csv, ".events"),
+            at: None,
+            is_network: is_network(csv).unwrap_or_default(),
+        }
     }
 
     /// Appends one line, given without its line break.
@@ -36,6 +50,9 @@ impl PeerFile {
     /// The system's error.
     pub fn publish(&self, line: &str) -> io::Result<()> {
         let mut file = OpenOptions::new().append(true).create(true).open(&self.path)?;
+        if self.is_network && try_until(Instant::now() + LOCK_WAIT, || file.try_lock()).is_err() {
+            return Ok(());
+        }
         let len = file.metadata()?.len();
         if len == 0 {
             copy_owner_and_mode(&file, &self.csv)?;

@@ -73,7 +73,7 @@ fn open_to_write(path: &Path) -> io::Result<File> {
 }
 
 /// Tries to take a file lock every 1 to 50 ms until `deadline`.
-fn try_until(deadline: Instant, try_lock: impl Fn() -> Result<(), TryLockError>) -> Result<(), AppendError> {
+pub(crate) fn try_until(deadline: Instant, try_lock: impl Fn() -> Result<(), TryLockError>) -> Result<(), AppendError> {
     let mut pause = Duration::from_millis(1);
     loop {
         match try_lock() {
@@ -193,6 +193,6 @@ impl Disk for Arc<Files> {
 }
 
 /// Whether several hosts may share the volume, each with a page cache of its own.
-fn is_network(path: &Path) -> io::Result<bool> {
+pub(crate) fn is_network(path: &Path) -> io::Result<bool> {
     Ok(VolumeInfo::of(path)?.kind() == VolumeKind::Network)
 }
