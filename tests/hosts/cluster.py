@@ -9,7 +9,7 @@ import subprocess
 from guest import TOOLS, Guest
 from sandbox import HARNESS, REDIS_PORT, RUN
 from steps import run, say, wait_until
-from volume import USER, Volume, data_disk
+from volume import USER, Volume, create_disk, data_disk
 
 CSV_HEADER = "timestamp,replica,token,key,data"
 PORT = 8080
@@ -22,10 +22,13 @@ EXIT_SECS_MAX = 45
 class Cluster:
     """A server and hosts, with nothing kept from an earlier one."""
 
-    def __init__(self, version, mount_options="", hosts=3, redis=True):
+    def __init__(self, version, mount_options="", hosts=3, redis=True, local_disk=False):
         self.server = Guest("server", 1, memory_mib=256, disk=data_disk())
         self.volume = Volume(self.server, version, mount_options)
         self.hosts = [Guest(f"h{n}", n + 1) for n in range(1, hosts + 1)]
+        if local_disk:
+            self.hosts[0].disk = RUN / "local.img"
+            create_disk(self.hosts[0].disk)
         self.redis = start_redis() if redis else None
 
     def __enter__(self):

@@ -3,7 +3,7 @@
 import errno
 import time
 
-from cluster import TTL_SECS, Replica
+from cluster import TTL_SECS, Replica, as_user
 from steps import check, say, wait_until
 from volume import EXPORT_OPTIONS, LEASE_SECS, Canary
 
@@ -149,6 +149,12 @@ def refused_meanwhile(trial, secs, is_expected):
     check(any(map(is_expected, new)), f"the load has not seen the fault: {dict(new)}")
 
 
+def check_writes_fail(trial, reason):
+    """Another program of the replicas' user cannot write either."""
+    output = trial.hosts[0].shell(as_user("dd if=/dev/zero of=/mnt/data/probe bs=1M count=1 conv=fsync 2>&1; rm -f /mnt/data/probe"), check=False)
+    check(reason in output, f"a write does not fail with {reason!r}: {output}")
+
+
 def is_storage_error(answer):
     """An error of the replica, not of the connection."""
     return answer[0] in "45"
@@ -157,6 +163,7 @@ def is_storage_error(answer):
 def disk_full(trial):
     for _ in range(2):
         trial.volume.fill(SPACE_LEFT)
+        check_writes_fail(trial, "No space left on device")
         refused_meanwhile(trial, 6, is_storage_error)
         trial.volume.empty()
         trial.fault("the disk was full")
@@ -168,6 +175,7 @@ def quota(trial):
     server = trial.cluster.server
     used = int(server.shell("repquota -u -v -O csv /export 2> /dev/null | awk -F, '/1000/ { print $4 }'").strip())
     server.shell(f"setquota -u 1000 {used} {used + 150} 0 0 /export")
+    check_writes_fail(trial, "Disk quota exceeded")
     refused_meanwhile(trial, 6, is_storage_error)
     server.shell("setquota -u 1000 0 0 0 0 /export")
     trial.fault("the quota was used up")
@@ -176,6 +184,7 @@ def quota(trial):
 
 def read_only(trial):
     trial.volume.export(EXPORT_OPTIONS.replace("rw", "ro"))
+    check_writes_fail(trial, "Read-only file system")
     refused_meanwhile(trial, 6, is_storage_error)
     trial.volume.export(EXPORT_OPTIONS)
     trial.fault("the export was read-only")

@@ -13,7 +13,8 @@ import time
 from cluster import PORT, get
 
 PAUSE_SECS = 0.15
-EXAMPLES_MAX = 4
+# Of each kind.
+EXAMPLES_MAX = 2
 # How long an event may take to arrive.
 EVENT_SECS_MAX = 3
 
@@ -40,7 +41,7 @@ class Readers:
 
     def found(self, kind, example):
         self.stale[kind] += 1
-        if len(self.examples) < EXAMPLES_MAX:
+        if self.stale[kind] <= EXAMPLES_MAX:
             self.examples.append(f"{kind}: {str(example)[:300]}")
 
     def read(self, host):
@@ -90,7 +91,7 @@ class Readers:
         """Another program on the host, which opens the file only now: NFS promises that it sees what was closed or synced before."""
         content = host.read("/mnt/data/rows.csv", ack.offset, ack.bytes, secs_max=20)
         rows = list(csv.reader(io.StringIO(content.decode(errors="replace"), newline="")))
-        if len(content) != ack.bytes or not rows or rows[0][-1] != self.history.texts[ack.first]:
+        if len(content) != ack.bytes or not rows or rows[0][-1:] != [self.history.texts[ack.first]]:
             self.found("open + read", (host.name, ack.host.name, ack.offset, ack.bytes, content[:160]))
 
     def follow(self, host):

@@ -5,6 +5,7 @@ from typing import Callable
 
 import commands
 import faults
+import perf
 
 V4 = ("4.2", "4.1", "4.0")
 ALL_VERSIONS = (*V4, "3")
@@ -59,6 +60,7 @@ SCENES = [
     Scene("read-only", faults.read_only, disk_errors=True),
     Scene("stale-handles", faults.stale_handles, disk_errors=True),
     Scene("embedded", faults.embedded, alone=True),
+    Scene("perf", perf.perf, alone=True),
 ]
 
 

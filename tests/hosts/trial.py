@@ -203,7 +203,12 @@ class Trial:
     def run(self):
         """Runs the scene. Keeps its histories if they show a violation: the folder in memory ends with the namespace."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.scene.play(self)
+        try:
+            self.scene.play(self)
+        except SystemExit as e:
+            self.result.add("BedFailed", e)
+        if not self.result.acked_rows and not self.result.refused and not self.result.violations:
+            self.result.add("BedFailed", "no row was acknowledged")
         say(self.result.summary())
         if self.result.rpcs:
             say(f"RPCs a batch: {self.result.rpcs}")
