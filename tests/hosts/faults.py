@@ -76,6 +76,7 @@ def host_power_idle(trial):
 
 def server_power(trial):
     """The server loses its power, and with it what it had not written to its disk."""
+    time.sleep(trial.rng.uniform(1, 4))
     canary = Canary(trial.cluster.server, "/export")
     trial.cluster.server.cut_power()
     time.sleep(1)
