@@ -207,6 +207,28 @@ def stale_handles(trial):
     trial.wait_until_served("after the export is back")
 
 
+def no_lock_manager(trial):
+    """A host without rpc.statd cannot lock over NFSv3 (ENOLCK): its replica serves nothing until it can."""
+    host = trial.hosts[0]
+    check(trial.replicas[host].terminate() == 0, "the replica does not end")
+    # A kernel that has locked before needs no rpc.statd any more.
+    host.cut_power()
+    host.boot().wait_until_up()
+    trial.volume.mount(host)
+    host.shell("kill $(pidof rpc.statd)")
+    output = host.shell(as_user("flock /mnt/data/probe true 2>&1"), check=False)
+    check("No locks available" in output, f"the host can lock without rpc.statd: {output}")
+    trial.replicas[host].start()
+    time.sleep(5)
+    now = time.monotonic()
+    check(not trial.history.acked_since(now - 5, host), "a replica without locks acknowledges rows")
+    trial.fault(f"{host.name} could not lock")
+    host.shell("setsid rpc.statd --no-notify > /dev/null 2>&1")
+    if trial.replicas[host].exit_status() is not None:
+        trial.restart(host)
+    trial.wait_until_served("after the host can lock again", host)
+
+
 def embedded(trial):
     """Without Redis, replicas on a network volume either refuse to start, or share one lock with all hosts."""
     with trial.cluster_up(redis=False):

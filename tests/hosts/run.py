@@ -36,7 +36,7 @@ def arguments():
     parser.add_argument("--runs", type=int, default=1, help="runs of each scene, each with the next seed")
     parser.add_argument("--seed", type=int, default=1, help="the seed of the first run")
     parser.add_argument("--binary", help="another replica than the one that cargo builds here")
-    parser.add_argument("--write", action="store_true", help="write the table into docs/network-volumes.md")
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/network-volumes.md")
     parser.add_argument("--verbose", action="store_true", help="print each fault, and what was answered and logged")
     parser.add_argument("--list", action="store_true", help="list the scenes, and exit")
     args = parser.parse_args()
@@ -82,7 +82,8 @@ def run_all(args):
     for number, (scene, version, seed) in enumerate(trials, 1):
         began = time.monotonic()
         print(f"{number} of {len(trials)}: {scene.name}, NFSv{version}, seed {seed}", flush=True)
-        trial = Trial(scene, Options(binary, programs["faults"], version, mount_options, args.verbose), seed)
+        options = ",".join(part for part in (mount_options, scene.mount_options) if part)
+        trial = Trial(scene, Options(binary, programs["faults"], version, options, args.verbose), seed)
         results.append(trial.run())
         say(f"({time.monotonic() - began:.1f} s)")
     return results
@@ -97,7 +98,7 @@ def main():
     sandbox.enter(Path(__file__).resolve(), build)
     began = time.monotonic()
     results = run_all(args)
-    text = report.table(results)
+    text = report.tables(results)
     print(f"\n{text}")
     if args.write:
         report.write(text)

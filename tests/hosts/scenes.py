@@ -27,6 +27,7 @@ class Scene:
     secs: float = 25
     # Seconds of each cut from NFS, and whether the host holds the OS lock.
     cuts: tuple = ()
+    mount_options: str = ""
     load: dict = field(default_factory=dict)
 
     def play(self, trial):
@@ -43,6 +44,7 @@ SCENES = [
     Scene("first-starts", commands.first_starts, alone=True),
     Scene("bursts", faults.steady, quick=True),
     Scene("long-bursts", faults.steady, secs=120, load={"clients_per_host": 2}),
+    Scene("bursts-noac", faults.steady, versions=("4.2",), mount_options="noac"),
     Scene("server-power", faults.server_power, quick=True, crashes=True),
     Scene("server-restart", faults.server_restart),
     Scene("cut-nfs", faults.cut_nfs, quick=True, cuts=((LONG, None),)),
@@ -59,6 +61,7 @@ SCENES = [
     Scene("quota", faults.quota, disk_errors=True),
     Scene("read-only", faults.read_only, disk_errors=True),
     Scene("stale-handles", faults.stale_handles, disk_errors=True),
+    Scene("no-lock-manager", faults.no_lock_manager, versions=("3",)),
     Scene("embedded", faults.embedded, alone=True),
     Scene("perf", perf.perf, alone=True),
 ]
