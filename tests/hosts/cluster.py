@@ -62,7 +62,9 @@ class Cluster:
 
     def append(self, host, csv, data):
         """Runs `rowlock append`. Returns its JSON, or None, and what it printed."""
-        command = as_user(f"/tools/rowlock append {self.settings(f'/mnt/data/{csv}')} --replica {host.name} --json --data {shlex.quote(data)}")
+        command = as_user(
+            f"/tools/rowlock append {self.settings(f'/mnt/data/{csv}')} --replica {host.name} --json --data {shlex.quote(data)}"
+        )
         output = host.shell(f"cd /tmp; {command} 2>&1; echo status $?", secs_max=100)
         text, _, status = output.rpartition("status ")
         if status.strip() == "0":

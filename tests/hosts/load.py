@@ -27,8 +27,7 @@ class Load:
         # Periods in which clients were sending.
         self.bursts = []
         self.clients = [
-            threading.Thread(target=self.client, args=(n, hosts[n % len(hosts)]), daemon=True)
-            for n in range(clients_per_host * len(hosts))
+            threading.Thread(target=self.client, args=(n, hosts[n % len(hosts)]), daemon=True) for n in range(clients_per_host * len(hosts))
         ]
         self.conductor = threading.Thread(target=self.conduct, daemon=True)
 

@@ -99,7 +99,9 @@ def perf(trial):
         say(f"RPCs of a row of one client alone: {alone}")
         say(f"RPCs of a row after a row of another host (hand-over and batch): {in_turn}")
         say(f"RPCs of a reading of the newest row, which another host has just written: {readings}")
-        say(f"one host on {nfs} against ext4, 12 clients: {one[12]['rate'] / local[12]['rate']:.2f}; 96: {one[96]['rate'] / local[96]['rate']:.2f}")
+        say(
+            f"one host on {nfs} against ext4, 12 clients: {one[12]['rate'] / local[12]['rate']:.2f}; 96: {one[96]['rate'] / local[96]['rate']:.2f}"
+        )
         say(f"three hosts with 96 clients against one host with 96: {three[96]['rate'] / one[96]['rate']:.2f}")
         say(f"three hosts with 12 clients against one host with 4: {three[12]['rate'] / one[4]['rate']:.2f}")
         for csv in ("one.csv", "three.csv"):
@@ -107,7 +109,9 @@ def perf(trial):
 
 
 def mount_local_disk(host):
-    host.shell(f"mkfs.ext4 -q -E lazy_itable_init=0 /dev/ubdb && mkdir -p {LOCAL_MOUNT} && mount /dev/ubdb {LOCAL_MOUNT} && chmod 777 {LOCAL_MOUNT}")
+    host.shell(
+        f"mkfs.ext4 -q -E lazy_itable_init=0 /dev/ubdb && mkdir -p {LOCAL_MOUNT} && mount /dev/ubdb {LOCAL_MOUNT} && chmod 777 {LOCAL_MOUNT}"
+    )
 
 
 def check_file(trial, csv):

@@ -33,7 +33,9 @@ def enter(script, build):
     if not Path("/dev/net/tun").exists():
         raise SystemExit("hosts: /dev/net/tun is missing: the guests' network needs it (modprobe tun)")
     # debootstrap mounts below the root that it makes.
-    supervise("unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", sys.executable, Path(__file__).parent / "image.py")
+    supervise(
+        "unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", sys.executable, Path(__file__).parent / "image.py"
+    )
     build()
     supervise(
         "unshare", "--net", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc",

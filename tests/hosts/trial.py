@@ -7,7 +7,7 @@ import shutil
 import time
 from dataclasses import dataclass, field
 
-from cluster import Cluster, Replica, as_user
+from cluster import TTL_SECS, Cluster, Replica, as_user
 from history import History
 from load import Load
 from image import CACHE, ROOT
@@ -15,8 +15,11 @@ from mountstats import Difference, per_batch
 from readers import Readers
 from sandbox import RUN
 from steps import run, say, wait_until
+from volume import LEASE_SECS
 
 RECOVERY_SECS_MAX = 60
+# How long others wait for the locks of a host that is away: the server's lease, the lock's time to live, and some seconds.
+OTHERS_SECS_MAX = LEASE_SECS + TTL_SECS + 8
 DETAIL_LINES_MAX = 12
 # Attempts to catch a host with the OS lock, or without it.
 CATCHES_MAX = 150
@@ -115,12 +118,17 @@ class Trial:
         if self.options.verbose:
             say(f"{time.monotonic() - self.history.begun:6.1f} s  {text}")
 
-    def wait_until_served(self, when, host=None):
+    def wait_until_served(self, when, host=None, secs_max=RECOVERY_SECS_MAX):
         now = time.monotonic()
         try:
-            wait_until("a row is acknowledged", lambda: self.history.acked_since(now, host), RECOVERY_SECS_MAX)
+            wait_until("a row is acknowledged", lambda: self.history.acked_since(now, host), secs_max)
         except SystemExit:
-            self.result.add("SlowRecovery", f"{when}: no row was acknowledged{f' by {host.name}' if host else ''} in {RECOVERY_SECS_MAX} s")
+            self.result.add("SlowRecovery", f"{when}: no row was acknowledged{f' by {host.name}' if host else ''} in {secs_max} s")
+
+    def wait_until_others_served(self, when):
+        """While one host is away. An NFSv3 server never gives the locks of that host to others."""
+        if self.options.version != "3":
+            self.wait_until_served(when, secs_max=OTHERS_SECS_MAX)
 
     def catch(self, holding):
         """A paused host that has, or has not, the OS lock of the journal or of the CSV. With NFSv3 the server cannot tell: any host."""
@@ -175,7 +183,9 @@ class Trial:
         for host, replica in self.replicas.items():
             status = replica.exit_status()
             if status is not None and not replica.may_exit:
-                self.result.add("UnexpectedExit", f"{host.name} exited with status {status}: {replica.host.shell('tail -n 2 /tmp/log')[-400:]}")
+                self.result.add(
+                    "UnexpectedExit", f"{host.name} exited with status {status}: {replica.host.shell('tail -n 2 /tmp/log')[-400:]}"
+                )
             elif status is None and (status := replica.terminate()) != 0:
                 self.result.add("UnexpectedExit", f"{host.name}: status {status} after SIGTERM")
         complaints = {host.name: found for host, replica in self.replicas.items() if (found := replica.complaints())}

@@ -90,7 +90,7 @@ class Volume:
         )
         locked = self.server.shell("cat /proc/locks")
         # A lock's state may stay on the server for a moment after the lock has gone.
-        return f":{inode}\"" in states and any(f":{inode} " in line and " DELEG " not in line for line in locked.splitlines())
+        return f':{inode}"' in states and any(f":{inode} " in line and " DELEG " not in line for line in locked.splitlines())
 
 
 class Canary:
