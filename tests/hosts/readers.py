@@ -27,17 +27,15 @@ class Readers:
         self.event_ends = {}
         self.threads = [threading.Thread(target=work, args=(host,), daemon=True) for host in hosts for work in (self.read, self.follow)]
 
-    def __enter__(self):
+    def start(self):
         for thread in self.threads:
             thread.start()
-        return self
 
-    def __exit__(self, error, *_):
-        if error is None:
-            self.check_events()
+    def stop(self):
         self.ended.set()
         for thread in self.threads:
-            thread.join(25)
+            if thread.ident:
+                thread.join(25)
 
     def found(self, kind, example):
         self.stale[kind] += 1

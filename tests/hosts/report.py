@@ -5,8 +5,20 @@ import collections
 from image import ROOT
 
 DOCUMENT = ROOT / "docs/network-volumes.md"
-BEGIN, END = "<!-- volumes:begin -->\n", "<!-- volumes:end -->"
-COLUMNS = ["runs", "faults", "rows acknowledged", "lost", "duplicated", "torn", "anything else", "readings", "stale", "longest outage"]
+BEGIN, END = "<!-- hosts: written by make hosts -->\n", "<!-- end of hosts -->"
+COLUMNS = [
+    "runs",
+    "faults",
+    "rows acknowledged",
+    "lost",
+    "duplicated",
+    "torn",
+    "anything else",
+    "readings",
+    "stale",
+    "longest outage",
+    "RPCs a batch",
+]
 
 
 def volume_of(result):
@@ -38,8 +50,14 @@ def line(name, group):
         violations.total(),
         *(sum(counts) for counts in zip(*((result.readings, result.stale) for result in group))),
         f"{max(result.longest_outage for result in group):.1f} s",
+        calls_per_batch(group),
     ]
     return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def calls_per_batch(group):
+    batches = sum(result.batches for result in group)
+    return f"{sum(result.calls.total() for result in group) / batches:.1f}" if batches else ""
 
 
 def tables(results):
@@ -47,11 +65,16 @@ def tables(results):
     return f"{table(results, volume_of, 'volume')}\n{table(results, scene_of, 'scene')}"
 
 
-def write(text):
-    """Puts the tables between the markers of the document."""
-    document = DOCUMENT.read_text()
+def split_document():
+    """The document before and after the tables."""
+    document = DOCUMENT.read_text() if DOCUMENT.exists() else ""
     before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise SystemExit(f"{DOCUMENT.relative_to(ROOT)} has no place for the tables")
-    DOCUMENT.write_text(before + begin + text + end + after)
+        raise SystemExit(f"hosts: {DOCUMENT.relative_to(ROOT)} has no place for the tables: {BEGIN}{END}")
+    return before + begin, end + after
+
+
+def write(text):
+    before, after = split_document()
+    DOCUMENT.write_text(before + text + after)

@@ -95,6 +95,9 @@ def main():
         for scene in scenes.SCENES:
             print(f"{scene.name:<18} {'quick ' if scene.quick else '      '}{(scene.happening.__doc__ or scene.name).splitlines()[0]}")
         return
+    if args.write:
+        # Before hours of trials, not after them.
+        report.split_document()
     sandbox.enter(Path(__file__).resolve(), build)
     began = time.monotonic()
     results = run_all(args)

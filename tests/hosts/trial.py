@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import http.client
 import random
 import shutil
 import time
@@ -18,6 +19,7 @@ from steps import run, say, wait_until
 from volume import LEASE_SECS
 
 RECOVERY_SECS_MAX = 60
+CALLS_SECS = 4
 # How long others wait for the locks of a host that is away: the server's lease, the lock's time to live, and some seconds.
 OTHERS_SECS_MAX = LEASE_SECS + TTL_SECS + 8
 DETAIL_LINES_MAX = 12
@@ -47,7 +49,9 @@ class Result:
     stale: int = 0
     readings: int = 0
     longest_outage: float = 0.0
-    rpcs: str = ""
+    # Remote procedure calls for so many batches.
+    calls: collections.Counter = field(default_factory=collections.Counter)
+    batches: int = 0
     # Whether the replicas refused the volume.
     refused: bool = False
     violations: collections.Counter = field(default_factory=collections.Counter)
@@ -100,17 +104,31 @@ class Trial:
     def restart(self, host):
         self.replicas[host].start().wait_until_ready()
 
-    def under_load(self, happening, readers=True, **load):
+    def under_load(self, happening, **load):
         """Lets it happen under a load with readers, and checks the file."""
         self.history = self.new_history()
         self.start_replicas()
-        counters, calls = self.counters(), Difference(self.hosts)
-        with contextlib.ExitStack() as stack:
-            self.readers = stack.enter_context(Readers(self.history, self.hosts)) if readers else None
+        self.readers = Readers(self.history, self.hosts)
+        try:
             with Load(self.history, self.hosts, **load) as self.load:
                 self.wait_until_served("at the start")
+                self.count_calls()
+                self.readers.start()
                 happening(self)
-        self.conclude(counters, calls)
+            self.readers.check_events()
+        finally:
+            self.readers.stop()
+        self.conclude()
+
+    def count_calls(self):
+        """Counts the calls of some seconds, while nobody reads."""
+        batches, calls = self.batches(), Difference(self.hosts)
+        time.sleep(CALLS_SECS)
+        self.result.calls += calls.calls()
+        self.result.batches += self.batches() - batches
+
+    def batches(self):
+        return int(sum(replica.metrics().get("rowlock_batch_rows_count", 0) for replica in self.replicas.values()))
 
     def fault(self, text):
         """Counts a fault, once it is proved."""
@@ -145,27 +163,15 @@ class Trial:
             time.sleep(self.rng.random() / 10)
         raise SystemExit(f"FAILED: in {CATCHES_MAX} attempts no host was caught {'with' if holding else 'without'} the OS lock")
 
-    def counters(self):
-        """Batches and rows of all replicas so far."""
-        with contextlib.suppress(OSError):
-            metrics = [replica.metrics() for replica in self.replicas.values()]
-            return [sum(m.get(name, 0) for m in metrics) for name in ("rowlock_batch_rows_count", "rowlock_appended_rows_total")]
-        return None
-
-    def conclude(self, counters, calls):
-        """Reads the counters, ends the replicas, and compares the file with the history."""
+    def conclude(self):
+        """Ends the replicas, and compares the file with the history."""
         result, load = self.result, self.load
         for host in self.hosts:
             host.link.heal()
-        after = self.counters()
-        # Replicas that ended have taken their counters with them.
-        if counters and after and after[0] > counters[0]:
-            result.rpcs = per_batch(calls.calls(), after[0] - counters[0])
         result.longest_outage = max(result.longest_outage, load.longest_outage())
         if load.stuck:
             result.add("StuckClients", f"{load.stuck} clients have no answer")
-        if self.readers:
-            self.take_readings()
+        self.take_readings()
         self.end_replicas()
         self.check_file(self.history, "rows.csv")
         if load.answers and (self.options.verbose or not result.is_clean()):
@@ -215,13 +221,13 @@ class Trial:
         shutil.rmtree(self.folder, ignore_errors=True)
         try:
             self.scene.play(self)
-        except SystemExit as e:
-            self.result.add("BedFailed", e)
+        except (SystemExit, OSError, http.client.HTTPException) as e:
+            self.result.add("BedFailed", repr(e) if isinstance(e, OSError) else e)
         if not self.result.acked_rows and not self.result.refused and not self.result.violations:
             self.result.add("BedFailed", "no row was acknowledged")
         say(self.result.summary())
-        if self.result.rpcs:
-            say(f"RPCs a batch: {self.result.rpcs}")
+        if self.result.batches:
+            say(f"RPCs a batch: {per_batch(self.result.calls, self.result.batches)}")
         for detail in self.result.details[:DETAIL_LINES_MAX]:
             print(f"    {detail[:400]}")
         if not self.result.is_clean():
