@@ -1,14 +1,16 @@
 """Hosts with a replica each on one volume, and Redis."""
 
+import contextlib
 import http.client
 import json
 import re
 import shlex
 import subprocess
+import time
 
 from guest import TOOLS, Guest
 from sandbox import HARNESS, REDIS_PORT, RUN
-from steps import run, say, wait_until
+from steps import run, wait_until
 from volume import USER, Volume, create_disk, data_disk
 
 CSV_HEADER = "timestamp,replica,token,key,data"
@@ -17,6 +19,10 @@ TTL_SECS = 2
 JOURNAL_BYTES = "8MiB"
 # After SIGTERM.
 EXIT_SECS_MAX = 45
+
+
+class StartFailed(Exception):
+    """A replica does not start."""
 
 
 class Cluster:
@@ -105,12 +111,14 @@ class Replica:
         return self
 
     def wait_until_ready(self, secs_max=60):
-        try:
-            wait_until(f"{self.host.name} is ready", self.is_ready, secs_max)
-        except SystemExit:
-            say(self.host.shell("tail -n 8 /tmp/log"))
-            raise
-        return self
+        """Raises `StartFailed` with the end of the log if it ends instead, or is not ready in time."""
+        deadline = time.monotonic() + secs_max
+        while time.monotonic() < deadline and self.exit_status() is None:
+            with contextlib.suppress(OSError):
+                if self.is_ready():
+                    return self
+            time.sleep(0.05)
+        raise StartFailed(f"{self.host.name}, status {self.exit_status()}: {self.host.shell('tail -n 3 /tmp/log').strip()[-500:]}")
 
     def is_ready(self):
         return get(self.host, "/readyz", timeout=2)[0] == 200

@@ -22,13 +22,14 @@ def steady(trial):
 
 def cut(trial, *others, secs, holding=None):
     """Drops all packets between a host and others for some seconds."""
-    host = trial.rng.choice(trial.hosts) if holding is None else trial.catch(holding)
-    host.link.cut(*others)
-    # A caught host is paused.
-    host.resume()
-    began = time.monotonic()
-    if secs > LEASE_SECS:
-        trial.wait_until_others_served("while a host is cut off")
+    with trial.load.busy():
+        host = trial.rng.choice(trial.hosts) if holding is None else trial.catch(holding)
+        host.link.cut(*others)
+        # A caught host is paused.
+        host.resume()
+        began = time.monotonic()
+        if secs > LEASE_SECS:
+            trial.wait_until_others_served("while a host is cut off")
     time.sleep(max(0, began + secs - time.monotonic()))
     dropped = host.link.heal()
     check(dropped, f"the cut of {host.name} dropped no packet")
@@ -55,11 +56,12 @@ def cut_both(trial):
 def host_power(trial, holding):
     """A host loses its power, with or without the OS lock, and comes back."""
     canaries = {host: Canary(host, "/mnt/data") for host in trial.hosts}
-    host = trial.catch(holding)
-    trial.replicas[host].may_exit = True
-    host.cut_power()
+    with trial.load.busy():
+        host = trial.catch(holding)
+        trial.replicas[host].may_exit = True
+        host.cut_power()
+        trial.wait_until_others_served("while a host is dead")
     canaries[host].check_lost(trial.volume)
-    trial.wait_until_others_served("while a host is dead")
     time.sleep(2)
     host.boot().wait_until_up()
     trial.volume.mount(host)
@@ -79,11 +81,12 @@ def host_power_idle(trial):
 def server_power(trial):
     """The server loses its power, and with it what it had not written to its disk."""
     time.sleep(trial.rng.uniform(1, 4))
-    canary = Canary(trial.cluster.server, "/export")
-    trial.cluster.server.cut_power()
-    time.sleep(1)
-    trial.cluster.server.boot().wait_until_up()
-    trial.volume.start()
+    with trial.load.busy():
+        canary = Canary(trial.cluster.server, "/export")
+        trial.cluster.server.cut_power()
+        time.sleep(1)
+        trial.cluster.server.boot().wait_until_up()
+        trial.volume.start()
     check(trial.volume.is_in_grace(), "the server does not wait for its former clients")
     canary.check_lost(trial.volume)
     trial.fault("the server lost its power, and unsynced data")
@@ -93,10 +96,11 @@ def server_power(trial):
 
 def server_restart(trial):
     """The NFS server is restarted, and waits for its former clients."""
-    trial.volume.stop_threads()
-    time.sleep(2)
-    stopped = time.monotonic()
-    trial.volume.start_threads()
+    with trial.load.busy():
+        trial.volume.stop_threads()
+        time.sleep(2)
+        stopped = time.monotonic()
+        trial.volume.start_threads()
     check(not trial.history.acked_since(stopped - 1), "rows were acknowledged while no NFS server ran")
     check(trial.volume.is_in_grace(), "the server does not wait for its former clients")
     trial.fault("the NFS server was restarted")
@@ -108,7 +112,8 @@ def stop_replica(trial):
     """A replica stops for longer than its lease; its host goes on."""
     for _ in range(2):
         host = trial.rng.choice(trial.hosts)
-        trial.replicas[host].signal("STOP")
+        with trial.load.busy():
+            trial.replicas[host].signal("STOP")
         time.sleep(PAST_LEASE_SECS)
         state = host.shell("sed -n 's/^State:\\s*//p' /proc/$(cat /tmp/pid)/status")
         check(state.startswith("T"), f"the replica of {host.name} is not stopped but {state}")
@@ -120,9 +125,10 @@ def stop_replica(trial):
 def stop_host(trial):
     """A whole host stops past both leases, once with the OS lock and once without."""
     for holding in (True, False):
-        host = trial.catch(holding)
-        began = time.monotonic()
-        trial.wait_until_others_served("while a host is stopped")
+        with trial.load.busy():
+            host = trial.catch(holding)
+            began = time.monotonic()
+            trial.wait_until_others_served("while a host is stopped")
         time.sleep(max(0, began + PAST_LEASE_SECS - time.monotonic()))
         try:
             host.shell("true", secs_max=1)

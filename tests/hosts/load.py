@@ -1,6 +1,7 @@
 """Clients that append on all hosts, in bursts with quiet phases between them, as real use has: a steady load hides stale caches."""
 
 import collections
+import contextlib
 import http.client
 import json
 import random
@@ -21,7 +22,7 @@ QUIET_SECS = (0.3, 1.2, 2.5, 4.0)
 class Load:
     def __init__(self, history, hosts, clients_per_host=3, pause=0.0, quiet_secs=QUIET_SECS):
         self.history, self.hosts, self.pause, self.quiet_secs = history, hosts, pause, quiet_secs
-        self.active, self.ended = threading.Event(), threading.Event()
+        self.active, self.ended, self.is_busy = threading.Event(), threading.Event(), threading.Event()
         self.answers = collections.Counter()
         self.took = []
         # Periods in which clients were sending.
@@ -46,18 +47,30 @@ class Load:
             thread.join(max(0, deadline - time.monotonic()))
         self.stuck = sum(thread.is_alive() for thread in self.clients)
 
+    @contextlib.contextmanager
+    def busy(self):
+        """Without quiet phases: an outage must not hide in one."""
+        self.is_busy.set()
+        try:
+            self.active.wait()
+            yield
+        finally:
+            self.is_busy.clear()
+
     def conduct(self):
         rng = random.Random(f"{self.history.seed}-bursts")
         while not self.ended.is_set():
             began = time.monotonic()
             self.active.set()
             self.ended.wait(rng.choice(BURST_SECS))
-            # An outage must not hide in a quiet phase.
-            while not self.ended.is_set() and not self.history.acked_since(time.monotonic() - 0.5):
+            # An outage goes on until a row is acknowledged.
+            while not self.ended.is_set() and (self.is_busy.is_set() or not self.history.acked_since(time.monotonic() - 0.5)):
                 self.ended.wait(0.1)
             self.active.clear()
             self.bursts.append((began, time.monotonic()))
-            self.ended.wait(rng.choice(self.quiet_secs))
+            quiet_until = time.monotonic() + rng.choice(self.quiet_secs)
+            while not self.ended.is_set() and not self.is_busy.is_set() and time.monotonic() < quiet_until:
+                self.ended.wait(0.05)
 
     def longest_outage(self):
         """The longest time without an acknowledgement while clients were sending."""

@@ -8,7 +8,7 @@ import shutil
 import time
 from dataclasses import dataclass, field
 
-from cluster import TTL_SECS, Cluster, Replica, as_user
+from cluster import TTL_SECS, Cluster, Replica, StartFailed, as_user
 from history import History
 from load import Load
 from image import CACHE, ROOT
@@ -139,7 +139,8 @@ class Trial:
     def wait_until_served(self, when, host=None, secs_max=RECOVERY_SECS_MAX):
         now = time.monotonic()
         try:
-            wait_until("a row is acknowledged", lambda: self.history.acked_since(now, host), secs_max)
+            with self.load.busy():
+                wait_until("a row is acknowledged", lambda: self.history.acked_since(now, host), secs_max)
         except SystemExit:
             self.result.add("SlowRecovery", f"{when}: no row was acknowledged{f' by {host.name}' if host else ''} in {secs_max} s")
 
@@ -221,6 +222,8 @@ class Trial:
         shutil.rmtree(self.folder, ignore_errors=True)
         try:
             self.scene.play(self)
+        except StartFailed as e:
+            self.result.add("StartFailed", e)
         except (SystemExit, OSError, http.client.HTTPException) as e:
             self.result.add("BedFailed", repr(e) if isinstance(e, OSError) else e)
         if not self.result.acked_rows and not self.result.refused and not self.result.violations:

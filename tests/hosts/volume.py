@@ -98,10 +98,11 @@ class Canary:
 
     def __init__(self, guest, folder):
         self.guest, self.name = guest, f"canary-{guest.name}"
-        # The file stays open, and nobody asks for its attributes: NFS writes it out at both. The kernel does so after 30 s.
+        # NFS writes a file out whenever a process that has it open closes it or ends, and when its attributes are asked for: so there is
+        # no other process. The kernel itself does so after 30 s.
         guest.shell(
             "echo 0 > /proc/sys/vm/dirty_writeback_centisecs; "
-            f"(exec 3> {folder}/{self.name}; echo unsynced >&3; touch /tmp/canary; exec sleep 1000) > /dev/null 2>&1 &"
+            f"(exec 3> {folder}/{self.name}; echo unsynced >&3; echo > /tmp/canary; exec sleep 1000) > /dev/null 2>&1 &"
         )
         wait_until("the canary is written", lambda: guest.shell("ls /tmp/canary 2> /dev/null || true") != "")
 
