@@ -200,6 +200,7 @@ def read_only(trial):
     refused_meanwhile(trial, 6, is_storage_error)
     trial.volume.export(EXPORT_OPTIONS)
     trial.fault("the export was read-only")
+    trial.restart_exited()
     trial.wait_until_served("after the export is writable again")
 
 

@@ -15,6 +15,7 @@ CONNECT_SECS_MAX = 3
 RESPONSE_SECS_MAX = 20
 # Retries with a key end so long after the load.
 PATIENCE_SECS = 90
+RETRY_PAUSE_SECS = 0.1
 BURST_SECS = (0.5, 1.5, 2.5)
 QUIET_SECS = (0.3, 1.2, 2.5, 4.0)
 
@@ -106,7 +107,7 @@ class Load:
                 self.took.append(ended - sent)
                 return
             self.answers[" ".join(map(str, result[kind])) if kind in ("NotWritten", "Unknown") else f"{kind} {result[kind]}"] += 1
-            time.sleep(0.05)
+            time.sleep(RETRY_PAUSE_SECS)
             if self.ended.is_set():
                 give_up = give_up or time.monotonic() + PATIENCE_SECS
             if not is_keyed or give_up and time.monotonic() > give_up:

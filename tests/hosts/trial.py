@@ -20,6 +20,7 @@ from volume import LEASE_SECS
 
 RECOVERY_SECS_MAX = 60
 CALLS_SECS = 4
+WRITE_FAILED_STATUS = 74
 # How long others wait for the locks of a host that is away: the server's lease, the lock's time to live, and some seconds.
 OTHERS_SECS_MAX = LEASE_SECS + TTL_SECS + 8
 DETAIL_LINES_MAX = 12
@@ -103,6 +104,13 @@ class Trial:
 
     def restart(self, host):
         self.replicas[host].start().wait_until_ready()
+
+    def restart_exited(self):
+        """As a supervisor does after a write that failed in the middle of a batch (exit status 74)."""
+        for host, replica in self.replicas.items():
+            if replica.exit_status() == WRITE_FAILED_STATUS:
+                say(f"the replica of {host.name} has ended, and is started again")
+                self.restart(host)
 
     def under_load(self, happening, **load):
         """Lets it happen under a load with readers, and checks the file."""

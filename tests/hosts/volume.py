@@ -29,7 +29,7 @@ class Volume:
         v3 = self.version == "3"
         # What the server remembers of its clients must lie on the disk that survives a power cut.
         self.server.shell(
-            f"mkdir -p /export && mount -t ext4 {DISK} /export && mkdir -p /export/data /export/state/nfsdcld /var/lib/nfs && "
+            f"mkdir -p /export && mount -t ext4 -o usrquota {DISK} /export && mkdir -p /export/data /export/state/nfsdcld /var/lib/nfs && "
             f"chown {USER}:{USER} /export/data && rm -rf /var/lib/nfs/nfsdcld && ln -s /export/state/nfsdcld /var/lib/nfs/nfsdcld && "
             # With NFSv3, lockd's own grace period also keeps locks of NFSv4 waiting: 5 times nlm_timeout.
             "modprobe lockd nlm_timeout=3 && modprobe nfsd && mount -t nfsd nfsd /proc/fs/nfsd && "
@@ -69,7 +69,12 @@ class Volume:
 
     def fill(self, bytes_left):
         """Fills the disk, but for some bytes."""
-        self.server.shell(f"fallocate -l $(($(stat -f -c '%f*%S' /export) - {bytes_left})) /export/filler")
+        self.server.shell(
+            f"cd /export; dd if=/dev/zero of=reserve bs={bytes_left} count=1 conv=fsync 2> /dev/null; "
+            # Most of it at once, the rest in pieces: replicas take space at the same time.
+            "fallocate -l $(($(stat -f -c '%f*%S' .) - (8 << 20))) filler; "
+            "dd if=/dev/zero bs=64K >> filler 2> /dev/null; sync; rm reserve"
+        )
 
     def empty(self):
         self.server.shell("rm /export/filler")
