@@ -12,7 +12,8 @@ PAST_LEASE_SECS = LEASE_SECS + 4
 # Shorter than the server's lease.
 SHORT_SECS = 4
 # The disk has so much space left when it is full.
-SPACE_LEFT = 200_000
+SPACE_LEFT = 16 << 10
+FAULT_SEEN_SECS_MAX = 30
 
 
 def steady(trial):
@@ -87,7 +88,7 @@ def server_power(trial):
         time.sleep(1)
         trial.cluster.server.boot().wait_until_up()
         trial.volume.start()
-    check(trial.volume.is_in_grace(), "the server does not wait for its former clients")
+    check(trial.volume.grace_periods() == 1, "the server does not wait for its former clients")
     canary.check_lost(trial.volume)
     trial.fault("the server lost its power, and unsynced data")
     for host in trial.hosts:
@@ -97,15 +98,37 @@ def server_power(trial):
 def server_restart(trial):
     """The NFS server is restarted, and waits for its former clients."""
     with trial.load.busy():
-        trial.volume.stop_threads()
-        time.sleep(2)
-        stopped = time.monotonic()
-        trial.volume.start_threads()
-    check(not trial.history.acked_since(stopped - 1), "rows were acknowledged while no NFS server ran")
-    check(trial.volume.is_in_grace(), "the server does not wait for its former clients")
+        restart_server(trial)
     trial.fault("the NFS server was restarted")
     for host in trial.hosts:
         trial.wait_until_served("after the server's restart", host)
+
+
+def restart_server(trial):
+    before = trial.volume.grace_periods()
+    trial.volume.stop_threads()
+    time.sleep(2)
+    check(not trial.history.acked_since(time.monotonic() - 1), "rows were acknowledged while no NFS server ran")
+    trial.volume.start_threads()
+    check(trial.volume.grace_periods() > before, "the server does not wait for its former clients")
+
+
+def server_grace(trial):
+    """The server waits for a client that does not come back, for its whole grace period. A replica starts meanwhile."""
+    absent, starting = trial.hosts[:2]
+    with trial.load.busy():
+        trial.replicas[starting].signal("KILL")
+        wait_until("the replica is dead", lambda: trial.replicas[starting].exit_status() is not None)
+        absent.link.cut(trial.cluster.server.link)
+        restart_server(trial)
+        trial.replicas[starting].start()
+        time.sleep(LEASE_SECS / 2)
+        check(trial.volume.is_in_grace(), "the grace period is over too early")
+        trial.wait_until_served("after the grace period")
+    check(absent.link.heal(), "the cut dropped no packet")
+    trial.fault(f"the NFS server waited for {absent.name}")
+    for host in trial.hosts:
+        trial.wait_until_served("after the grace period", host)
 
 
 def stop_replica(trial):
@@ -151,12 +174,11 @@ def kill_replica(trial):
         trial.wait_until_served("after the kill", host)
 
 
-def refused_meanwhile(trial, secs, is_expected):
-    """Waits, and checks that some answers of the load show the fault."""
+def refused_meanwhile(trial, is_expected):
+    """Waits until answers of the load show the fault, and some seconds more."""
     before = trial.load.answers.copy()
-    time.sleep(secs)
-    new = trial.load.answers - before
-    check(any(map(is_expected, new)), f"the load has not seen the fault: {dict(new)}")
+    wait_until("the load sees the fault", lambda: any(map(is_expected, trial.load.answers - before)), FAULT_SEEN_SECS_MAX)
+    time.sleep(3)
 
 
 def check_writes_fail(trial, reason):
@@ -176,7 +198,7 @@ def disk_full(trial):
     for _ in range(2):
         trial.volume.fill(SPACE_LEFT)
         check_writes_fail(trial, "No space left on device")
-        refused_meanwhile(trial, 6, is_storage_error)
+        refused_meanwhile(trial, is_storage_error)
         trial.volume.empty()
         trial.fault("the disk was full")
         trial.wait_until_served("after the disk has space again")
@@ -188,7 +210,7 @@ def quota(trial):
     used = int(server.shell("repquota -u -v -O csv /export 2> /dev/null | awk -F, '/1000/ { print $4 }'").strip())
     server.shell(f"setquota -u 1000 {used} {used + 150} 0 0 /export")
     check_writes_fail(trial, "Disk quota exceeded")
-    refused_meanwhile(trial, 6, is_storage_error)
+    refused_meanwhile(trial, is_storage_error)
     server.shell("setquota -u 1000 0 0 0 0 /export")
     trial.fault("the quota was used up")
     trial.wait_until_served("after the quota was raised")
@@ -197,10 +219,9 @@ def quota(trial):
 def read_only(trial):
     trial.volume.export(EXPORT_OPTIONS.replace("rw", "ro"))
     check_writes_fail(trial, "Read-only file system")
-    refused_meanwhile(trial, 6, is_storage_error)
+    refused_meanwhile(trial, is_storage_error)
     trial.volume.export(EXPORT_OPTIONS)
     trial.fault("the export was read-only")
-    trial.restart_exited()
     trial.wait_until_served("after the export is writable again")
 
 
@@ -213,7 +234,7 @@ def stale_handles(trial):
         check(False, "the file handles are not stale")
     except OSError as e:
         check(e.errno in (errno.ESTALE, errno.ENOENT, errno.EIO, errno.EACCES), f"the file handles are not stale: {e}")
-    refused_meanwhile(trial, 5, is_storage_error)
+    refused_meanwhile(trial, is_storage_error)
     trial.volume.export(EXPORT_OPTIONS)
     trial.fault("the file handles were stale")
     trial.wait_until_served("after the export is back")

@@ -22,6 +22,8 @@ class Scene:
     # A crash may leave an incomplete line, which goes to the quarantine.
     crashes: bool = False
     disk_errors: bool = False
+    # A replica may end because a write has failed in the middle of a batch, and is started again.
+    disk_fails: bool = False
     versions: tuple = ALL_VERSIONS
     # Seconds of a scene without a fault.
     secs: float = 25
@@ -47,6 +49,7 @@ SCENES = [
     Scene("bursts-noac", faults.steady, versions=("4.2",), mount_options="noac"),
     Scene("server-power", faults.server_power, quick=True, crashes=True),
     Scene("server-restart", faults.server_restart),
+    Scene("server-grace", faults.server_grace, crashes=True),
     Scene("cut-nfs", faults.cut_nfs, quick=True, cuts=((LONG, None),)),
     Scene("cut-nfs-holder", faults.cut_nfs, cuts=((SHORT, True), (LONG, True)), versions=V4),
     Scene("cut-nfs-idle", faults.cut_nfs, cuts=((SHORT, False), (LONG, False)), versions=V4),
@@ -57,9 +60,9 @@ SCENES = [
     Scene("stop-replica", faults.stop_replica),
     Scene("stop-host", faults.stop_host, crashes=True),
     Scene("kill-replica", faults.kill_replica, crashes=True),
-    Scene("disk-full", faults.disk_full, disk_errors=True),
-    Scene("quota", faults.quota, disk_errors=True),
-    Scene("read-only", faults.read_only, disk_errors=True),
+    Scene("disk-full", faults.disk_full, disk_errors=True, disk_fails=True),
+    Scene("quota", faults.quota, disk_errors=True, disk_fails=True),
+    Scene("read-only", faults.read_only, disk_errors=True, disk_fails=True),
     Scene("stale-handles", faults.stale_handles, disk_errors=True),
     Scene("no-lock-manager", faults.no_lock_manager, versions=("3",)),
     Scene("embedded", faults.embedded, alone=True),

@@ -105,12 +105,12 @@ class Trial:
     def restart(self, host):
         self.replicas[host].start().wait_until_ready()
 
-    def restart_exited(self):
-        """As a supervisor does after a write that failed in the middle of a batch (exit status 74)."""
+    def supervise(self):
+        """Starts replicas again that ended because a write had failed in the middle of a batch, as a supervisor does."""
         for host, replica in self.replicas.items():
-            if replica.exit_status() == WRITE_FAILED_STATUS:
+            if self.scene.disk_fails and not replica.may_exit and replica.exit_status() == WRITE_FAILED_STATUS:
                 say(f"the replica of {host.name} has ended, and is started again")
-                self.restart(host)
+                replica.start()
 
     def under_load(self, happening, **load):
         """Lets it happen under a load with readers, and checks the file."""
@@ -148,7 +148,7 @@ class Trial:
         now = time.monotonic()
         try:
             with self.load.busy():
-                wait_until("a row is acknowledged", lambda: self.history.acked_since(now, host), secs_max)
+                wait_until("a row is acknowledged", lambda: self.supervise() or self.history.acked_since(now, host), secs_max)
         except SystemExit:
             self.result.add("SlowRecovery", f"{when}: no row was acknowledged{f' by {host.name}' if host else ''} in {secs_max} s")
 
@@ -228,6 +228,7 @@ class Trial:
     def run(self):
         """Runs the scene. Keeps its histories if they show a violation: the folder in memory ends with the namespace."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
         try:
             self.scene.play(self)
         except StartFailed as e:

@@ -52,6 +52,10 @@ class Volume:
     def is_in_grace(self):
         return self.server.shell("cat /proc/fs/nfsd/v4_end_grace").strip() == "N"
 
+    def grace_periods(self):
+        """How often the server has waited for former clients since its boot. It stops as soon as all of them have their locks again."""
+        return int(self.server.shell("dmesg | grep -c 'NFSD: starting .* grace period' || true"))
+
     def mount(self, host):
         v3 = self.version == "3"
         if v3:
@@ -103,11 +107,12 @@ class Canary:
 
     def __init__(self, guest, folder):
         self.guest, self.name = guest, f"canary-{guest.name}"
-        # NFS writes a file out whenever a process that has it open closes it or ends, and when its attributes are asked for: so there is
-        # no other process. The kernel itself does so after 30 s.
+        # NFS writes a file out at every close, also of a copy of the descriptor, and when its attributes are asked for. The kernel itself
+        # does so after 30 s.
         guest.shell(
             "echo 0 > /proc/sys/vm/dirty_writeback_centisecs; "
-            f"(exec 3> {folder}/{self.name}; echo unsynced >&3; echo > /tmp/canary; exec sleep 1000) > /dev/null 2>&1 &"
+            f'setsid python3 -c \'import os, time; file = os.open("{folder}/{self.name}", os.O_CREAT | os.O_WRONLY); '
+            'os.write(file, b"unsynced"); open("/tmp/canary", "w").close(); time.sleep(1000)\' > /dev/null 2>&1 &'
         )
         wait_until("the canary is written", lambda: guest.shell("ls /tmp/canary 2> /dev/null || true") != "")
 
