@@ -91,8 +91,7 @@ def server_power(trial):
     check(trial.volume.grace_periods() == 1, "the server does not wait for its former clients")
     canary.check_lost(trial.volume)
     trial.fault("the server lost its power, and unsynced data")
-    for host in trial.hosts:
-        trial.wait_until_served("after the server's boot", host)
+    trial.wait_until_all_serve("after the server's boot")
 
 
 def server_restart(trial):
@@ -100,8 +99,7 @@ def server_restart(trial):
     with trial.load.busy():
         restart_server(trial)
     trial.fault("the NFS server was restarted")
-    for host in trial.hosts:
-        trial.wait_until_served("after the server's restart", host)
+    trial.wait_until_all_serve("after the server's restart")
 
 
 def restart_server(trial):
@@ -127,8 +125,7 @@ def server_grace(trial):
         trial.wait_until_served("after the grace period")
     check(absent.link.heal(), "the cut dropped no packet")
     trial.fault(f"the NFS server waited for {absent.name}")
-    for host in trial.hosts:
-        trial.wait_until_served("after the grace period", host)
+    trial.wait_until_all_serve("after the grace period")
 
 
 def stop_replica(trial):
@@ -201,7 +198,7 @@ def disk_full(trial):
         refused_meanwhile(trial, is_storage_error)
         trial.volume.empty()
         trial.fault("the disk was full")
-        trial.wait_until_served("after the disk has space again")
+        trial.wait_until_all_serve("after the disk has space again")
 
 
 def quota(trial):
@@ -213,7 +210,7 @@ def quota(trial):
     refused_meanwhile(trial, is_storage_error)
     server.shell("setquota -u 1000 0 0 0 0 /export")
     trial.fault("the quota was used up")
-    trial.wait_until_served("after the quota was raised")
+    trial.wait_until_all_serve("after the quota was raised")
 
 
 def read_only(trial):
@@ -222,7 +219,7 @@ def read_only(trial):
     refused_meanwhile(trial, is_storage_error)
     trial.volume.export(EXPORT_OPTIONS)
     trial.fault("the export was read-only")
-    trial.wait_until_served("after the export is writable again")
+    trial.wait_until_all_serve("after the export is writable again")
 
 
 def stale_handles(trial):
@@ -237,7 +234,7 @@ def stale_handles(trial):
     refused_meanwhile(trial, is_storage_error)
     trial.volume.export(EXPORT_OPTIONS)
     trial.fault("the file handles were stale")
-    trial.wait_until_served("after the export is back")
+    trial.wait_until_all_serve("after the export is back")
 
 
 def no_lock_manager(trial):

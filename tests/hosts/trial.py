@@ -132,8 +132,9 @@ class Trial:
         """Counts the calls of some seconds, while nobody reads."""
         batches, calls = self.batches(), Difference(self.hosts)
         time.sleep(CALLS_SECS)
-        self.result.calls += calls.calls()
+        # In the same order as before, so that both counts are of the same period.
         self.result.batches += self.batches() - batches
+        self.result.calls += calls.calls()
 
     def batches(self):
         return int(sum(replica.metrics().get("rowlock_batch_rows_count", 0) for replica in self.replicas.values()))
@@ -151,6 +152,10 @@ class Trial:
                 wait_until("a row is acknowledged", lambda: self.supervise() or self.history.acked_since(now, host), secs_max)
         except SystemExit:
             self.result.add("SlowRecovery", f"{when}: no row was acknowledged{f' by {host.name}' if host else ''} in {secs_max} s")
+
+    def wait_until_all_serve(self, when):
+        for host in self.hosts:
+            self.wait_until_served(when, host)
 
     def wait_until_others_served(self, when):
         """While one host is away. An NFSv3 server never gives the locks of that host to others."""
