@@ -193,7 +193,8 @@ fn check_op(history: &History, op: &Op, rows: &HashMap<u64, Row>, text: &[u8], f
 fn holds(history: &History, text: &[u8], op: &Op) -> bool {
     let mut reader = ReaderBuilder::new().has_headers(false).from_reader(text);
     let rows: Vec<_> = reader.records().map_while(Result::ok).map(|record| record[4].to_owned()).collect();
-    text.ends_with(b"\n") && rows == (op.first..op.first + op.rows).map(|number| history.row(number)).collect::<Vec<_>>()
+    text.ends_with(b"\n")
+        && rows == (op.first..op.first + op.rows).map(|number| history.row(number)).collect::<Vec<_>>()
 }
 
 /// Reports error responses that no fault explains.

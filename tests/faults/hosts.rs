@@ -70,8 +70,12 @@ fn parse(lines: &str, folder: &Path) -> Result<History, String> {
                 history.snapshots.push(Snapshot { sent_us, slot: host, text });
             }
             Line::Request(Request { first, rows, key, host, sent_us, ended_us, result, .. }) => {
-                let op =
-                    ops.entry(first).or_insert_with(|| Op { first, rows: rows.len() as u64, key, attempts: Vec::new() });
+                let op = ops.entry(first).or_insert_with(|| Op {
+                    first,
+                    rows: rows.len() as u64,
+                    key,
+                    attempts: Vec::new(),
+                });
                 op.attempts.push(Attempt { slot: host, sent_us, ended_us, result });
                 history.texts.extend((first..).zip(rows));
             }

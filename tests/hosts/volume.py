@@ -1,6 +1,7 @@
 """The volume: ext4 on the server's second disk, exported by the kernel's NFS server, and mounted by the hosts."""
 
 import errno
+import time
 
 from sandbox import RUN
 from steps import check, wait_until
@@ -9,6 +10,8 @@ DISK = "/dev/ubdb"
 # Clients of a lost host and of a restarted server wait this long. The kernel takes no less than 10 s.
 LEASE_SECS = 10
 EXPORT_OPTIONS = "rw,sync,no_root_squash,no_subtree_check,fsid=0"
+# 5 times nlm_timeout, which is at least 3 s.
+LOCKD_GRACE_SECS = 15
 THREADS = 8
 DISK_MIB = 1024
 # Replicas run under this user, as a service does: root has no quota.
@@ -31,16 +34,18 @@ class Volume:
         self.server.shell(
             f"mkdir -p /export && mount -t ext4 -o usrquota {DISK} /export && mkdir -p /export/data /export/state/nfsdcld /var/lib/nfs && "
             f"chown {USER}:{USER} /export/data && rm -rf /var/lib/nfs/nfsdcld && ln -s /export/state/nfsdcld /var/lib/nfs/nfsdcld && "
-            # With NFSv3, lockd's own grace period also keeps locks of NFSv4 waiting: 5 times nlm_timeout.
-            "modprobe lockd nlm_timeout=3 && modprobe nfsd && mount -t nfsd nfsd /proc/fs/nfsd && "
+            # With NFSv3, lockd's own grace period also keeps locks of NFSv4 waiting.
+            f"modprobe lockd nlm_timeout={LOCKD_GRACE_SECS // 5} && modprobe nfsd && mount -t nfsd nfsd /proc/fs/nfsd && "
             f"echo {LEASE_SECS} > /proc/fs/nfsd/nfsv4leasetime && echo {LEASE_SECS} > /proc/fs/nfsd/nfsv4gracetime && "
             f"echo '/export 10.78.0.0/16({EXPORT_OPTIONS})' > /etc/exports && "
             "for program in 'rpcbind -w' nfsdcld 'rpc.statd --no-notify' rpc.mountd; do setsid $program > /dev/null 2>&1; done; "
             "exportfs -ra"
         )
         self.start_threads()
-        if is_new and not v3:
-            # A new server has no former clients.
+        # A new server has no former clients. lockd cannot be told so, and clients that come too early wait much longer.
+        if is_new and v3:
+            time.sleep(LOCKD_GRACE_SECS + 1)
+        elif is_new:
             self.server.shell("echo Y > /proc/fs/nfsd/v4_end_grace")
 
     def start_threads(self):
@@ -59,10 +64,13 @@ class Volume:
     def mount(self, host):
         v3 = self.version == "3"
         if v3:
-            host.shell("for program in 'rpcbind -w' 'rpc.statd --no-notify'; do setsid $program > /dev/null 2>&1; done; true")
+            self.start_lock_manager(host)
         options = ",".join(part for part in [f"vers={self.version}", "proto=tcp", "hard", self.mount_options] if part)
         source = f"{self.server.address}:{'/export' if v3 else ''}/data"
         host.shell(f"modprobe nfsv{'3' if v3 else '4'}; mount -t nfs -o {options} {source} /mnt/data", secs_max=100)
+
+    def start_lock_manager(self, host):
+        host.shell("for program in 'rpcbind -w' 'rpc.statd --no-notify'; do setsid $program > /dev/null 2>&1; done; true")
 
     def read(self, name):
         """A file as the server's own file system has it."""
