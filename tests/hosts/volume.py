@@ -9,7 +9,7 @@ from steps import check, wait_until
 DISK = "/dev/ubdb"
 # Clients of a lost host and of a restarted server wait this long. The kernel takes no less than 10 s.
 LEASE_SECS = 10
-EXPORT_OPTIONS = "rw,sync,no_root_squash,no_subtree_check,fsid=0"
+EXPORT_OPTIONS = "rw,sync,no_root_squash,no_subtree_check,fsid=1"
 # 5 times nlm_timeout, which is at least 3 s.
 LOCKD_GRACE_SECS = 15
 THREADS = 8
@@ -66,7 +66,7 @@ class Volume:
         if v3:
             self.start_lock_manager(host)
         options = ",".join(part for part in [f"vers={self.version}", "proto=tcp", "hard", self.mount_options] if part)
-        source = f"{self.server.address}:{'/export' if v3 else ''}/data"
+        source = f"{self.server.address}:/export/data"
         host.shell(f"modprobe nfsv{'3' if v3 else '4'}; mount -t nfs -o {options} {source} /mnt/data", secs_max=100)
 
     def start_lock_manager(self, host):
@@ -95,8 +95,8 @@ class Volume:
         self.server.shell(f"echo '/export 10.78.0.0/16({options})' > /etc/exports; exportfs -ra; exportfs -f")
 
     def withdraw(self):
-        """Makes the clients' file handles stale."""
-        self.server.shell("exportfs -ua; exportfs -f")
+        """Makes the clients' file handles stale, as if another volume were exported."""
+        self.export(EXPORT_OPTIONS.replace("fsid=1", "fsid=2"))
 
     def holds_os_lock(self, host, name):
         """Whether this host has the OS lock of a file, as the server knows it (NFSv4 only)."""
