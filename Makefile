@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-page test-containers model model-quick faults faults-quick faults-selftest check links deps audit fuzz bench bench-deps \
-	bench-quick clean
+.PHONY: help run build test test-page test-containers test-hosts hosts hosts-bench model model-quick faults faults-quick \
+	faults-selftest check links deps audit fuzz bench bench-deps bench-quick clean
 
 help: ## Print this list
 	@awk 'BEGIN { FS = ":[^#]*## " } /^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,20 @@ model: ## Check the storage protocol in a model of several hosts, and that each 
 
 model-quick: ## A part of it, in less than a minute
 	tests/model/run.py --quick
+
+# Guests are user-mode-linux machines; their root is made once, into target/hosts.
+test-hosts: ## Test replicas on three hosts with one NFS volume; less than 4 minutes, as root
+	@tests/install-deps hosts
+	tests/hosts/run.py
+
+# One scene again: make hosts SCENE=cut-nfs SEED=7. All options: tests/hosts/run.py --help
+hosts: ## Run every scene of several hosts with each version of NFS and write the volume table; hours, as root
+	@tests/install-deps hosts
+	tests/hosts/run.py --seed $(SEED) $(if $(SCENE),--scenes $(SCENE) --verbose,--scenes all --version all --runs 3 --write)
+
+hosts-bench: ## Measure one host and three on a network volume, against the local disk of a guest; as root
+	@tests/install-deps hosts
+	tests/hosts/run.py --scenes perf
 
 # The table goes into docs/guarantees.md. To repeat one run: make faults SCENE=mixed SEED=7 RUNS=1
 RUNS ?= 16

@@ -7,7 +7,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from engine import run, unmount_below
+from engine import unmount_below
+from steps import run
 
 PULL_SECS_MAX = 20
 # Layers may take longer than the first answer of a registry.

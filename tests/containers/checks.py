@@ -6,9 +6,9 @@ from datetime import datetime
 
 import bases
 from stack import (
-    IMAGE, PORT, PROJECT, check, compose, container_of, docker, inspect, memory_kib, replicas, request, restart, run_on_volume, say,
-    wait_until,
+    IMAGE, PORT, PROJECT, compose, container_of, docker, inspect, memory_kib, replicas, request, restart, run_on_volume,
 )  # fmt: skip
+from steps import check, say, wait_until
 
 READY_MS_GOAL, IMAGE_MB_GOAL, IDLE_MIB_GOAL = 200, 40, 15
 

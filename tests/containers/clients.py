@@ -9,7 +9,8 @@ import threading
 import time
 from typing import NamedTuple
 
-from stack import IMAGE, PROJECT, TEST_LABEL, append, check, docker, inspect, rows_csv, say
+from stack import IMAGE, PROJECT, TEST_LABEL, append, docker, inspect, rows_csv
+from steps import check, say
 
 
 class Load:

@@ -9,22 +9,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from steps import run
+
 IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 START_SECS_MAX = 60
-
-
-def run(*command, check=True, quiet=True, **kwargs):
-    """Returns the standard output of a command. A command that fails ends the test with its output."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        stdout=subprocess.PIPE if quiet else None,
-        stderr=subprocess.PIPE if quiet else None,
-        text=True,
-        **kwargs,
-    )
-    if check and done.returncode != 0:
-        raise SystemExit(f"failed ({done.returncode}): {shlex.join(map(str, command))}\n{done.stdout or ''}{done.stderr or ''}")
-    return done.stdout or ""
 
 
 def is_running():

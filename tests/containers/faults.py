@@ -10,9 +10,10 @@ from pathlib import Path
 
 import stack
 from stack import (
-    OUTAGE_SECS_MAX, PORT, PROJECT, TTL_SECS, check, compose, container_of, docker, inspect, pid_of, ready_replicas, replicas, request,
-    run_on_host, run_on_volume, say, wait_until,
+    OUTAGE_SECS_MAX, PORT, PROJECT, TTL_SECS, compose, container_of, docker, inspect, pid_of, ready_replicas, replicas, request,
+    run_on_host, run_on_volume,
 )  # fmt: skip
+from steps import check, say, wait_until
 
 
 def kill_holder(probe):

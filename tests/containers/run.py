@@ -10,7 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+# steps.py is shared with tests/hosts.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
 import bases
 import stack
 from checks import check_hardening, check_load_balancer, check_prometheus, measure_image_and_start
@@ -18,9 +21,10 @@ from clients import Load, Probe, verify_probes
 from engine import engine
 from faults import FAULTS
 from stack import (
-    COMPOSE, IMAGE, TEST_LABEL, append, check, compose, docker, labels, memory_kib, replicas, restart, rows_csv, run_on_volume, say,
-    start, step, wait_for_three_replicas, wait_until,
+    COMPOSE, IMAGE, TEST_LABEL, append, compose, docker, labels, memory_kib, replicas, restart, rows_csv, run_on_volume, start,
+    wait_for_three_replicas,
 )  # fmt: skip
+from steps import check, say, step, wait_until
 
 REQUESTS = 20_000
 # Requests per second of both loads of the faults together.

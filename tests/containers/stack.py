@@ -1,6 +1,5 @@
 """The Compose project under test: names, commands, and requests through its load balancer."""
 
-import contextlib
 import http.client
 import json
 import os
@@ -8,10 +7,9 @@ import re
 import shutil
 import socket
 import subprocess
-import time
 from pathlib import Path
 
-from engine import run
+from steps import check, run, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE_FILE = ROOT / "docker-compose.yml"
@@ -128,16 +126,6 @@ def ready_replicas():
     return [line.split(",")[1] for line in table.splitlines() if line.startswith("app,app") and ",UP," in line]
 
 
-def wait_until(description, condition, secs_max=60):
-    deadline = time.monotonic() + secs_max
-    while True:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            if condition():
-                return
-        check(time.monotonic() < deadline, f"not within {secs_max} s: {description}")
-        time.sleep(0.05)
-
-
 def start():
     compose("up", "--detach", "--no-build")
     wait_for_three_replicas()
@@ -155,20 +143,3 @@ def restart(replica):
     docker("start", replica)
     wait_until("the replica is healthy again", lambda: inspect(replica, "{{.State.Health.Status}}") == "healthy")
     wait_for_three_replicas()
-
-
-def check(is_true, complaint):
-    if not is_true:
-        raise SystemExit(f"FAILED: {complaint}")
-
-
-def say(text):
-    print(f"  {text}", flush=True)
-
-
-@contextlib.contextmanager
-def step(title):
-    print(title, flush=True)
-    begun = time.monotonic()
-    yield
-    say(f"({time.monotonic() - begun:.1f} s)")

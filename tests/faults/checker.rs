@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use csv::{ReaderBuilder, StringRecord};
 
-use crate::history::{AttemptResult, FOREIGN, HEADER, History, Op, Outcome, Snapshot, number_of, row};
+use crate::history::{AttemptResult, FOREIGN, HEADER, History, Op, Outcome, Snapshot, number_of};
 
 /// What may be wrong after a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,7 +67,7 @@ pub(crate) fn check(history: &History, text: &[u8], allowed: AllowedErrors, find
     let mut ops: Vec<_> = history.ops.iter().collect();
     ops.sort_unstable_by_key(|op| op.first);
     for op in &ops {
-        check_op(history.seed, op, &rows, text, findings);
+        check_op(history, op, &rows, text, findings);
         check_responses(op, allowed, findings);
     }
     let never_sent = rows.keys().filter(|&&number| op_of(&ops, number).is_none());
@@ -125,7 +125,7 @@ fn read(history: &History, text: &[u8], findings: &mut Findings) -> HashMap<u64,
         if cells[4].starts_with(FOREIGN) {
             continue;
         }
-        let number = number_of(history.seed, &cells[4]).filter(|&number| row(history.seed, number) == cells[4]);
+        let number = number_of(history.seed, &cells[4]).filter(|&number| history.row(number) == cells[4]);
         let (Some(number), Ok(token)) = (number, cells[2].parse::<u64>()) else {
             findings.add(Violation::NeverSent, format!("at {offset}: {cells:?}"));
             continue;
@@ -144,7 +144,7 @@ fn read(history: &History, text: &[u8], findings: &mut Findings) -> HashMap<u64,
     }
 }
 
-fn check_op(seed: u64, op: &Op, rows: &HashMap<u64, Row>, text: &[u8], findings: &mut Findings) {
+fn check_op(history: &History, op: &Op, rows: &HashMap<u64, Row>, text: &[u8], findings: &mut Findings) {
     let present = (op.first..op.first + op.rows).filter(|number| rows.contains_key(number)).count() as u64;
     let name = format!("rows {} to {}, key {:?}", op.first, op.first + op.rows - 1, op.key);
     match op.outcome() {
@@ -179,7 +179,7 @@ fn check_op(seed: u64, op: &Op, rows: &HashMap<u64, Row>, text: &[u8], findings:
             findings.add(Violation::WrongAnswer, wrong("another offset or token"));
         } else if !ack.replayed && ack.replica != first.replica {
             findings.add(Violation::WrongAnswer, wrong("another replica"));
-        } else if text.get(at..end).is_none_or(|text| !holds(seed, text, op)) {
+        } else if text.get(at..end).is_none_or(|text| !holds(history, text, op)) {
             findings.add(Violation::WrongAnswer, wrong("other bytes"));
         }
     }
@@ -190,10 +190,11 @@ fn check_op(seed: u64, op: &Op, rows: &HashMap<u64, Row>, text: &[u8], findings:
 }
 
 /// Whether the text is exactly the rows of the append.
-fn holds(seed: u64, text: &[u8], op: &Op) -> bool {
+fn holds(history: &History, text: &[u8], op: &Op) -> bool {
     let mut reader = ReaderBuilder::new().has_headers(false).from_reader(text);
     let rows: Vec<_> = reader.records().map_while(Result::ok).map(|record| record[4].to_owned()).collect();
-    text.ends_with(b"\n") && rows == (op.first..op.first + op.rows).map(|number| row(seed, number)).collect::<Vec<_>>()
+    text.ends_with(b"\n")
+        && rows == (op.first..op.first + op.rows).map(|number| history.row(number)).collect::<Vec<_>>()
 }
 
 /// Reports error responses that no fault explains.

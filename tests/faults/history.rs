@@ -1,6 +1,6 @@
 //! What clients sent and what they received. The checker compares it with the file.
 
-use std::fmt::Write;
+use std::{collections::HashMap, fmt::Write};
 
 use rowlock::random::Random;
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,16 @@ pub(crate) struct History {
     pub(crate) holds: Vec<ForeignHold>,
     /// Reads at an acknowledged offset that returned another row.
     pub(crate) wrong_reads: Vec<String>,
+    /// The data of rows that do not follow from seed and number: another program has sent them.
+    #[serde(default)]
+    pub(crate) texts: HashMap<u64, String>,
+}
+
+impl History {
+    /// The data of row `number`.
+    pub(crate) fn row(&self, number: u64) -> String {
+        self.texts.get(&number).cloned().unwrap_or_else(|| row(self.seed, number))
+    }
 }
 
 /// An append of one row or of a batch, with all its attempts.

@@ -12,6 +12,7 @@ mod ext4;
 #[path = "../support/failpoints.rs"]
 mod failpoints;
 mod history;
+mod hosts;
 mod nemesis;
 mod proxy;
 mod run;
@@ -78,6 +79,15 @@ struct Args {
     /// Check the history in this folder again, and exit.
     #[arg(long)]
     check: Option<PathBuf>,
+    /// Check a history that `tests/hosts` recorded, against --csv, and exit.
+    #[arg(long, requires = "csv")]
+    history: Option<PathBuf>,
+    /// The CSV of --history, as it is on the volume.
+    #[arg(long, requires = "history")]
+    csv: Option<PathBuf>,
+    /// With --history: error responses of a failing disk are no violations.
+    #[arg(long)]
+    disk_errors: bool,
 }
 
 fn main() -> ExitCode {
@@ -89,12 +99,14 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    let result = match &args.check {
-        Some(folder) => run::check_again(folder).map(|findings| {
-            print(&findings);
-            findings.total() == 0
-        }),
-        None => sandbox::enter().and_then(|()| run_all(&args)),
+    let print_all = |findings: Findings| {
+        print(&findings);
+        findings.total() == 0
+    };
+    let result = match (&args.check, &args.history, &args.csv) {
+        (Some(folder), ..) => run::check_again(folder).map(print_all),
+        (_, Some(history), Some(csv)) => hosts::check(history, csv, args.disk_errors).map(print_all),
+        _ => sandbox::enter().and_then(|()| run_all(&args)),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
