@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     progress::{Progress, StuckCall},
@@ -145,9 +145,14 @@ impl WatchedStorage {
         self.storage.is_holding()
     }
 
-    /// How long lease and OS lock may be kept while other replicas wait. `None` where the OS lock is not kept.
-    pub(super) fn keep_bound(&self) -> Option<Duration> {
-        self.storage.keep_bound()
+    /// Whether no other process wrote between the last two holds.
+    pub(super) fn is_alone(&self) -> bool {
+        self.storage.is_alone()
+    }
+
+    /// Until when lease and OS lock may be kept while other replicas wait. `None` where the OS lock is not kept.
+    pub(super) fn keep_until(&self) -> Option<Instant> {
+        self.storage.keep_until().map(Instant::from_std)
     }
 
     /// How long the last sync of the journal took.

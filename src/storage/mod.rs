@@ -92,8 +92,12 @@ pub struct Storage {
     ledger: Ledger<Arc<Files>>,
     /// On a network volume, the OS lock is kept from one batch to the next, until `end_hold`.
     hold: Option<OsLock>,
-    /// How long the last hold took to begin: its locks, and its first refresh.
-    hold_cost: Duration,
+    /// Until when lease and OS lock may be kept while other replicas wait.
+    keep_until: Instant,
+    /// The last record when the last hold ended.
+    own_until: u64,
+    /// No other process wrote between the last two holds.
+    is_alone: bool,
     checkpoint: Option<RunningCheckpoint>,
     /// The last checkpoint could not begin, which is logged once.
     checkpoint_failed: bool,
@@ -140,7 +144,9 @@ impl Storage {
             files,
             ledger,
             hold: None,
-            hold_cost: Duration::ZERO,
+            keep_until: Instant::now(),
+            own_until: 0,
+            is_alone: false,
             checkpoint: None,
             checkpoint_failed: false,
             idle_since: 0,
@@ -236,8 +242,7 @@ impl Storage {
             other => other?,
         };
         if let Some(began) = began {
-            // Without the two writes of the batch itself.
-            self.hold_cost = began.elapsed().saturating_sub(self.ledger.last_sync() * 2);
+            self.note_hold(began.elapsed());
         }
         self.publish_keys_recorded();
         let is_due = self.ledger.live_bytes() > self.ledger.journal_bytes() / CHECKPOINT_DIVISOR;
@@ -307,6 +312,7 @@ impl Storage {
 
     /// Releases what is kept of the OS lock. Another replica that gets the lease waits for that.
     pub fn end_hold(&mut self) {
+        self.own_until = self.ledger.last_sequence();
         self.ledger.end_hold();
         self.hold = None;
     }
@@ -316,9 +322,22 @@ impl Storage {
         self.hold.is_some()
     }
 
-    /// How long lease and OS lock may be kept while other replicas wait. `None` where the OS lock is not kept.
-    pub fn keep_bound(&self) -> Option<Duration> {
-        self.files.is_direct().then(|| (self.hold_cost * KEEP_FACTOR).clamp(KEEP_MIN, KEEP_MAX))
+    /// Whether no other process wrote between the last two holds.
+    pub fn is_alone(&self) -> bool {
+        self.is_alone
+    }
+
+    /// Until when lease and OS lock may be kept while other replicas wait. `None` where the OS lock is not kept.
+    pub fn keep_until(&self) -> Option<Instant> {
+        self.files.is_direct().then_some(self.keep_until)
+    }
+
+    /// Notes how long a hold took to begin, with its first batch.
+    fn note_hold(&mut self, took: Duration) {
+        self.is_alone = self.ledger.last_sequence() == self.own_until + 1;
+        // Without the two writes of the batch itself.
+        let cost = took.saturating_sub(self.ledger.last_sync() * 2);
+        self.keep_until = Instant::now() + (cost * KEEP_FACTOR).clamp(KEEP_MIN, KEEP_MAX);
     }
 
     /// Ends the hold after a failed call of a network volume, since the OS lock may be lost.

@@ -10,7 +10,7 @@
 //!   256 connections. A batch of one request is followed only by rows that arrived before its answer left, so that a client that
 //!   sends one row after another gets a new token for each.
 //! - **On a network volume** a new hold costs some ten calls of the server, so both lease and OS lock are kept while other
-//!   replicas wait, too, for a bound that follows from that cost ([`Storage::keep_bound`](crate::storage::Storage::keep_bound)).
+//!   replicas wait, too, for a bound that follows from that cost ([`Storage::keep_until`](crate::storage::Storage::keep_until)).
 //! - **Yield.** Before a further batch under a kept lease, threads with requests run first: see [`yield_to_request_threads`].
 //! - **Requeue.** The call that releases the lock also asks for it again, if rows wait: 1.14 and 1.05 with one replica. When it asks
 //!   without rows: see [`Committer::reacquire_policy`].
@@ -152,8 +152,8 @@ impl Committer {
 
     /// Whether the lease is kept for a further batch.
     pub(super) async fn keeps_lease(&self, hold: &Hold) -> bool {
-        if let Some(bound) = self.storage.keep_bound() {
-            return self.keeps_files(hold, bound).await;
+        if let Some(until) = self.storage.keep_until() {
+            return self.keeps_files(hold, until).await;
         }
         let may_continue = hold.shared || self.can_continue(hold);
         if !may_continue || !hold.lease.may_keep().await {
@@ -165,10 +165,10 @@ impl Committer {
         self.can_continue(hold)
     }
 
-    /// As `keeps_lease`, where lease and OS lock are kept for up to `bound` even if other replicas wait.
-    async fn keeps_files(&self, hold: &Hold, bound: Duration) -> bool {
+    /// As `keeps_lease`, where lease and OS lock are kept `until` then even if other replicas wait.
+    async fn keeps_files(&self, hold: &Hold, until: Instant) -> bool {
         // guard: keep_bound: a waiting replica gets its turn
-        if !hold.lease.is_held() || hold.granted.elapsed() >= bound && !hold.lease.may_keep().await {
+        if !hold.lease.is_held() || Instant::now() >= until && !hold.lease.may_keep().await {
             return false;
         }
         if hold.shared && !self.can_continue(hold) {
@@ -201,7 +201,8 @@ impl Committer {
 
     /// Releases the lease; returns the next one or a place in the queue of replicas, if there is one.
     pub(super) async fn release(&mut self, hold: Hold, mode: ReleaseMode) -> Retained {
-        if hold.shared || !matches!(mode, ReleaseMode::Release) || !hold.lease.may_keep().await {
+        let is_lone_client = self.storage.is_alone() && !hold.shared && matches!(mode, ReleaseMode::Release);
+        if !is_lone_client || !hold.lease.may_keep().await {
             self.storage.end_hold();
         }
         let (token, wanted) = (hold.lease.token(), self.reacquire_policy(&hold));

@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -52,6 +52,8 @@ pub(crate) struct NetworkFiles {
     is_suspect: AtomicBool,
     csv_ahead: ReadAhead,
     journal_ahead: ReadAhead,
+    /// The CSV's last known length. A read that ends there needs no second call to find the end.
+    csv_len: AtomicU64,
 }
 
 /// The handles that are always open.
@@ -101,6 +103,7 @@ impl NetworkFiles {
             is_suspect: AtomicBool::new(false),
             csv_ahead: ReadAhead::default(),
             journal_ahead: ReadAhead::default(),
+            csv_len: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -153,6 +156,7 @@ impl NetworkFiles {
         // guard: lock_csv: rows are written through a handle that holds the CSV's lock
         lock(&csv, deadline.max(Instant::now() + SIDE_LOCK_WAIT))?;
         self.refuse_replaced(&csv)?;
+        self.csv_len.store(csv_len, Ordering::Relaxed);
         *self.hold.lock().expect("not poisoned") = Some(Hold { csv, csv_len: Some(csv_len), side: Vec::new() });
         Ok(held)
     }
@@ -262,13 +266,17 @@ impl Disk for NetworkFiles {
             return Ok(len);
         }
         drop(hold);
-        self.watch(self.handle_to_read(kind).and_then(|file| stat_fresh(&file)))
+        let len = self.watch(self.handle_to_read(kind).and_then(|file| stat_fresh(&file)))?;
+        if kind == FileKind::Csv {
+            self.csv_len.store(len, Ordering::Relaxed);
+        }
+        Ok(len)
     }
 
     fn read_at(&self, kind: FileKind, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         self.watch(self.handle_to_read(kind).and_then(|file| match kind {
-            FileKind::Csv => self.csv_ahead.read_at(&file, offset, buffer),
-            FileKind::Journal => self.journal_ahead.read_at(&file, offset, buffer),
+            FileKind::Csv => self.csv_ahead.read_at(&file, offset, buffer, self.csv_len.load(Ordering::Relaxed)),
+            FileKind::Journal => self.journal_ahead.read_at(&file, offset, buffer, u64::MAX),
             _ => read_full(&file, offset, buffer),
         }))
     }

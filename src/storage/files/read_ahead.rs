@@ -16,8 +16,6 @@ pub(super) struct ReadAhead(Mutex<Pieces>);
 struct Pieces {
     newest: Piece,
     older: Piece,
-    /// How much the next read fetches: twice as much as the previous one.
-    next_bytes: usize,
 }
 
 #[derive(Debug, Default)]
@@ -32,8 +30,9 @@ impl ReadAhead {
         *self.0.lock().expect("not poisoned") = Pieces::default();
     }
 
-    /// Fills `buffer` from `offset` on, up to the end of the file, and returns the number of bytes.
-    pub(super) fn read_at(&self, file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    /// Fills `buffer` from `offset` on, up to the end of the file, and returns the number of bytes. Does not read ahead past
+    /// `len`.
+    pub(super) fn read_at(&self, file: &File, offset: u64, buffer: &mut [u8], len: u64) -> io::Result<usize> {
         if buffer.len() >= BYTES_MAX {
             return read_full(file, offset, buffer);
         }
@@ -42,8 +41,10 @@ impl ReadAhead {
             return Ok(pieces.older.copy(offset, buffer));
         }
         if !pieces.newest.holds(offset, buffer.len()) {
-            let bytes = buffer.len().max(pieces.next_bytes.clamp(BYTES_MIN, BYTES_MAX));
-            pieces.next_bytes = bytes * 2;
+            // Each read that continues the one before fetches twice as much.
+            let next = if pieces.newest.is_continued_by(offset) { pieces.newest.bytes.len() * 2 } else { 0 };
+            let left = usize::try_from(len.saturating_sub(offset)).unwrap_or(usize::MAX);
+            let bytes = buffer.len().max(next.clamp(BYTES_MIN, BYTES_MAX).min(left));
             let mut read = vec![0; bytes];
             let len = read_full(file, offset, &mut read)?;
             read.truncate(len);
@@ -54,6 +55,10 @@ impl ReadAhead {
 }
 
 impl Piece {
+    fn is_continued_by(&self, offset: u64) -> bool {
+        (self.offset..=self.offset + self.bytes.len() as u64).contains(&offset)
+    }
+
     fn holds(&self, offset: u64, bytes: usize) -> bool {
         offset >= self.offset && offset + bytes as u64 <= self.offset + self.bytes.len() as u64
     }

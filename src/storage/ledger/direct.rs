@@ -20,6 +20,8 @@ use crate::{
     },
 };
 
+/// How much of the journal a reader reads before the headers.
+const READ_AHEAD_BYTES: u64 = 32 << 10;
 /// How often a reader reads again because another process wrote at the same time.
 const READ_TRIES_MAX: u32 = 5;
 
@@ -143,11 +145,22 @@ impl<D: Disk> Ledger<D> {
     }
 
     /// Refreshes without the OS lock, for readers. What other processes change meanwhile is read again.
+    ///
+    /// A checkpoint between two reads hides records whose space is used again. So the headers must be the same before and after
+    /// the records were read. Most times, the headers of the last refresh and those that follow the records are.
     pub(crate) fn refresh_unlocked(&mut self) -> Result<RefreshOutcome, AppendError> {
         for _ in 0..READ_TRIES_MAX {
-            let outcome = self.refresh(RepairMode::Forbidden)?;
+            let (number, from) = (self.head.number, self.verified.next);
             self.disk.forget_read_ahead();
-            // A checkpoint between two reads hides records whose space is used again.
+            let ahead =
+                self.disk.read(FileKind::Journal, from, READ_AHEAD_BYTES).map_err(AppendError::before("read"))?;
+            let outcome = self.refresh_from_read_ahead(RepairMode::Forbidden)?;
+            let (next, end) = (self.verified.next, from + ahead.len() as u64);
+            let were_read_ahead = next >= from && next + self.layout.page <= end;
+            if self.head.number == number && were_read_ahead {
+                return Ok(outcome);
+            }
+            self.disk.forget_read_ahead();
             let pages = self.disk.read(FileKind::Journal, 0, self.layout.sync_failed_flag_offset());
             let pages = pages.map_err(AppendError::before("read"))?;
             if Header::newest(&pages, self.layout).is_ok_and(|(head, _)| head.number == self.head.number) {

@@ -196,6 +196,11 @@ impl<D: Disk> Ledger<D> {
             return Err(AppendError::Sync(io::Error::other("an earlier sync failed")));
         }
         self.disk.forget_read_ahead();
+        self.refresh_from_read_ahead(repair)
+    }
+
+    /// As `refresh`, with records that may have been read ahead.
+    fn refresh_from_read_ahead(&mut self, repair: RepairMode) -> Result<RefreshOutcome, AppendError> {
         let pages = self.disk.read(FileKind::Journal, 0, self.layout.space()).map_err(AppendError::before("read"))?;
         let sync_failed = self.layout.sync_failed_flag_is_set(&pages);
         if sync_failed && repair == RepairMode::Forbidden {
