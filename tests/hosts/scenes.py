@@ -63,7 +63,8 @@ SCENES = [
     Scene("disk-full", faults.disk_full, crashes=True, disk_errors=True, disk_fails=True),
     Scene("quota", faults.quota, crashes=True, disk_errors=True, disk_fails=True),
     Scene("read-only", faults.read_only, crashes=True, disk_errors=True, disk_fails=True),
-    Scene("stale-handles", faults.stale_handles, disk_errors=True),
+    # With NFSv3, a lock of a stale handle is asked for again and again: no call returns.
+    Scene("stale-handles", faults.stale_handles, disk_errors=True, versions=V4),
     Scene("no-lock-manager", faults.no_lock_manager, versions=("3",)),
     Scene("embedded", faults.embedded, alone=True),
     Scene("perf", perf.perf, alone=True),
