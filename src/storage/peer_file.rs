@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::storage::{
-    files::{is_network, try_until},
+    files::{handles::try_until, is_network},
     side_files::{copy_owner_and_mode, side_path},
 };
 

@@ -20,7 +20,7 @@ use crate::{
     storage::{
         disk::{AppendedRange, Disk, FileKind},
         error::AppendError,
-        files::{Inode, inode_at, inode_of, open_to_write, stat, try_until},
+        files::handles::{Inode, inode_at, inode_of, open_to_write, stat, try_until},
         journal::Layout,
         side_files::{copy_owner_and_mode, parent_directory, side_path, stat_on_server},
     },

@@ -24,9 +24,8 @@ use crate::storage::{
     disk::{AppendedRange, Disk, FileKind},
     error::{AppendError, is_full},
     files::{
-        Inode, inode_of,
+        handles::{Inode, inode_of, stat, try_until},
         read_ahead::{ReadAhead, read_full},
-        stat, try_until,
     },
     side_files::{copy_owner_and_mode, parent_directory, side_path, stat_on_server},
 };

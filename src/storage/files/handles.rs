@@ -1,0 +1,54 @@
+//! What files of both kinds need of an open file and of its name.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    io,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::fs::{AtFlags, Statx, StatxFlags, statx};
+
+use crate::storage::{error::AppendError, side_files::stat_on_server};
+
+/// The longest pause between two attempts to take an OS lock.
+const RETRY_PAUSE_MAX: Duration = Duration::from_millis(50);
+
+/// Device (major, minor) and inode number.
+pub(super) type Inode = (u32, u32, u64);
+
+/// Requests only these attributes: since Linux 6.13, reading a file's times makes its next write store a new time, and the
+/// sync after that write takes 1.5 times as long.
+pub(super) fn stat(file: &File, what: StatxFlags) -> io::Result<Statx> {
+    Ok(statx(file, "", AtFlags::EMPTY_PATH, what)?)
+}
+
+/// The inode that the path leads to now. A network volume would otherwise answer from its attribute cache for up to a minute.
+pub(super) fn inode_at(path: &Path) -> io::Result<Inode> {
+    let found = stat_on_server(path)?;
+    Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
+}
+
+pub(super) fn inode_of(file: &File) -> io::Result<Inode> {
+    let found = stat(file, StatxFlags::INO)?;
+    Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
+}
+
+pub(super) fn open_to_write(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(path)
+}
+
+/// Tries to take a file lock every 1 to 50 ms until `deadline`.
+pub(crate) fn try_until(deadline: Instant, try_lock: impl Fn() -> Result<(), TryLockError>) -> Result<(), AppendError> {
+    let mut pause = Duration::from_millis(1);
+    loop {
+        match try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(e)) => return Err(AppendError::before("lock")(e)),
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return Err(AppendError::Busy),
+            Err(TryLockError::WouldBlock) => thread::sleep(pause),
+        }
+        pause = (pause * 2).min(RETRY_PAUSE_MAX);
+    }
+}
