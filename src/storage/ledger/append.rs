@@ -19,8 +19,8 @@ use crate::{
         journal::{Cursor, JournalRecord, Layout},
         ledger::{
             Ledger, RefreshOutcome, RepairMode,
-            direct::{InDoubt, move_outcomes},
             encode::RecordContent,
+            in_doubt::{InDoubt, move_outcomes},
         },
         types::{AppendEntry, EntryOutcome, KnownKey, Turn},
     },

@@ -8,14 +8,13 @@
 use std::io;
 
 use crate::{
-    fencing::{FencingToken, LeaseId},
     metrics::Counter,
     storage::{
         disk::{Disk, FileKind},
         error::{AppendError, is_full},
         journal::{Cursor, Header, JournalRecord},
         keys::Keys,
-        ledger::{Damage, Ledger, RefreshOutcome, RepairMode},
+        ledger::{Damage, Ledger, RefreshOutcome, RepairMode, in_doubt::move_outcomes},
         types::EntryOutcome,
     },
 };
@@ -24,16 +23,6 @@ use crate::{
 const READ_AHEAD_BYTES: u64 = 32 << 10;
 /// How often a reader reads again because another process wrote at the same time.
 const READ_TRIES_MAX: u32 = 5;
-
-/// An append that was interrupted after its record may have been written.
-#[derive(Debug)]
-pub(super) struct InDoubt {
-    pub(super) sequence: u64,
-    pub(super) token: FencingToken,
-    pub(super) lease: LeaseId,
-    /// Their offsets count from the first row.
-    pub(super) outcomes: Vec<EntryOutcome>,
-}
 
 /// What became of an interrupted append.
 #[derive(Debug, PartialEq, Eq)]
@@ -168,14 +157,5 @@ impl<D: Disk> Ledger<D> {
             }
         }
         Ok(RefreshOutcome::NeedsRepair)
-    }
-}
-
-/// Makes offsets that count from the first row count from the start of the file.
-pub(super) fn move_outcomes(outcomes: &mut [EntryOutcome], start: u64) {
-    for outcome in outcomes {
-        if let EntryOutcome::Written { offset, .. } = outcome {
-            *offset += start;
-        }
     }
 }

@@ -6,6 +6,7 @@ mod append;
 pub(crate) mod checkpoint;
 pub(crate) mod direct;
 mod encode;
+mod in_doubt;
 mod new_tail;
 mod rebuild;
 
@@ -27,7 +28,7 @@ use crate::{
             Cursor, Header, JournalRecord, Layout, csv_tail_checksum, read_after, records_since, set_sync_failed_flag,
         },
         keys::Keys,
-        ledger::direct::InDoubt,
+        ledger::in_doubt::InDoubt,
     },
 };
 

@@ -164,14 +164,16 @@ impl History {
         }
     }
 
+    fn open_ledger(&self, replica: String, keys: usize) -> Option<SimLedger> {
+        let (disk, path) = (SimDisk(Rc::clone(&self.host)), PathBuf::from("rows.csv"));
+        let format = Format::read(&disk, &path, &self.schema).ok()?;
+        let options = LedgerOptions { path, layout: LAYOUT, format, replica, keys, meter: Arc::clone(&METER) };
+        Some(Ledger::open(disk, options).expect("one header is always valid"))
+    }
+
     fn ledger(&mut self, replica: usize) -> Option<&mut SimLedger> {
         if self.replicas[replica].ledger.is_none() {
-            let disk = SimDisk(Rc::clone(&self.host));
-            let path = PathBuf::from("rows.csv");
-            let format = Format::read(&disk, &path, &self.schema).ok()?;
-            let (replica_name, meter) = (format!("r{replica}"), Arc::clone(&METER));
-            let options = LedgerOptions { path, layout: LAYOUT, format, replica: replica_name, keys: KEYS, meter };
-            let mut ledger = Ledger::open(disk, options).expect("one header is always valid");
+            let mut ledger = self.open_ledger(format!("r{replica}"), KEYS)?;
             ledger.refresh(RepairMode::Forbidden).ok()?;
             self.replicas[replica].ledger = Some(ledger);
         }
@@ -233,12 +235,12 @@ impl History {
 
     /// Several batches of one hold do not read in between.
     fn end_hold(&mut self, replica: usize) {
-        if !self.random(|random| random.chance(50)) {
+        if self.random(|random| random.chance(50)) {
+            self.note("keeps the locks".to_owned());
+            self.holder = Some(replica);
+        } else {
             self.replicas[replica].ledger.iter_mut().for_each(Ledger::end_hold);
-            return;
         }
-        self.note("keeps the locks".to_owned());
-        self.holder = Some(replica);
     }
 
     /// Another process takes the locks.
@@ -404,12 +406,8 @@ impl History {
 
     /// A reader without the OS lock sees every acknowledged row, and whole rows only.
     fn read(&mut self) {
-        let disk = SimDisk(Rc::clone(&self.host));
-        let Ok(format) = Format::read(&disk, &PathBuf::from("rows.csv"), &self.schema) else { return };
-        let (replica, meter) = ("reader".to_owned(), Arc::clone(&METER));
-        let options = LedgerOptions { path: "rows.csv".into(), layout: LAYOUT, format, replica, keys: 1, meter };
         self.host.borrow_mut().calm = true;
-        let mut reader = Ledger::open(disk, options).expect("one header is always valid");
+        let mut reader = self.open_ledger("reader".to_owned(), 1).expect("nothing fails");
         let outcome = reader.refresh_unlocked();
         self.host.borrow_mut().calm = false;
         let Ok(RefreshOutcome::Consistent(_)) = outcome else { return };
