@@ -200,8 +200,7 @@ impl History {
 
     /// One attempt to append rows under one lease.
     fn attempt(&mut self, replica: usize, rows: &Rows, key: Option<&Key>, lease: (FencingToken, LeaseId)) -> Attempt {
-        let sleeps = if self.host.borrow().is_direct { 30 } else { 10 };
-        let sleeps = self.random(|random| random.chance(sleeps));
+        let sleeps = self.random(|random| random.chance(20));
         self.take_locks(replica);
         let outcomes = self.ledger(replica).map(|ledger| {
             let now = Instant::now();
