@@ -89,8 +89,11 @@ impl Files {
 
     /// Continues without locks.
     pub(crate) fn accept_unlocked(&mut self) {
-        if let Self::Local(files) = self {
-            files.accept_unlocked();
+        match self {
+            Self::Local(files) => files.accept_unlocked(),
+            Self::Network(files) => {
+                Arc::get_mut(files).expect("the files were just opened").accept_unlocked();
+            }
         }
     }
 

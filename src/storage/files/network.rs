@@ -40,6 +40,8 @@ pub(crate) struct NetworkFiles {
     journal_path: PathBuf,
     /// Whether the handles can only read.
     read_only: bool,
+    /// False on a volume without file locks that was accepted as it is.
+    locks: bool,
     /// Past the page cache, except in tests on file systems whose direct I/O needs aligned memory.
     direct: OFlags,
     /// Of the CSV and the journal: a path that leads to another inode was replaced or renamed.
@@ -97,6 +99,7 @@ impl NetworkFiles {
             path: path.to_owned(),
             journal_path,
             read_only,
+            locks: true,
             direct,
             hold: Mutex::new(None),
             is_suspect: AtomicBool::new(false),
@@ -128,14 +131,20 @@ impl NetworkFiles {
         Ok(excluded)
     }
 
+    /// Continues without locks.
+    pub(super) fn accept_unlocked(&mut self) {
+        self.locks = false;
+    }
+
     /// Takes the locks of the journal and then of the CSV, each with the handle that is written.
     pub(super) fn lock(self: &Arc<Self>, deadline: Instant) -> Result<NetworkLock, AppendError> {
         self.forget_read_ahead();
-        if self.is_suspect.swap(false, Ordering::Relaxed) {
-            self.reopen().map_err(|e| self.suspect("open", e))?;
-        }
+        self.reopen_if_suspect()?;
         let journal = self.handles().journal;
         let lock = |file: &File, deadline| {
+            if !self.locks {
+                return Ok(());
+            }
             let locked = try_until(deadline, || if self.read_only { file.try_lock_shared() } else { file.try_lock() });
             locked.inspect_err(|e| {
                 if !matches!(e, AppendError::Busy) {
@@ -165,10 +174,24 @@ impl NetworkFiles {
         AppendError::before(doing)(e)
     }
 
-    fn reopen(&self) -> io::Result<()> {
-        let csv = open(&self.path, Mode::Read, self.direct)?;
-        let journal = open(&self.journal_path, if self.read_only { Mode::Read } else { Mode::Write }, self.direct)?;
-        *self.handles.lock().expect("not poisoned") = Handles { csv: Arc::new(csv), journal: Arc::new(journal) };
+    /// Opens the files again after a failed call.
+    fn reopen_if_suspect(&self) -> Result<(), AppendError> {
+        if !self.is_suspect.swap(false, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let reopen = || {
+            let csv = open(&self.path, Mode::Read, self.direct)?;
+            let mode = if self.read_only { Mode::Read } else { Mode::Write };
+            let journal = open(&self.journal_path, mode, self.direct)?;
+            let is_same = [inode_of(&csv)?, inode_of(&journal)?] == self.inodes;
+            Ok((is_same, Handles { csv: Arc::new(csv), journal: Arc::new(journal) }))
+        };
+        let (is_same, handles) = reopen().map_err(|e| self.suspect("open", e))?;
+        if !is_same {
+            self.is_suspect.store(true, Ordering::Relaxed);
+            return Err(AppendError::Replaced);
+        }
+        *self.handles.lock().expect("not poisoned") = handles;
         Ok(())
     }
 
@@ -224,7 +247,8 @@ impl NetworkFiles {
         }
         let file = open(&self.path_of(kind), Mode::Create, self.direct)?;
         // guard: lock_side_files: a late write of a host that lost its locks can't hit another host's side files
-        try_until(Instant::now() + SIDE_LOCK_WAIT, || file.try_lock()).map_err(io::Error::other)?;
+        try_until(Instant::now() + SIDE_LOCK_WAIT, || if self.locks { file.try_lock() } else { Ok(()) })
+            .map_err(io::Error::other)?;
         if stat_fresh(&file)? == 0 {
             copy_owner_and_mode(&file, &self.path)?;
         }
@@ -255,6 +279,11 @@ impl Disk for NetworkFiles {
     }
 
     fn forget_read_ahead(&self) {
+        if self.read_only
+            && let Err(e) = self.reopen_if_suspect()
+        {
+            tracing::debug!(error = %e, "the files cannot be opened again yet");
+        }
         self.csv_ahead.forget();
         self.journal_ahead.forget();
     }
