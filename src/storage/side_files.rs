@@ -5,6 +5,8 @@ use std::{
     io::{self, ErrorKind, Write},
     os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::fs::{AtFlags, CWD, Statx, StatxFlags, statx};
@@ -20,6 +22,10 @@ use crate::{
     },
 };
 
+/// How long a start waits for another one, on another host, to remove the name under which it created the file.
+const LINKS_WAIT: Duration = Duration::from_secs(1);
+/// The pause between two looks at that.
+const LINKS_PAUSE: Duration = Duration::from_millis(20);
 /// Names of files that are being created begin with it.
 const TEMPORARY_PREFIX: &str = ".rowlock-new-";
 
@@ -83,12 +89,16 @@ pub(crate) fn refuse_unfit(path: &Path, file: &File) -> Result<(), OpenError> {
     if !file.metadata().map_err(fail)?.is_file() {
         return Err(OpenError::NotAFile(path.to_owned()));
     }
-    if links(file).map_err(fail)? <= 1 {
-        return Ok(());
+    let deadline = Instant::now() + LINKS_WAIT;
+    while links(file).map_err(fail)? > 1 {
+        if Instant::now() >= deadline {
+            return Err(OpenError::HardLinks(path.to_owned()));
+        }
+        // guard: temporary_name: a start that another start interleaves with, or that was killed, is not several hard links
+        remove_temporary_names(path, file).map_err(fail)?;
+        thread::sleep(LINKS_PAUSE);
     }
-    // guard: temporary_name: a start that another start interleaves with, or that was killed, is not several hard links
-    remove_temporary_names(path, file).map_err(fail)?;
-    if links(file).map_err(fail)? <= 1 { Ok(()) } else { Err(OpenError::HardLinks(path.to_owned())) }
+    Ok(())
 }
 
 /// The number of names, as the server of a network volume knows it.

@@ -47,7 +47,7 @@ async fn waiting_replica_gets_its_turn_beside_a_busy_one() {
     let (bench, library) = bench();
     let settings = [("LD_PRELOAD", &*library)];
     let (busy, other) = (Arc::new(bench.replica(&settings)), bench.replica(&settings));
-    let clients: Vec<_> = (0..8)
+    let clients: Vec<_> = (0..64)
         .map(|_| {
             let busy = Arc::clone(&busy);
             tokio::spawn(async move {

@@ -95,6 +95,12 @@ impl SimFile {
         change.apply(&mut self.disk);
     }
 
+    /// Loses everything that was written since the file was like this.
+    pub(super) fn revert(&mut self, earlier: &[u8]) {
+        (self.cache, self.disk) = (earlier.to_vec(), earlier.to_vec());
+        self.pending.clear();
+    }
+
     fn truncate_durably(&mut self, len: usize) {
         self.pending.clear();
         self.cache.truncate(len);

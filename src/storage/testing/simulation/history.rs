@@ -76,20 +76,20 @@ pub(super) struct History {
     leases: LeaseId,
     issued: Vec<(FencingToken, LeaseId)>,
     /// Which leases wrote under each token.
-    wrote: BTreeMap<FencingToken, Vec<LeaseId>>,
-    acked: Vec<String>,
-    refused: Vec<String>,
+    pub(super) wrote: BTreeMap<FencingToken, Vec<LeaseId>>,
+    pub(super) acked: Vec<String>,
+    pub(super) refused: Vec<String>,
     /// Rows whose outcome no client knows.
-    unknown: Vec<String>,
+    pub(super) unknown: Vec<String>,
     /// The data of each key.
-    keyed: BTreeMap<usize, String>,
+    pub(super) keyed: BTreeMap<usize, String>,
     /// The first acknowledged offset of each key.
     offsets: BTreeMap<usize, u64>,
     /// The replica that keeps the OS locks from one batch to the next.
     holder: Option<usize>,
 }
 
-const HEADER: &[u8] = b"token,data\n";
+pub(super) const HEADER: &[u8] = b"token,data\n";
 
 impl History {
     pub(super) fn new(seed: u64, is_direct: bool) -> Self {
@@ -164,7 +164,7 @@ impl History {
         }
     }
 
-    fn open_ledger(&self, replica: String, keys: usize) -> Option<SimLedger> {
+    pub(super) fn open_ledger(&self, replica: String, keys: usize) -> Option<SimLedger> {
         let (disk, path) = (SimDisk(Rc::clone(&self.host)), PathBuf::from("rows.csv"));
         let format = Format::read(&disk, &path, &self.schema).ok()?;
         let options = LedgerOptions { path, layout: LAYOUT, format, replica, keys, meter: Arc::clone(&METER) };
@@ -403,19 +403,25 @@ impl History {
         self.remove_stopped(replica);
     }
 
-    /// A reader without the OS lock sees every acknowledged row, and whole rows only.
-    fn read(&mut self) {
-        self.host.borrow_mut().calm = true;
-        let mut reader = self.open_ledger("reader".to_owned(), 1).expect("nothing fails");
-        let outcome = reader.refresh_unlocked();
-        self.host.borrow_mut().calm = false;
-        let Ok(RefreshOutcome::Consistent(_)) = outcome else { return };
-        let host = self.host.borrow();
-        let shown = &host.files[0].cache[..reader.whole_end() as usize];
-        assert!(ends_whole(shown), "a reader sees {:?}", text(shown));
-        for row in &self.acked {
-            assert!(contains(shown, row.as_bytes()), "a reader misses {row:?} in {:?}", text(shown));
-        }
+    /// Records a lease's token by a replica.
+    pub(super) fn fence_by(&mut self, replica: usize, (token, lease): (FencingToken, LeaseId)) {
+        let now = Instant::now();
+        let turn = Turn { token, lease, granted: now, timestamp: "", deadline: now, still_held: &|| true };
+        self.ledger(replica).expect("opens").fence(None, &turn).expect("recorded");
+    }
+
+    pub(super) fn refresh_by(&mut self, replica: usize) {
+        self.ledger(replica).expect("opens").refresh(RepairMode::Forbidden).expect("reads");
+    }
+
+    pub(super) fn append_by(&mut self, replica: usize, lease: (FencingToken, LeaseId)) {
+        let rows = self.rows(&["row".to_owned()]);
+        let attempt = self.attempt(replica, &rows, None, lease);
+        assert!(matches!(attempt, Attempt::Written { .. }), "{attempt:?}");
+    }
+
+    pub(super) fn highest_token_by(&mut self, replica: usize) -> FencingToken {
+        self.ledger(replica).expect("opens").highest_token()
     }
 
     pub(super) fn run(&mut self) {
@@ -448,53 +454,5 @@ impl History {
         let last = self.attempt(0, &end, None, (1_000_000, LeaseId::MAX));
         assert!(matches!(last, Attempt::Written { .. }), "the last append was refused: {last:?}");
         self.check();
-    }
-
-    fn check(&self) {
-        let host = self.host.borrow();
-        let csv = &host.files[0].cache;
-        let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(&csv[..]);
-        let records: Vec<_> = reader.records().map(|record| record.expect("the CSV parses")).collect();
-        assert!(csv.ends_with(b"\n") && !csv.contains(&0), "not whole: {:?}", text(csv));
-        assert!(csv.starts_with(HEADER));
-        let mut tokens = Vec::new();
-        let mut count: BTreeMap<&str, u32> = BTreeMap::new();
-        // Rows appended without the lock during a repair are outside the promises: parts of them may be kept, or joined to
-        // parts of our rows.
-        for record in records[1..].iter().filter(|record| !record[0].starts_with('s')) {
-            assert_eq!(record.len(), 2, "an incomplete or merged line {record:?} in {:?}", text(csv));
-            let data = &record[1];
-            // A foreign line that its writer did not complete may look whole.
-            let known = if record[0].is_empty() { ['f', 's'] } else { ['r', 'e'] };
-            let is_incomplete = !data.starts_with(known) && (!data.is_empty() || !record[0].is_empty());
-            assert!(
-                !is_incomplete && !data.contains('"'),
-                "an incomplete or merged line {record:?} in {:?}",
-                text(csv)
-            );
-            *count.entry(data).or_default() += 1;
-            if !record[0].is_empty() {
-                tokens.push(record[0].parse::<u64>().expect("a token"));
-            }
-        }
-        let times = |row: &String| count.get(row.as_str()).copied().unwrap_or_default();
-        for row in &self.acked {
-            assert_eq!(times(row), 1, "acknowledged {row:?} in {:?}", text(csv));
-        }
-        for row in self.unknown.iter().chain(self.keyed.values()) {
-            assert!(times(row) <= 1, "{row:?} is repeated in {:?}", text(csv));
-        }
-        for row in &self.refused {
-            assert_eq!(times(row), 0, "refused {row:?} was written");
-        }
-        assert!(tokens.is_sorted(), "tokens decrease: {tokens:?}");
-        for (token, leases) in &self.wrote {
-            assert!(leases.iter().all(|lease| lease == &leases[0]), "two leases wrote under token {token}");
-        }
-        for (line, must_stand) in &host.foreign {
-            let count = csv.split_inclusive(|&byte| byte == b'\n').filter(|found| found == line).count();
-            let may_be_lost = !must_stand || host.csv_sync_failed && host.power_cuts > 0;
-            assert!(count <= 1 && (count == 1 || may_be_lost), "foreign {:?} is there {count} times", text(line));
-        }
     }
 }

@@ -8,6 +8,7 @@
 
 mod disk;
 mod history;
+mod promises;
 
 use std::{panic, rc::Rc};
 
@@ -35,6 +36,19 @@ fn run(count: u64, first: u64, is_direct: bool) {
             panic!("history {seed} breaks a promise");
         }
     }
+}
+
+/// A server loses a record without rows that an idle replica has read: no rows prove that it was durable.
+#[test]
+fn record_that_the_server_loses_is_not_believed() {
+    let mut history = History::new(0, true);
+    history.host.borrow_mut().calm = true;
+    let before = history.host.borrow().files[1].cache.clone();
+    history.fence_by(1, (1, 1));
+    history.refresh_by(2);
+    history.host.borrow_mut().files[1].revert(&before);
+    history.append_by(2, (2, 2));
+    assert_eq!(history.highest_token_by(0), 2, "another replica finds the record that followed");
 }
 
 fn setting(name: &str, default: u64) -> u64 {
