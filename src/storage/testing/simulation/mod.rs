@@ -77,7 +77,7 @@ fn mixed_parts_of_two_lines_are_not_a_line() {
 /// Regression: an append whose hold began with a failed call was answered with the outcome of an earlier one.
 #[test]
 fn interrupted_append_is_not_answered_for_another_one() {
-    run_histories_of_hosts(1, 68_856);
+    run_histories_of_hosts(1, 66_366);
 }
 
 #[test]
