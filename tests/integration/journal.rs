@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{Seek, SeekFrom, Write},
+    os::unix::fs::FileExt,
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -131,6 +132,14 @@ async fn stale_holder_is_refused_after_sigstop() {
     let sleeping = stopped.append(json!({"data": "stale", "sleep": 1.5}));
     let meanwhile = async {
         until_held(&bench).await;
+        // A process that is stopped while it records its token keeps the OS lock.
+        let journal = File::open(side_path(&bench, ".journal")).expect("opens");
+        until("its token is recorded", async || {
+            let mut record = [0; 4];
+            journal.read_exact_at(&mut record, 3 * 4096).expect("reads");
+            record != [0; 4] && journal.try_lock().is_ok() && journal.unlock().is_ok()
+        })
+        .await;
         stopped.signal("STOP");
         assert_eq!(other.append_text("other").await["token"], json!(2));
         // Continue only after the sleep, so that it tries to write at once.
