@@ -134,7 +134,7 @@ impl Committer {
         let queue = Arc::clone(&self.queue);
         let mut lease = pin!(lock.acquire(|| wants_lock(&queue)));
         if self.storage.is_holding() {
-            // guard: end_hold_to_wait: the OS lock is not kept from the holder of the lease
+            // Another replica has the lease, and needs the OS lock.
             match tokio::time::timeout(ACQUIRE_LINGER, &mut lease).await {
                 Ok(lease) => return lease.map(Hold::new),
                 Err(_) => self.storage.end_hold(),
@@ -167,7 +167,7 @@ impl Committer {
 
     /// As `keeps_lease`, where lease and OS lock are kept `until` then even if other replicas wait.
     async fn keeps_files(&self, hold: &Hold, until: Instant) -> bool {
-        // guard: keep_bound: a waiting replica gets its turn
+        // After that a waiting replica gets its turn.
         if !hold.lease.is_held() || Instant::now() >= until && !hold.lease.may_keep().await {
             return false;
         }
