@@ -15,6 +15,8 @@ use crate::storage::{
 const RESOLVE_WAIT: Duration = Duration::from_secs(5);
 /// How often it tries.
 const RESOLVE_TRIES: u32 = 3;
+/// How many holds in a row may end in a failed call before the volume counts as failing.
+const LOST_LOCKS_MAX: u32 = 2;
 /// A hold on a network volume lasts this many times as long as it takes to begin one, within these bounds.
 const KEEP_FACTOR: u32 = 8;
 const KEEP_MIN: Duration = Duration::from_millis(10);
@@ -72,16 +74,26 @@ impl Storage {
         };
         self.ledger.forget();
         self.end_hold();
+        self.failed_holds += 1;
         Err(match error {
-            AppendError::Before { source, .. } if is_lost_lock(&source) => AppendError::LockLost(source),
+            AppendError::Before { source, .. } if is_lost_lock(&source) => self.not_written(source),
             other => other,
         })
+    }
+
+    /// The failure of a call after which no row of the batch is written. The lock is not to blame if it repeats under new locks.
+    pub(super) fn not_written(&self, source: io::Error) -> AppendError {
+        if self.failed_holds <= LOST_LOCKS_MAX {
+            AppendError::LockLost(source)
+        } else {
+            AppendError::Before { doing: "read or write", source }
+        }
     }
 
     /// As `check_lock`, for a call that writes no rows.
     pub(super) fn without_rows<T>(&mut self, result: Result<T, AppendError>) -> Result<T, AppendError> {
         self.check_lock(result).map_err(|e| match e {
-            AppendError::Interrupted(e) => AppendError::LockLost(e),
+            AppendError::Interrupted(e) => self.not_written(e),
             other => other,
         })
     }
@@ -93,7 +105,7 @@ impl Storage {
             let found = self.begin_hold(Instant::now() + RESOLVE_WAIT).and_then(|_| self.ledger.resolve());
             match self.check_lock(found) {
                 Ok(Resolution::Written(outcomes)) => return Ok(outcomes),
-                Ok(Resolution::NotWritten) => return Err(AppendError::LockLost(cause)),
+                Ok(Resolution::NotWritten) => return Err(self.not_written(cause)),
                 Ok(Resolution::Unknown) => break,
                 Err(e) => tracing::debug!(error = %e, "the journal cannot be read again yet"),
             }

@@ -84,6 +84,8 @@ pub struct Storage {
     ledger: Ledger<Arc<Files>>,
     /// On a network volume, the OS lock is kept from one batch to the next, until `end_hold`.
     hold: Option<OsLock>,
+    /// Holds in a row that a failed call of a network volume has ended.
+    failed_holds: u32,
     /// Until when lease and OS lock may be kept while other replicas wait.
     keep_until: Instant,
     /// The last record when the last hold ended.
@@ -136,6 +138,7 @@ impl Storage {
             files,
             ledger,
             hold: None,
+            failed_holds: 0,
             keep_until: Instant::now(),
             own_until: 0,
             is_alone: false,
@@ -230,9 +233,10 @@ impl Storage {
         let appended = self.ledger.append(entries, turn);
         let outcomes = match self.check_lock(appended) {
             Err(AppendError::Interrupted(e)) if self.ledger.is_in_doubt() => self.resolve(e)?,
-            Err(AppendError::Interrupted(e)) => return Err(AppendError::LockLost(e)),
+            Err(AppendError::Interrupted(e)) => return Err(self.not_written(e)),
             other => other?,
         };
+        self.failed_holds = 0;
         if let Some(began) = began {
             self.note_hold(began.elapsed());
         }
@@ -357,6 +361,7 @@ impl Storage {
     fn refresh_and_checkpoint(&mut self) -> Result<IdleOutcome, AppendError> {
         let refreshed = self.ledger.refresh(RepairMode::Forbidden);
         let outcome = self.without_rows(refreshed)?;
+        self.failed_holds = 0;
         self.publish_keys_recorded();
         let sequence = self.ledger.last_sequence();
         let is_quiet = std::mem::replace(&mut self.idle_since, sequence) == sequence;

@@ -21,6 +21,7 @@ class Scene:
     alone: bool = False
     # A crash may leave an incomplete line, which goes to the quarantine.
     crashes: bool = False
+    # Rows in a call that fails, or that hangs for longer than they wait, are answered with `internal`.
     disk_errors: bool = False
     # A replica may end because a write has failed in the middle of a batch, and is started again.
     disk_fails: bool = False
@@ -47,18 +48,18 @@ SCENES = [
     Scene("bursts", faults.steady, quick=True),
     Scene("long-bursts", faults.steady, secs=120, load={"clients_per_host": 2}),
     Scene("bursts-noac", faults.steady, versions=("4.2",), mount_options="noac"),
-    Scene("server-power", faults.server_power, quick=True, crashes=True),
-    Scene("server-restart", faults.server_restart),
-    Scene("server-grace", faults.server_grace, crashes=True),
-    Scene("cut-nfs", faults.cut_nfs, quick=True, cuts=((LONG, None),)),
-    Scene("cut-nfs-holder", faults.cut_nfs, cuts=((SHORT, True), (LONG, True)), versions=V4),
-    Scene("cut-nfs-idle", faults.cut_nfs, cuts=((SHORT, False), (LONG, False)), versions=V4),
+    Scene("server-power", faults.server_power, quick=True, crashes=True, disk_errors=True),
+    Scene("server-restart", faults.server_restart, disk_errors=True),
+    Scene("server-grace", faults.server_grace, crashes=True, disk_errors=True),
+    Scene("cut-nfs", faults.cut_nfs, quick=True, disk_errors=True, cuts=((LONG, None),)),
+    Scene("cut-nfs-holder", faults.cut_nfs, disk_errors=True, cuts=((SHORT, True), (LONG, True)), versions=V4),
+    Scene("cut-nfs-idle", faults.cut_nfs, disk_errors=True, cuts=((SHORT, False), (LONG, False)), versions=V4),
     Scene("cut-redis", faults.cut_redis),
-    Scene("cut-both", faults.cut_both),
+    Scene("cut-both", faults.cut_both, disk_errors=True),
     Scene("host-power-holder", faults.host_power_holder, crashes=True),
     Scene("host-power-idle", faults.host_power_idle, crashes=True),
     Scene("stop-replica", faults.stop_replica),
-    Scene("stop-host", faults.stop_host, crashes=True),
+    Scene("stop-host", faults.stop_host, crashes=True, disk_errors=True),
     Scene("kill-replica", faults.kill_replica, crashes=True),
     Scene("disk-full", faults.disk_full, crashes=True, disk_errors=True, disk_fails=True),
     Scene("quota", faults.quota, crashes=True, disk_errors=True, disk_fails=True),
