@@ -57,7 +57,7 @@ impl<D: Disk> Ledger<D> {
     /// Finds out, under a new OS lock, what became of the interrupted append.
     pub(crate) fn resolve(&mut self) -> Result<Resolution, AppendError> {
         self.recover()?;
-        let Some(in_doubt) = self.in_doubt.take() else { return Ok(Resolution::NotWritten) };
+        let Some(in_doubt) = &self.in_doubt else { return Ok(Resolution::NotWritten) };
         if self.head.base >= in_doubt.sequence {
             return Ok(Resolution::Unknown);
         }
@@ -66,11 +66,10 @@ impl<D: Disk> Ledger<D> {
         let Some(record) = found.filter(|it| (it.token, it.lease) == (in_doubt.token, in_doubt.lease)) else {
             return Ok(Resolution::NotWritten);
         };
-        let present = self.disk.read(FileKind::Csv, record.offset, record.payload.len() as u64);
-        if present.map_err(AppendError::before("read"))? != record.payload {
+        if !self.rows_stand(record)? {
             return Ok(Resolution::Unknown);
         }
-        let mut outcomes = in_doubt.outcomes;
+        let mut outcomes = in_doubt.outcomes.clone();
         move_outcomes(&mut outcomes, record.offset + u64::from(record.line_end_prefix_len));
         Ok(Resolution::Written(outcomes))
     }

@@ -137,6 +137,8 @@ pub(super) struct Host {
     pub(super) files: [SimFile; 6],
     pub(super) trace: Vec<String>,
     faults: u32,
+    /// The call after this many fails, as under a lost lock. `None`: no call is chosen.
+    pub(super) calls_until_failure: Option<u32>,
     /// No more faults happen.
     pub(super) calm: bool,
     pub(super) stopped: Option<Stop>,
@@ -177,6 +179,7 @@ impl Host {
             files,
             trace: Vec::new(),
             faults: 0,
+            calls_until_failure: None,
             calm: true,
             stopped: None,
             foreign: BTreeMap::new(),
@@ -186,6 +189,18 @@ impl Host {
             runs_full: seed % 4 == 3,
             full: false,
         }
+    }
+
+    /// Counts down to the call that is chosen to fail.
+    fn count_call(&mut self) -> io::Result<()> {
+        self.calls_until_failure = match self.calls_until_failure {
+            Some(0) => {
+                self.calls_until_failure = None;
+                return Err(lost_lock());
+            }
+            left => left.map(|left| left - 1),
+        };
+        Ok(())
     }
 
     /// A step of the current process, at which it may be stopped.
@@ -274,10 +289,11 @@ impl Disk for SimDisk {
     }
 
     fn read_at(&self, kind: FileKind, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let host = self.0.borrow();
+        let mut host = self.0.borrow_mut();
         if host.stopped.is_some() {
             return Err(lost_lock());
         }
+        host.count_call()?;
         let rest = host.files[index(kind)].cache.get(offset as usize..).unwrap_or_default();
         let read = rest.len().min(buffer.len());
         buffer[..read].copy_from_slice(&rest[..read]);
@@ -362,6 +378,7 @@ impl Disk for SimDisk {
 impl SimDisk {
     fn write(&self, kind: FileKind, offset: usize, bytes: &[u8]) -> io::Result<()> {
         let mut host = self.0.borrow_mut();
+        host.count_call()?;
         host.step(|| format!("write {kind:?} at {offset}: {:?}", text(&bytes[..bytes.len().min(120)])))?;
         // A kill may also come in the middle of a write.
         let first = host.random.below(bytes.len() + 1);

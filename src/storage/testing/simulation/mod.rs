@@ -51,6 +51,16 @@ fn record_that_the_server_loses_is_not_believed() {
     assert_eq!(history.highest_token_by(0), 2, "another replica finds the record that followed");
 }
 
+/// A second failed call does not make storage forget that the row may be written.
+#[test]
+fn append_that_two_calls_interrupt_is_written_once() {
+    for (first, second) in (0..24).flat_map(|first| (0..24).map(move |second| (first, second))) {
+        let mut history = History::new(0, true);
+        history.host.borrow_mut().calm = true;
+        assert_eq!(history.append_with_failures(first, second), 1, "calls {first} and {second} fail");
+    }
+}
+
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
