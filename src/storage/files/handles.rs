@@ -52,3 +52,19 @@ pub(crate) fn try_until(deadline: Instant, try_lock: impl Fn() -> Result<(), Try
         pause = (pause * 2).min(RETRY_PAUSE_MAX);
     }
 }
+
+/// Whether a lock held through one handle excludes another handle of the same file.
+pub(super) fn lock_excludes(first: &File, second: &File) -> io::Result<bool> {
+    match first.try_lock() {
+        // Another process holds the lock, so locks work.
+        Err(TryLockError::WouldBlock) => return Ok(true),
+        Err(TryLockError::Error(e)) => {
+            tracing::debug!(error = %e, "the journal cannot be locked");
+            return Ok(false);
+        }
+        Ok(()) => {}
+    }
+    let excluded = matches!(second.try_lock(), Err(TryLockError::WouldBlock));
+    first.unlock()?;
+    Ok(excluded)
+}

@@ -2,7 +2,7 @@
 //! lock on the journal.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, File, OpenOptions},
     io::{self, ErrorKind, IoSlice, Seek, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -20,7 +20,7 @@ use crate::{
     storage::{
         disk::{AppendedRange, Disk, FileKind},
         error::AppendError,
-        files::handles::{Inode, inode_at, inode_of, open_to_write, stat, try_until},
+        files::handles::{Inode, inode_at, inode_of, lock_excludes, open_to_write, stat, try_until},
         journal::Layout,
         side_files::{copy_owner_and_mode, parent_directory, side_path, stat_on_server},
     },
@@ -103,19 +103,7 @@ impl LocalFiles {
 
     /// Whether a lock held through one handle excludes another handle.
     pub(super) fn locks_work(&self) -> io::Result<bool> {
-        let second = open_to_write(&side_path(&self.path, ".journal"))?;
-        match self.journal.try_lock() {
-            // Another process holds the lock, so locks work.
-            Err(TryLockError::WouldBlock) => return Ok(true),
-            Err(TryLockError::Error(e)) => {
-                tracing::debug!(error = %e, "the journal cannot be locked");
-                return Ok(false);
-            }
-            Ok(()) => {}
-        }
-        let excluded = matches!(second.try_lock(), Err(TryLockError::WouldBlock));
-        self.journal.unlock()?;
-        Ok(excluded)
+        lock_excludes(&self.journal, &open_to_write(&side_path(&self.path, ".journal"))?)
     }
 
     /// Continues without locks.

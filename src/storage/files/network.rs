@@ -24,7 +24,7 @@ use crate::storage::{
     disk::{AppendedRange, Disk, FileKind},
     error::{AppendError, is_full},
     files::{
-        handles::{Inode, inode_of, stat, try_until},
+        handles::{Inode, inode_of, lock_excludes, stat, try_until},
         read_ahead::{ReadAhead, read_full},
     },
     side_files::{copy_owner_and_mode, parent_directory, side_path, stat_on_server},
@@ -116,19 +116,7 @@ impl NetworkFiles {
 
     /// Whether a lock held through one handle excludes another handle.
     pub(super) fn locks_work(&self) -> io::Result<bool> {
-        let (first, second) = (self.handles().journal, open(&self.journal_path, Mode::Write, self.direct)?);
-        match first.try_lock() {
-            // Another process holds the lock, so locks work.
-            Err(std::fs::TryLockError::WouldBlock) => return Ok(true),
-            Err(std::fs::TryLockError::Error(e)) => {
-                tracing::debug!(error = %e, "the journal cannot be locked");
-                return Ok(false);
-            }
-            Ok(()) => {}
-        }
-        let excluded = matches!(second.try_lock(), Err(std::fs::TryLockError::WouldBlock));
-        first.unlock()?;
-        Ok(excluded)
+        lock_excludes(&self.handles().journal, &open(&self.journal_path, Mode::Write, self.direct)?)
     }
 
     /// Continues without locks.
