@@ -36,6 +36,7 @@ fn open(folder: &Path) -> Storage {
         journal_bytes: 128 << 20,
         keys: 1000,
         accept_unlocked: false,
+        is_repair: false,
         meter: Default::default(),
     })
     .expect("opens")

@@ -118,6 +118,7 @@ fn exit_code(e: &AppendError) -> u8 {
         | AppendError::KeyReused
         | AppendError::BatchTooLarge(_)
         | AppendError::DiskFull
+        | AppendError::FileReplaced
         | AppendError::StorageStuck(_)
         | AppendError::Internal(_) => FAILED,
     }

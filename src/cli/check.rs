@@ -8,7 +8,10 @@ use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, serve::open_error_code};
 use crate::{
     commit::{self, RepairError},
     config::Config,
-    storage::{self, CheckOptions, Fault, Finding, JournalReport, JournalState, OpenError, Plan, Replaced, Report},
+    storage::{
+        self, CheckOptions, Fault, Finding, JournalReport, JournalState, OpenError, Plan, RepairChoice, Replaced,
+        Report,
+    },
 };
 
 /// Shorter files are read too quickly for a progress bar.
@@ -19,27 +22,54 @@ const PROGRESS_BYTES_MIN: u64 = 64 << 20;
 pub(super) struct Args {
     /// The CSV; unless given, the one of the settings.
     file: Option<PathBuf>,
-    /// Repair the CSV and its journal under the lock, after printing what will change.
-    #[arg(long)]
-    repair: bool,
+    /// Repair the CSV and its journal under the lock, after printing what will change. Where the CSV is not the file that the
+    /// journal describes, `keep-file` leaves it as it is and moves the journal's rows to <csv>.torn, and `restore` writes them to
+    /// it; unless given, rows of an edited file are restored and another file is kept.
+    #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "default")]
+    repair: Option<Repair>,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// The values of `--repair`.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Repair {
+    #[value(hide = true)]
+    Default,
+    KeepFile,
+    Restore,
+}
+
+impl From<Repair> for RepairChoice {
+    fn from(repair: Repair) -> Self {
+        match repair {
+            Repair::Default => Self::Default,
+            Repair::KeepFile => Self::KeepFile,
+            Repair::Restore => Self::Restore,
+        }
+    }
 }
 
 pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
     let config = Config { csv: args.file.unwrap_or(config.csv), ..config };
     let options =
         CheckOptions { path: config.csv.clone(), header: config.csv_header.clone(), keys: config.idempotency_keys };
-    let mut report = check(&options).await?;
-    if args.repair {
-        let plan = report.plan();
+    let mut checked = check(&options).await;
+    if let (Some(_), Err(OpenError::Missing(path))) = (args.repair, &checked) {
+        eprintln!("rowlock: will create {} with its header, since it is missing", path.display());
+        storage::create_missing(&options).map_err(|e| Exit::new(FAILED, e))?;
+        checked = check(&options).await;
+    }
+    let mut report = checked.map_err(|e| Exit::new(check_error_code(&e), e))?;
+    if let Some(repair) = args.repair {
+        let plan = report.plan(repair.into());
         eprintln!("rowlock: {}", describe_plan(&report, plan));
         if plan != Plan::Nothing {
             let replaced = commit::repair(&config, options.clone(), plan).await;
             let replaced = replaced.map_err(|e| Exit::new(repair_error_code(&e), e))?;
             replaced.iter().for_each(|replaced| eprintln!("rowlock: {}", describe_replaced(&report, replaced)));
-            report = check(&options).await?;
+            report = check(&options).await.map_err(|e| Exit::new(check_error_code(&e), e))?;
         }
     }
     let text =
@@ -49,10 +79,10 @@ pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
 }
 
 /// Runs the check on a thread that may block.
-async fn check(options: &CheckOptions) -> Result<Report, Exit> {
+async fn check(options: &CheckOptions) -> Result<Report, OpenError> {
     let options = options.clone();
     let checked = tokio::task::spawn_blocking(move || storage::check(&options, &progress)).await;
-    checked.map_err(|e| Exit::new(FAILED, e))?.map_err(|e| Exit::new(check_error_code(&e), e))
+    checked.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
 }
 
 /// Shows a progress bar on a terminal, for large files.
@@ -95,16 +125,28 @@ fn describe_plan(report: &Report, plan: Plan) -> String {
         (Plan::Nothing, JournalState::Newer) => format!("{csv}.journal was written by a newer version: upgrade this one; nothing is changed"),
         (Plan::Nothing, _) if report.whole => "nothing to repair".to_owned(),
         (Plan::Nothing, _) => "the damage is before the last checkpoint, where the journal has no copy: repair it by hand; nothing is changed".to_owned(),
-        (Plan::ReplaceJournal, JournalState::Foreign) => format!(
-            "will copy the rows of {} records in {csv}.journal, which belong to another file, to {csv}.torn, keep the journal as {csv}.journal.old, and create a new one for this file as it is",
-            journal.records
-        ),
-        (Plan::ReplaceJournal, _) => format!(
-            "will copy rows of the damaged {csv}.journal that are missing in {csv} to {csv}.torn, keep the journal as {csv}.journal.old, and create a new one; keys that only the journal held are forgotten"
-        ),
+        (Plan::ReplaceJournal { restores }, state) => {
+            let to = if restores { format!("{csv} itself") } else { format!("{csv}.torn") };
+            match state {
+                JournalState::Foreign => format!(
+                    "will copy the rows of {} records in {csv}.journal, which belong to another file, to {to}, keep the journal as {csv}.journal.old, and create a new one for this file as it is",
+                    journal.records
+                ),
+                JournalState::Edited => format!(
+                    "will keep {csv} as it is, copy the rows of its journal that it does not have to {to}, keep the journal as {csv}.journal.old, and create a new one"
+                ),
+                _ => format!(
+                    "will copy rows of the damaged {csv}.journal that are missing in {csv} to {to}, keep the journal as {csv}.journal.old, and create a new one; keys that only the journal held are forgotten"
+                ),
+            }
+        }
         (Plan::Recover, JournalState::Missing | JournalState::OtherFile) => {
             format!("will create a journal for {csv} as it is, and move an incomplete last line to {csv}.torn")
         }
+        (Plan::Recover, JournalState::Edited) => format!(
+            "will restore {} rows of the journal in {csv} and move the text in their place to {csv}.torn; --repair=keep-file keeps it",
+            journal.rows_to_recover
+        ),
         (Plan::Recover, JournalState::Sound) => format!("will move incomplete lines from {csv} to {csv}.torn"),
         (Plan::Recover, _) => format!(
             "will write {} rows ({} bytes) from the journal to {csv}, and move incomplete lines to {csv}.torn",
@@ -114,9 +156,10 @@ fn describe_plan(report: &Report, plan: Plan) -> String {
 }
 
 fn describe_replaced(report: &Report, replaced: &Replaced) -> String {
-    let Replaced { kept_as, rows_quarantined } = replaced;
+    let Replaced { kept_as, rows_quarantined, rows_restored } = replaced;
     let csv = report.file.display();
-    format!("kept the old journal as {}; {rows_quarantined} of its rows are in {csv}.torn", kept_as.display())
+    let restored = if *rows_restored > 0 { format!("{rows_restored} are in {csv} again, ") } else { String::new() };
+    format!("kept the old journal as {}; of its rows {restored}{rows_quarantined} are in {csv}.torn", kept_as.display())
 }
 
 fn describe(report: &Report) -> String {
@@ -130,7 +173,9 @@ fn write_report(out: &mut String, report: &Report) -> std::fmt::Result {
     let verdict = match (report.whole, report.findings.is_empty(), report.journal.state) {
         (true, _, JournalState::Missing) => "whole; it has no journal yet",
         (true, ..) => "whole, and true to its journal",
-        (false, true, JournalState::Damaged | JournalState::Foreign | JournalState::Newer) => {
+        (false, _, JournalState::Damaged | JournalState::Foreign | JournalState::Newer | JournalState::Edited)
+            if report.findings.iter().all(|found| found.fault == Fault::NotAsJournaled) =>
+        {
             "whole, but REPLICAS DO NOT START WITH ITS JOURNAL"
         }
         (false, true, _) => "NOT YET TRUE TO ITS JOURNAL",
@@ -175,6 +220,7 @@ fn describe_journal(journal: &JournalReport) -> String {
             return format!("{rows} rows ({bytes}) are missing in the CSV: start a replica, or --repair");
         }
         JournalState::Rebuilding => "a rebuild of the CSV's tail was interrupted: start a replica, or --repair",
+        JournalState::Edited => "DIFFERS FROM THE CSV, which was edited: see --repair=keep-file and --repair=restore",
         JournalState::InDoubt => "a sync has failed: check the disk, then start a replica, or --repair",
         JournalState::Missing => "none; the next start reads the CSV and creates one",
         JournalState::OtherFile => {
@@ -194,9 +240,10 @@ fn name(fault: Fault) -> &'static str {
         Fault::TornLine => "torn lines (too few cells)",
         Fault::MergedLine => "merged lines (too many cells)",
         Fault::BrokenQuote => "text behind a closing quote",
-        Fault::EndlessQuote => "quotes that are never closed",
+        Fault::EndlessQuote => "quotes that are not closed within 64 MiB",
         Fault::Nul => "NUL bytes (from a power cut)",
         Fault::OpenLine => "a torn last line",
+        Fault::OpenQuote => "a quote that is opened and never closed",
         Fault::TokenBack => "tokens that decrease",
         Fault::RepeatedKey => "duplicate keys",
         Fault::NotAsJournaled => "rows that differ from the journal",

@@ -17,6 +17,7 @@ use tokio::{
 use crate::commit::{
     committer::{Committer, Observers},
     error::AppendError,
+    file_fault::{FileFault, LastFileFault},
     in_flight::InFlight,
     lock_changes::LockChanges,
     queue::{Bounds, PendingAppend, Queue, QueueLoad},
@@ -50,6 +51,7 @@ pub struct Appender {
     path: Arc<Path>,
     keys_recorded: Arc<AtomicU64>,
     file_busy: Arc<AtomicBool>,
+    file_fault: LastFileFault,
     batch_bytes_max: u64,
     wait_timeout: Duration,
 }
@@ -74,6 +76,7 @@ impl Appender {
             path: storage.path().into(),
             keys_recorded: storage.keys_recorded(),
             file_busy: Arc::new(AtomicBool::new(false)),
+            file_fault: LastFileFault::default(),
             batch_bytes_max: storage.batch_bytes_max(),
             wait_timeout: config.wait_timeout,
         }
@@ -81,8 +84,9 @@ impl Appender {
 
     /// The committer of this handle's queue. To be called on the runtime of the requests.
     pub(super) fn committer(&self, storage: Storage) -> Committer {
-        let (meter, file_busy) = (Arc::clone(&self.meter), Arc::clone(&self.file_busy));
-        let observers = Observers::new(Arc::clone(&self.replica), self.lock_changes.clone(), meter, file_busy);
+        let (replica, meter, file_busy) =
+            (Arc::clone(&self.replica), Arc::clone(&self.meter), Arc::clone(&self.file_busy));
+        let observers = Observers::new(replica, self.lock_changes.clone(), meter, file_busy, self.file_fault.clone());
         let storage = WatchedStorage::new(storage, &self.storage_watch);
         Committer::new(Arc::clone(&self.queue), Arc::clone(&self.lock), storage, observers)
     }
@@ -154,6 +158,12 @@ impl Appender {
     /// How long the oldest call to the volume has not returned; `None` while the volume answers.
     pub fn storage_stuck_for(&self) -> Option<Duration> {
         self.storage_watch.stuck().map(|call| call.running_for)
+    }
+
+    /// Why appends are refused until an operator acts; `None` if they are not.
+    pub fn file_fault(&self) -> Option<FileFault> {
+        let is_lock_file_failing = self.lock.is_embedded() && self.lock.is_unreachable();
+        self.file_fault.get().or(is_lock_file_failing.then_some(FileFault::LockFile))
     }
 
     /// Whether rows are being written to a volume that does not answer.

@@ -47,6 +47,9 @@ pub enum AppendError {
         _ => "the volume does not answer; what it was asked to write may be written once it does",
     })]
     StorageStuck(Outcome),
+    /// The CSV or its journal is not the file that this replica opened.
+    #[error("the CSV was replaced, renamed, truncated or edited by another program; an operator must act")]
+    FileReplaced,
     /// This replica is shutting down.
     #[error("this replica is shutting down")]
     Draining,
@@ -71,9 +74,9 @@ impl From<&storage::AppendError> for AppendError {
             storage::AppendError::Interrupted(_) | storage::AppendError::Unknown(_) => Self::Internal(Outcome::Unknown),
             storage::AppendError::DiskFull(_) => Self::DiskFull,
             storage::AppendError::Sync(_) => Self::SyncFailed,
-            storage::AppendError::Replaced | storage::AppendError::Unfit(_) | storage::AppendError::Before { .. } => {
-                Self::Internal(Outcome::NotWritten)
-            }
+            storage::AppendError::Before { .. } => Self::Internal(Outcome::NotWritten),
+            storage::AppendError::Unfit(e) if e.is_of_journal() => Self::Internal(Outcome::NotWritten),
+            storage::AppendError::Replaced | storage::AppendError::Unfit(_) => Self::FileReplaced,
         }
     }
 }
@@ -105,6 +108,7 @@ impl AppendError {
             | Self::LockUnavailable(_)
             | Self::LockLost
             | Self::FileBusy
+            | Self::FileReplaced
             | Self::Draining
             | Self::DiskFull => Outcome::NotWritten,
         }

@@ -135,6 +135,7 @@ pub(super) fn storage_options(config: &Config, replica: &str, meter: &Arc<Meter>
         journal_bytes: config.journal_bytes as u64,
         keys: config.idempotency_keys,
         accept_unlocked: config.unlocked_volume == UnlockedVolume::Accept,
+        is_repair: false,
         meter: Arc::clone(meter),
     }
 }

@@ -40,11 +40,14 @@ pub async fn repair(config: &Config, options: CheckOptions, plan: Plan) -> Resul
     let deadline = Instant::now() + config.wait_timeout;
     let held = || RepairError::Held(config.wait_timeout);
     let lease = lock.acquire(|| Instant::now() < deadline).await.ok_or_else(held)?;
-    let (storage_options, journal_bytes) =
-        (storage_options(config, &replica, &Arc::default()), config.journal_bytes as u64);
+    let storage_options = storage::Options { is_repair: true, ..storage_options(config, &replica, &Arc::default()) };
+    let journal_bytes = config.journal_bytes as u64;
     let work = move || match plan {
         Plan::Nothing => Ok(None),
-        Plan::ReplaceJournal => Ok(Some(storage::replace_journal(&options, journal_bytes).map_err(OpenError::from)?)),
+        Plan::ReplaceJournal { restores } => {
+            let replaced = storage::replace_journal(&options, journal_bytes, restores);
+            Ok(Some(replaced.map_err(OpenError::from)?))
+        }
         Plan::Recover => {
             let mut storage = Storage::open(storage_options).map_err(OpenError::from)?;
             storage.repair((Instant::now() + FILE_LOCK_WAIT).into_std())?;

@@ -2,6 +2,7 @@
 
 pub(crate) mod bom;
 pub mod encode;
+pub(crate) mod excerpt;
 pub(crate) mod formula_guard;
 pub mod idempotency_key;
 mod quote_state;

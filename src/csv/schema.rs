@@ -1,12 +1,13 @@
 //! The header is the schema: which columns the service fills, which hold data, and how a row is laid out.
 
-use std::{borrow::Cow, ops::Range};
+use std::{borrow::Cow, collections::HashSet, ops::Range};
 
 use crate::{
     csv::{
         bom::record_reader,
         encode::encode_cells,
         rows::{Row, Rows},
+        strict_quotes::QuoteFault,
     },
     fencing::FencingToken,
 };
@@ -115,9 +116,27 @@ pub enum HeaderError {
     /// Not UTF-8.
     #[error("the header is not UTF-8")]
     NotUtf8,
-    /// More than one line, or none.
-    #[error("the header is not one CSV record")]
+    /// Blank, or several records with a carriage return between them.
+    #[error("the first line is not one CSV record; accepted: a header that ends with LF or CRLF")]
     NotOneRecord,
+    /// A NUL byte, as a power cut leaves it.
+    #[error("the header has NUL bytes; write it anew, or move the file away")]
+    Nul,
+    /// A quote that opens in the header and is not closed.
+    #[error("a quote in the header is never closed")]
+    OpenQuote,
+    /// Text behind a closing quote, which CSV readers read differently.
+    #[error("the header has text behind a closing quote")]
+    TextBehindQuote,
+}
+
+impl From<QuoteFault> for HeaderError {
+    fn from(fault: QuoteFault) -> Self {
+        match fault {
+            QuoteFault::TextBehindQuote(_) => Self::TextBehindQuote,
+            QuoteFault::NotClosed(_) => Self::OpenQuote,
+        }
+    }
 }
 
 impl Schema {
@@ -137,12 +156,12 @@ impl Schema {
         let mut records = reader.byte_records().map_while(Result::ok);
         let (Some(header), None) = (records.next(), records.next()) else { return Err(HeaderError::NotOneRecord) };
         let header = csv::StringRecord::from_byte_record(header).map_err(|_| HeaderError::NotUtf8)?;
-        let mut names: Vec<String> = Vec::with_capacity(header.len());
+        let (mut names, mut known) = (Vec::with_capacity(header.len()), HashSet::new());
         for (at, name) in header.iter().enumerate() {
             if name.is_empty() {
                 return Err(HeaderError::Empty(at + 1));
             }
-            if names.iter().any(|known| known == name) {
+            if !known.insert(name) {
                 return Err(HeaderError::Duplicate(name.to_owned()));
             }
             names.push(name.to_owned());

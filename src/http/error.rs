@@ -69,6 +69,9 @@ impl From<ReadError> for ApiError {
             ReadError::Io(e) if e.kind() == ErrorKind::TimedOut => {
                 Self::Append(AppendError::StorageStuck(Outcome::NotWritten))
             }
+            ReadError::Files(ref e) if AppendError::from(e) == AppendError::FileReplaced => {
+                Self::Append(AppendError::FileReplaced)
+            }
             ReadError::Files(_) | ReadError::Io(_) => {
                 tracing::error!(error = %e, "rows could not be read");
                 Self::ReadFailed
@@ -105,6 +108,7 @@ pub(crate) enum Code {
     RedisUnavailable,
     LockLost,
     FileBusy,
+    FileReplaced,
     Draining,
     DiskFull,
 }
@@ -166,6 +170,7 @@ impl Code {
             Self::RedisUnavailable => CodeFacts::retryable(S::SERVICE_UNAVAILABLE, "Redis cannot be reached", 2),
             Self::LockLost => CodeFacts::retryable(S::SERVICE_UNAVAILABLE, "The lock was lost", 1),
             Self::FileBusy => CodeFacts::retryable(S::SERVICE_UNAVAILABLE, "Another process holds the file", 2),
+            Self::FileReplaced => CodeFacts::retryable(S::SERVICE_UNAVAILABLE, "Another program changed the file", 30),
             Self::Draining => CodeFacts::retryable(S::SERVICE_UNAVAILABLE, "This replica is shutting down", 1),
             Self::DiskFull => CodeFacts::retryable(S::INSUFFICIENT_STORAGE, "The volume is full", 10),
         }
@@ -204,6 +209,7 @@ impl ApiError {
             Self::Append(AppendError::LockUnavailable(_)) => Code::RedisUnavailable,
             Self::Append(AppendError::LockLost) => Code::LockLost,
             Self::Append(AppendError::FileBusy | AppendError::StorageStuck(Outcome::NotWritten)) => Code::FileBusy,
+            Self::Append(AppendError::FileReplaced) => Code::FileReplaced,
             Self::Append(AppendError::Draining) => Code::Draining,
             Self::Append(AppendError::DiskFull) => Code::DiskFull,
             Self::Append(AppendError::SyncFailed) => Code::SyncFailed,

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::csv::{
     bom::{BOM, keep_bom},
+    excerpt::excerpt,
     schema::Schema,
 };
 use crate::load::{
@@ -18,7 +19,6 @@ use crate::load::{
 
 const CHUNK_BYTES: usize = 256 << 10;
 const SAMPLES_MAX: usize = 3;
-const SAMPLE_BYTES_MAX: usize = 60;
 
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -296,12 +296,6 @@ impl Audit<'_> {
             findings,
         }
     }
-}
-
-/// The start of a text, for a report.
-fn excerpt(text: &[u8]) -> String {
-    let (start, dots) = if text.len() > SAMPLE_BYTES_MAX { (&text[..SAMPLE_BYTES_MAX], "…") } else { (text, "") };
-    format!("{}{dots}", String::from_utf8_lossy(start).escape_debug())
 }
 
 /// The cells of one record, in memory that is reused for the next record.

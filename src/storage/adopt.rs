@@ -12,7 +12,7 @@ use std::{
 use crate::{
     csv::{
         bom::BOM,
-        scanner::{ScannedRows, scan_rows},
+        scanner::{OpenLine, ScannedRows, scan_rows},
         schema::Schema,
     },
     fencing::FencingToken,
@@ -22,13 +22,12 @@ use crate::{
         error::OpenError,
         files::{Files, START_WAIT},
         format::Format,
-        journal::{Header, Layout, csv_tail_checksum},
-        side_files,
+        journal::{Header, Layout, csv_tail_checksum, read_after},
+        open_line::{is_whole, refuse_several_lines},
+        side_files::{self, side_path},
+        types::Options,
     },
 };
-
-/// A longer incomplete last line is not truncated: more likely a stray quote has swallowed good rows.
-pub(crate) const QUARANTINE_BYTES_MAX: u64 = 1 << 20;
 
 /// Writes the header of an empty file. The CSV itself is locked for that, since there is no journal yet.
 pub(crate) fn write_header_if_empty(path: &Path, schema: &Schema) -> Result<(), OpenError> {
@@ -60,29 +59,44 @@ pub(crate) fn write_header_if_empty(path: &Path, schema: &Schema) -> Result<(), 
 }
 
 /// Creates the journal of a CSV that has none, after reading the CSV through.
-pub(crate) fn create_journal(path: &Path, new_file: &Arc<Schema>, journal_bytes: u64) -> Result<(), OpenError> {
+pub(crate) fn create_journal(path: &Path, new_file: &Arc<Schema>, options: &Options) -> Result<(), OpenError> {
     let csv = Arc::new(Files::open_to_read(path).map_err(|e| OpenError::io(path, "open", e))?);
     let format = Format::read(&csv, path, new_file)?;
-    let head = adopted_header(path, &csv, &format, journal_bytes)?;
+    let (head, open_line) = adopted_header(path, &csv, &format, options.journal_bytes)?;
+    if let Some(open) = open_line.filter(|open| !options.is_repair && !is_whole(*open, &format)) {
+        refuse_several_lines(&csv, path, head.csv_bytes, open)?;
+    }
     side_files::ensure_journal(path, &head, Layout::REAL).map_err(|e| OpenError::io(path, "create the journal of", e))
 }
 
-/// Reads the CSV through and syncs it: the header of a journal that accepts the CSV as it is.
+/// Refuses to begin a new CSV while the journal of a missing one holds rows for it.
+pub(crate) fn refuse_missing(path: &Path) -> Result<(), OpenError> {
+    let fail = |doing| move |e| OpenError::io(path, doing, e);
+    if fs::exists(path).map_err(fail("find"))? || !fs::exists(side_path(path, ".journal")).map_err(fail("find"))? {
+        return Ok(());
+    }
+    // Without its CSV, the journal is read alone.
+    let files = Arc::new(Files::open_to_read(path).map_err(fail("open the journal of"))?);
+    let pages = files.read(FileKind::Journal, 0, Layout::REAL.space()).map_err(fail("read the journal of"))?;
+    let (head, _) = Header::newest(&pages, Layout::REAL).map_err(|fault| OpenError::header(path, fault))?;
+    let next = read_after(&files, Layout::REAL, &head, head.cursor()).map_err(fail("read the journal of"))?;
+    // guard: missing_csv: rows that only the journal has are not left behind by a new file
+    if next.is_some() || head.rebuild.is_some() { Err(OpenError::Missing(path.to_owned())) } else { Ok(()) }
+}
+
+/// Reads the CSV through and syncs it: the header of a journal that accepts the CSV as it is, and its last line if that is open.
 pub(crate) fn adopted_header(
     path: &Path,
     csv: &Arc<Files>,
     format: &Format,
     journal_bytes: u64,
-) -> Result<Header, OpenError> {
+) -> Result<(Header, Option<OpenLine>), OpenError> {
     let fail = |e| OpenError::io(path, "read", e);
     let (rows, highest_token) =
         scan_tokens(FileRange::new(csv, FileKind::Csv, format.start, u64::MAX), format).map_err(fail)?;
     let csv_bytes = format.start + rows.whole_bytes;
-    if rows.open.is_some_and(|open| open.in_quotes && open.bytes > QUARANTINE_BYTES_MAX) {
-        return Err(OpenError::StrayQuote(path.to_owned(), csv_bytes));
-    }
     csv.sync(FileKind::Csv).map_err(|e| OpenError::io(path, "sync", e))?;
-    Ok(Header {
+    let head = Header {
         journal: uuid::Uuid::new_v4().as_u128(),
         number: 0,
         bytes: journal_bytes,
@@ -90,11 +104,13 @@ pub(crate) fn adopted_header(
         next: Layout::REAL.space(),
         csv_bytes,
         csv_tail_checksum: csv_tail_checksum(csv, csv_bytes).map_err(fail)?,
+        csv_inode: csv.csv_inode(),
         highest_token,
         highest_token_lease: 0,
         keys: 0,
         rebuild: None,
-    })
+    };
+    Ok((head, rows.open))
 }
 
 /// Reads a CSV through: its rows, and the highest token in it, so that new tokens continue above it.

@@ -33,6 +33,8 @@ pub(crate) trait Disk {
     /// of what the server has. A sync does nothing, least of all for what another host wrote. After a failed write the lock
     /// may be lost.
     fn is_direct(&self) -> bool;
+    /// The CSV's inode number.
+    fn csv_inode(&self) -> u64;
     /// Makes the next reads ask the server.
     fn forget_read_ahead(&self);
     fn len(&self, kind: FileKind) -> io::Result<u64>;

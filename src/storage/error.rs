@@ -39,15 +39,28 @@ pub enum OpenError {
     /// The header is longer than this many bytes.
     #[error("{}: the header does not end within {} bytes", .0.display(), .1)]
     HeaderTooLong(PathBuf, u64),
-    /// The header was replaced while the file was open.
-    #[error("{}: the header changed while the file was open; restart to use the new header", .0.display())]
-    HeaderChanged(PathBuf),
+    /// The file is not what this process, or the journal, left: somebody edited or truncated it, or put another in its place.
+    #[error("{path} was edited or truncated by another program since its last row was written; nothing was changed. Put the file back as it was, or run `rowlock check {path}`, which shows the difference and the choices", path = .0.display())]
+    Edited(PathBuf),
+    /// There is no file, but its journal holds rows for it.
+    #[error("{path} is missing, but {path}.journal holds rows for it; nothing was changed. Put the file back, or run `rowlock check {path} --repair`, which begins a new file", path = .0.display())]
+    Missing(PathBuf),
     /// `ROWLOCK_CSV_HEADER` is not a valid header.
     #[error("ROWLOCK_CSV_HEADER (--csv-header): {0}; accepted: column names with commas between them, or none")]
     HeaderOption(HeaderError),
-    /// A quote that is never closed, and the offset of its row.
-    #[error("{}: the row that starts at byte {} does not end: its quote is never closed; close it by hand", .0.display(), .1)]
-    StrayQuote(PathBuf, u64),
+    /// The last row does not end, and a quote in it spans line ends.
+    #[error("{path}: line {line}: a quote in this row spans the lines behind it, and the row does not end: {text}. Nothing was changed: close the quote by hand, or `rowlock check {path} --repair` moves the text from there on to {path}.torn", path = .path.display())]
+    OpenQuote {
+        /// The file.
+        path: PathBuf,
+        /// The line where the row begins, counted from 1.
+        line: u64,
+        /// The beginning of that line.
+        text: String,
+    },
+    /// A last line without a line end that is too long to be one.
+    #[error("{}: the last line, which starts at byte {}, is incomplete and longer than 1 MiB; complete it or remove it by hand", .0.display(), .1)]
+    LongOpenLine(PathBuf, u64),
     /// Neither header of the journal is valid.
     #[error("{}.journal is damaged; nothing was changed. It may hold rows that are not in the CSV yet: `rowlock check {} --repair` saves what can be saved and creates a new journal", .0.display(), .0.display())]
     DamagedJournal(PathBuf),
@@ -55,7 +68,7 @@ pub enum OpenError {
     #[error("{}.journal has format {}, and this version supports format {}: a newer version is in use; upgrade this one", .0.display(), .1, FORMAT)]
     NewerJournal(PathBuf, u32),
     /// The journal holds rows of another CSV.
-    #[error("{path}.journal holds rows of another {path}, which was replaced or truncated since; nothing was changed. Restore that file, or run `rowlock check {path} --repair`, which moves those rows to {path}.torn and accepts the current file", path = .0.display())]
+    #[error("{path}.journal holds rows of another {path}, which was replaced or truncated since; nothing was changed. Put that file back, or run `rowlock check {path} --repair=keep-file`, which moves those rows to {path}.torn, or `--repair=restore`, which adds them to the current file", path = .0.display())]
     ForeignJournal(PathBuf),
     /// The journal does not need to be replaced.
     #[error("{}.journal is valid; nothing was changed", .0.display())]
@@ -74,6 +87,11 @@ pub enum OpenError {
 impl OpenError {
     pub(crate) fn io(path: &Path, doing: &'static str, source: io::Error) -> Self {
         Self::Io { path: path.to_owned(), doing, source }
+    }
+
+    /// Whether the journal cannot be read: it is damaged, or of a newer version.
+    pub fn is_of_journal(&self) -> bool {
+        matches!(self, Self::DamagedJournal(_) | Self::NewerJournal(..))
     }
 
     pub(crate) fn header(path: &Path, fault: HeaderFault) -> Self {

@@ -3,7 +3,13 @@
 use std::{path::Path, sync::Arc};
 
 use crate::{
-    csv::{bom::BOM, row_splitter::without_line_end, scanner, schema::Schema},
+    csv::{
+        bom::BOM,
+        row_splitter::without_line_end,
+        scanner,
+        schema::{HeaderError, Schema},
+        strict_quotes::check_quotes,
+    },
     storage::{
         disk::{Disk, FileKind, FileRange},
         error::OpenError,
@@ -34,6 +40,11 @@ impl Format {
         let start = if first_bytes == BOM { BOM.len() as u64 } else { 0 };
         let range = FileRange::new(disk, FileKind::Csv, start, start + HEADER_BYTES_MAX);
         let (first, width) = scanner::first_record(range).map_err(fail)?;
+        let header_fault = |fault| OpenError::Header(path.to_owned(), fault);
+        // guard: header_nul: the first row does not become the header of a file whose beginning a power cut has lost
+        if first.contains(&0) {
+            return Err(header_fault(HeaderError::Nul));
+        }
         if first.len() as u64 >= HEADER_BYTES_MAX {
             return Err(OpenError::HeaderTooLong(path.to_owned(), HEADER_BYTES_MAX));
         }
@@ -42,8 +53,8 @@ impl Format {
             let headerless_width = (!first.is_empty()).then_some(width);
             return Ok(Self { schema: Arc::clone(new_file), line_end, headerless_width, start, rows_start: start });
         }
-        let schema =
-            Schema::from_header(without_line_end(&first)).map_err(|e| OpenError::Header(path.to_owned(), e))?;
+        check_quotes(&first).map_err(|fault| header_fault(fault.into()))?;
+        let schema = Schema::from_header(without_line_end(&first)).map_err(header_fault)?;
         let rows_start = start + first.len() as u64;
         Ok(Self { schema: Arc::new(schema), line_end, headerless_width: None, start, rows_start })
     }

@@ -80,6 +80,8 @@ pub(crate) struct Header {
     pub(crate) csv_bytes: u64,
     /// Checksum of the last of these bytes, to recognise the file.
     pub(crate) csv_tail_checksum: u32,
+    /// The CSV's inode number, to tell a file that was put in its place; 0 in headers of the first version.
+    pub(crate) csv_inode: u64,
     /// The highest token in the records up to `base`.
     pub(crate) highest_token: FencingToken,
     /// The lease that wrote under it.
@@ -134,6 +136,7 @@ impl Header {
         for number in [bytes, torn_at, old_bytes] {
             body.put_u64_le(number);
         }
+        body.put_u64_le(self.csv_inode);
         let mut page = MAGIC.to_vec();
         page.put_u32_le(u32::try_from(body.len()).expect("a header is short"));
         page.put_u32_le(crc32c::crc32c(&body));
@@ -180,6 +183,8 @@ impl Header {
                     (body.try_get_u64_le()?, body.try_get_u64_le()?, body.try_get_u64_le()?);
                 (which != u8::MAX).then_some(Rebuild { bytes, which, torn_at, old_bytes })
             },
+            // The first version ends here.
+            csv_inode: if body.has_remaining() { body.try_get_u64_le()? } else { 0 },
         })
     }
 

@@ -7,6 +7,7 @@
 mod adopt;
 mod check;
 mod disk;
+mod edited;
 mod error;
 mod files;
 mod format;
@@ -14,6 +15,8 @@ mod hold;
 mod journal;
 mod keys;
 mod ledger;
+mod open;
+mod open_line;
 mod peer_file;
 mod probe;
 mod reader;
@@ -27,6 +30,7 @@ mod types;
 mod volume;
 
 use std::{
+    fs::OpenOptions,
     io,
     path::Path,
     sync::{
@@ -41,8 +45,8 @@ pub use crate::storage::{
     check::{
         audit::{Fault, Finding, Sample},
         check,
-        repair::{Replaced, replace_journal},
-        report::{CheckOptions, JournalReport, JournalState, Plan, Report},
+        repair::{Replaced, create_missing, replace_journal},
+        report::{CheckOptions, JournalReport, JournalState, Plan, RepairChoice, Report},
     },
     error::{AppendError, OpenError, Refusal},
     peer_file::PeerFile,
@@ -55,17 +59,14 @@ pub use crate::storage::{
 
 use crate::{
     csv::{idempotency_key::Key, schema::Schema},
-    metrics::NONE,
     storage::{
         disk::Disk,
-        files::{Files, OsLock, START_WAIT},
-        format::Format,
+        files::{Files, OsLock},
         journal::Layout,
         ledger::{
-            Ledger, LedgerOptions, RefreshOutcome, RepairMode,
+            Ledger, RefreshOutcome, RepairMode,
             checkpoint::{PendingCheckpoint, sync_for_checkpoint},
         },
-        slow_call::watched,
     },
 };
 
@@ -108,85 +109,6 @@ struct RunningCheckpoint {
 }
 
 impl Storage {
-    /// Opens or creates the CSV and its side files. A CSV without a journal is read through once.
-    ///
-    /// # Errors
-    /// Whatever makes the file unusable for appending, as one line that names it.
-    pub fn open(options: Options) -> Result<Self, OpenError> {
-        let path = watched(&options.path, "find", || side_files::resolve(&options.path))?;
-        let new_file = Arc::new(side_files::parse_header_option(&options.header)?);
-        let volume = judge_volume(&path, &options)?;
-        watched(&path, "create", || {
-            side_files::ensure_exists(&path, &new_file)?;
-            adopt::write_header_if_empty(&path, &new_file)?;
-            side_files::ensure_keys(&path, options.keys as u64)
-                .map_err(|e| OpenError::io(&path, "create the keys file of", e))
-        })?;
-        if !side_files::side_path(&path, ".journal").exists() {
-            adopt::create_journal(&path, &new_file, options.journal_bytes)?;
-        }
-        let files = open_files(&path, options.accept_unlocked)?;
-        let files = Arc::new(files);
-        let format = watched(&path, "read", || Format::read(&files, &path, &new_file))?;
-        if *format.schema != *new_file {
-            tracing::info!(csv = %path.display(), "the file keeps its own header, which differs from ROWLOCK_CSV_HEADER");
-        }
-        let (layout, replica, keys, meter) = (Layout::REAL, options.replica, options.keys, options.meter);
-        let ledger = Ledger::open(Arc::clone(&files), LedgerOptions { path, layout, format, replica, keys, meter })?;
-        let mut storage = Self {
-            volume,
-            files,
-            ledger,
-            hold: None,
-            failed_holds: 0,
-            keep_until: Instant::now(),
-            own_until: 0,
-            is_alone: false,
-            checkpoint: None,
-            checkpoint_failed: false,
-            idle_since: 0,
-            keys_recorded: Arc::default(),
-        };
-        storage.first_refresh(options.journal_bytes)?;
-        // Not before: a refused start prints one line.
-        storage.volume.log(storage.path());
-        storage.volume.warn(storage.path());
-        Ok(storage)
-    }
-
-    /// Refreshes without repairs, which need the lock. Waits a limited time for a process that holds the OS lock.
-    fn first_refresh(&mut self, journal_bytes: u64) -> Result<(), OpenError> {
-        let path = self.ledger.path().to_owned();
-        let refuse = |e| match e {
-            AppendError::Unfit(e) => e,
-            AppendError::Before { doing, source } => OpenError::io(&path, doing, source),
-            other => OpenError::io(&path, "refresh", io::Error::other(other)),
-        };
-        let lock = match watched(&path, "lock", || self.begin_hold(Instant::now() + START_WAIT)) {
-            Ok(lock) => lock,
-            Err(AppendError::Busy) => {
-                tracing::warn!(csv = %path.display(), "another process holds the file lock; rows wait for it");
-                return Ok(());
-            }
-            Err(e) => return Err(refuse(e)),
-        };
-        side_files::grow_keys(&self.files, &path, self.ledger.keys_stored(), self.ledger.keys_capacity())
-            .map_err(|e| OpenError::io(&path, "enlarge the keys file of", e))?;
-        let outcome = self.ledger.refresh(RepairMode::Forbidden).map_err(refuse)?;
-        if outcome != RefreshOutcome::NeedsRepair && self.ledger.journal_bytes() != journal_bytes {
-            match self.ledger.resize(journal_bytes) {
-                Err(AppendError::DiskFull(e)) => {
-                    tracing::warn!(error = %e, "not enough space to resize the journal; it keeps its size");
-                }
-                other => other.map_err(refuse)?,
-            }
-        }
-        drop(lock);
-        self.end_hold();
-        self.publish_keys_recorded();
-        Ok(())
-    }
-
     /// The columns of the file.
     pub fn schema(&self) -> Arc<Schema> {
         Arc::clone(&self.ledger.format().schema)
@@ -210,6 +132,13 @@ impl Storage {
     /// How long the last sync of the journal took.
     pub fn last_sync(&self) -> Duration {
         self.ledger.last_sync()
+    }
+
+    /// Whether the CSV and its journal may be opened for writing. Writes nothing.
+    pub fn is_writable(&mut self) -> bool {
+        [self.path().to_owned(), side_files::side_path(self.path(), ".journal")]
+            .iter()
+            .all(|path| OpenOptions::new().append(true).open(path).is_ok())
     }
 
     /// How many keys were ever recorded, as of the last refresh.
@@ -365,8 +294,10 @@ impl Storage {
         self.publish_keys_recorded();
         let sequence = self.ledger.last_sequence();
         let is_quiet = std::mem::replace(&mut self.idle_since, sequence) == sequence;
-        if outcome == RefreshOutcome::NeedsRepair {
-            return Ok(IdleOutcome::NeedsRepair);
+        match outcome {
+            RefreshOutcome::NeedsRepair => return Ok(IdleOutcome::NeedsRepair),
+            RefreshOutcome::Consistent(Some(open_line)) => self.ledger.find_several_lines(open_line)?,
+            RefreshOutcome::Consistent(None) => {}
         }
         if !is_quiet || !self.ledger.is_dirty() {
             return Ok(IdleOutcome::Clean);
@@ -395,30 +326,6 @@ impl Storage {
         }
         Ok(())
     }
-}
-
-/// Finds the volume, and refuses one on which rows would be lost.
-fn judge_volume(csv: &Path, options: &Options) -> Result<VolumeInfo, OpenError> {
-    let volume = watched(csv, "find the volume of", || VolumeInfo::of(csv))
-        .map_err(|e| OpenError::io(csv, "find the volume of", e))?;
-    if !options.accept_unlocked {
-        volume.refuse_unsafe().map_err(|refusal| OpenError::UnsafeVolume(csv.to_owned(), refusal))?;
-    }
-    options.meter.set_volume_info(volume.fs_type(), volume.kind().name(), volume.version().unwrap_or(NONE));
-    Ok(volume)
-}
-
-/// Opens the files, and refuses a volume whose locks do nothing unless that is accepted.
-fn open_files(csv: &Path, accept_unlocked: bool) -> Result<Files, OpenError> {
-    let mut files = watched(csv, "open", || Files::open(csv)).map_err(|e| OpenError::io(csv, "open", e))?;
-    if !watched(csv, "lock", || files.locks_work()).map_err(|e| OpenError::io(csv, "lock", e))? {
-        if !accept_unlocked {
-            return Err(OpenError::Unlocked(csv.to_owned()));
-        }
-        tracing::warn!(csv = %csv.display(), "file locks do not work on this volume: a stopped replica that continues may damage rows");
-        files.accept_unlocked();
-    }
-    Ok(files)
 }
 
 #[cfg(test)]
@@ -484,6 +391,7 @@ mod tests {
             journal_bytes: 1 << 20,
             keys: 100,
             accept_unlocked: false,
+            is_repair: false,
             meter: Arc::default(),
         })
         .expect("opens")

@@ -19,7 +19,7 @@ use crate::{
         files::Files,
         format::Format,
         journal::{Layout, csv_tail_checksum},
-        ledger::{Ledger, LedgerOptions, RefreshOutcome, RepairMode},
+        ledger::{Ledger, LedgerOptions, Purpose, RefreshOutcome, RepairMode},
         row_index::RowIndex,
         side_files,
         types::{NewRows, Options, Page, Row},
@@ -113,7 +113,10 @@ impl Reader {
         let format = Format::read(&files, &path, &schema)?;
         let index = RowIndex::new(&format);
         let (layout, replica, meter) = (Layout::REAL, options.replica.clone(), Arc::clone(&options.meter));
-        let ledger = Ledger::open(Arc::clone(&files), LedgerOptions { path, layout, format, replica, keys: 1, meter })?;
+        let ledger = Ledger::open(
+            Arc::clone(&files),
+            LedgerOptions { path, layout, format, replica, keys: 1, purpose: Purpose::Read, meter },
+        )?;
         Ok(Self { files, ledger, index, is_behind: false })
     }
 

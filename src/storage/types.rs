@@ -25,6 +25,8 @@ pub struct Options {
     pub keys: usize,
     /// Whether a volume without file locks is accepted.
     pub accept_unlocked: bool,
+    /// Whether an operator asked for a repair: then an edited file, and a quote that is never closed, are accepted.
+    pub is_repair: bool,
     /// Counts checkpoints and recoveries.
     pub meter: Arc<Meter>,
 }

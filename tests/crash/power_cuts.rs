@@ -6,13 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
     disk::{Disk, Lost, Mounted, disk},
     load::{HEADER, Load, verify},
     replicas::Replicas,
-    support::{Bench, On, Replica, until},
+    support::{Bench, On, Replica, answer, until},
 };
 
 const CLIENTS: usize = 12;
@@ -233,7 +234,10 @@ async fn read_only_volume_refuses_rows_until_writable() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         assert!(replica.log().contains("Read-only file system"), "{}", replica.log());
+        let ready = async || answer(replica.request(Method::GET, "/readyz")).await.0 == 200;
+        assert!(!ready().await, "rows are refused");
         host.disk.read_only(false);
+        until("it is ready", ready).await;
         until("rows are served again", async || keyed(&replica, "refused").await.0 == 201).await;
         assert!(keyed(&replica, "before").await.1);
         assert_eq!(bench.rows().len(), 2);

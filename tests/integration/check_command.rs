@@ -77,7 +77,7 @@ fn each_fault_is_found_and_counted() {
         ("2,b,y2,c,z\n", "merged_line", 21, 1),
         ("2,b,\"y\"z\n", "broken_quote", 21, 1),
         ("2,b,\0\0\n", "nul", 25, 1),
-        ("2,b,\"y\n3,c,z\n", "open_line", 21, 1),
+        ("2,b,\"y\n3,c,z\n", "open_quote", 21, 1),
         ("3,b,y\n2,c,z\n", "token_back", 27, 1),
         ("2,b,y\n3,a,x\n", "repeated_key", 27, 1),
     ] {

@@ -3,6 +3,7 @@
 mod access;
 mod bad_requests;
 mod batches;
+mod changed_files;
 mod check_command;
 mod client_recipes;
 mod command_line;

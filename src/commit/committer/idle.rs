@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::commit::committer::{Committer, FILE_LOCK_WAIT, Fatal, sync_failed};
+use crate::commit::{
+    committer::{Committer, FILE_LOCK_WAIT, Fatal, sync_failed},
+    file_fault::FileFault,
+};
 use crate::storage::{self, IdleOutcome, Storage};
 
 /// The interval between idle refreshes.
@@ -32,6 +35,7 @@ impl Committer {
         match outcome {
             Ok(idle) => {
                 self.last_idle_error = None;
+                self.forget_repaired_fault();
                 Ok(match idle {
                     IdleOutcome::Checkpointing => CHECKPOINT_INTERVAL,
                     _ if self.lock.is_unreachable() => UNREACHABLE_INTERVAL,
@@ -40,6 +44,7 @@ impl Committer {
             }
             Err(e @ storage::AppendError::Sync(_)) => Err(sync_failed(&e)),
             Err(e) => {
+                self.observers.note_file_fault(&e);
                 let error = e.to_string();
                 if self.last_idle_error.as_ref() != Some(&error) {
                     tracing::warn!(error = %e, "cannot read the files");
@@ -47,6 +52,20 @@ impl Committer {
                 self.last_idle_error = Some(error);
                 Ok(IDLE_INTERVAL)
             }
+        }
+    }
+
+    /// A file that can be read again was put back; one that could not be written must be open for writing again.
+    fn forget_repaired_fault(&mut self) {
+        let is_repaired = match self.observers.file_fault() {
+            None => return,
+            Some(FileFault::Replaced | FileFault::Journal) => true,
+            Some(FileFault::ReadOnly | FileFault::NoPermission | FileFault::LockFile) => {
+                self.storage.call("open", Storage::is_writable)
+            }
+        };
+        if is_repaired {
+            self.observers.set_file_fault(None);
         }
     }
 }

@@ -7,7 +7,12 @@ use std::sync::{
 
 use tokio::runtime::Handle;
 
-use crate::commit::{error::AppendError, lock_changes::LockChanges, queue::PendingAppend};
+use crate::commit::{
+    error::AppendError,
+    file_fault::{FileFault, LastFileFault},
+    lock_changes::LockChanges,
+    queue::PendingAppend,
+};
 use crate::{
     api::{
         acknowledgement::Acknowledgement,
@@ -15,6 +20,7 @@ use crate::{
     },
     fencing::FencingToken,
     metrics::Meter,
+    storage,
 };
 
 /// Where the committer reports what it does.
@@ -23,6 +29,7 @@ pub(crate) struct Observers {
     lock_changes: LockChanges,
     meter: Arc<Meter>,
     file_busy: Arc<AtomicBool>,
+    file_fault: LastFileFault,
     /// The runtime of the tasks that wait for answers.
     request_runtime: Handle,
 }
@@ -34,8 +41,9 @@ impl Observers {
         lock_changes: LockChanges,
         meter: Arc<Meter>,
         file_busy: Arc<AtomicBool>,
+        file_fault: LastFileFault,
     ) -> Self {
-        Self { replica, lock_changes, meter, file_busy, request_runtime: Handle::current() }
+        Self { replica, lock_changes, meter, file_busy, file_fault, request_runtime: Handle::current() }
     }
 
     pub(super) fn replica(&self) -> &Arc<str> {
@@ -49,6 +57,33 @@ impl Observers {
     /// Sets whether the last turn found the file locked by another process.
     pub(super) fn set_file_busy(&self, busy: bool) {
         self.file_busy.store(busy, Ordering::Relaxed);
+    }
+
+    /// What an operator must repair before rows are accepted again.
+    pub(super) fn file_fault(&self) -> Option<FileFault> {
+        self.file_fault.get()
+    }
+
+    /// Notes the fault behind a failed call, if waiting does not fix it.
+    pub(super) fn note_file_fault(&self, e: &storage::AppendError) {
+        if let fault @ Some(_) = FileFault::of(e) {
+            self.set_file_fault(fault);
+        }
+    }
+
+    /// Sets that, and logs a change.
+    pub(super) fn set_file_fault(&self, fault: Option<FileFault>) {
+        match (fault, self.file_fault.get()) {
+            (Some(new), old) if old != Some(new) => {
+                tracing::error!(
+                    csv = new.describe(),
+                    "rows are refused and this replica is not ready until an operator has repaired the CSV"
+                );
+            }
+            (None, Some(_)) => tracing::info!("the CSV can be written again"),
+            _ => {}
+        }
+        self.file_fault.set(fault);
     }
 
     /// Records a change of the lock for subscribers of `/events`.

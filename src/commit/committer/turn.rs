@@ -172,6 +172,7 @@ impl Committer {
                 }
             };
             self.observers.set_file_busy(false);
+            self.observers.set_file_fault(None);
             assert!((1..=batch.len()).contains(&outcomes.len()), "storage answers some of the entries, in order");
             let rest = batch.split_off(outcomes.len());
             if batch[0].simulation.skip_release && matches!(outcomes[0], EntryOutcome::Written { .. }) {
@@ -196,6 +197,7 @@ impl Committer {
     ) -> Result<ReleaseMode, Fatal> {
         let refusal = AppendError::from(e);
         self.observers.set_file_busy(matches!(e, storage::AppendError::Busy));
+        self.observers.note_file_fault(e);
         let (mode, retry) = match e {
             storage::AppendError::Sync(_) => {
                 // Readiness ends before a client learns why.

@@ -31,15 +31,15 @@ macro_rules! refusals {
 refusals! {
     AppendRefused:
         BrokenBody BadKey SimulationOff BodyTimeout KeyInFlight BodyTooLarge BatchTooLarge UnsupportedMediaType InvalidField
-        KeyReused SyncFailed Internal QueueFull WaitTimeout RedisUnavailable LockLost FileBusy Draining DiskFull;
+        KeyReused SyncFailed Internal QueueFull WaitTimeout RedisUnavailable LockLost FileBusy FileReplaced Draining DiskFull;
     BatchRefused:
         BrokenBody BadKey BodyTimeout KeyInFlight BatchTooLarge UnsupportedMediaType InvalidField KeyReused SyncFailed
-        Internal QueueFull WaitTimeout RedisUnavailable LockLost FileBusy Draining DiskFull;
-    RowsRefused: InvalidField NotARowStart Internal FileBusy;
+        Internal QueueFull WaitTimeout RedisUnavailable LockLost FileBusy FileReplaced Draining DiskFull;
+    RowsRefused: InvalidField NotARowStart Internal FileBusy FileReplaced;
     FileRefused: InvalidField RangeNotSatisfiable Internal;
-    EventsRefused: InvalidField Internal QueueFull FileBusy;
+    EventsRefused: InvalidField Internal QueueFull FileBusy FileReplaced;
     LockRefused: RedisUnavailable Internal;
-    ReleaseRefused: SyncFailed Internal RedisUnavailable LockLost FileBusy Draining DiskFull;
+    ReleaseRefused: SyncFailed Internal RedisUnavailable LockLost FileBusy FileReplaced Draining DiskFull;
     AssetRefused: NotFound Internal;
     NeverRefused: Internal;
 }

@@ -7,6 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
+use crate::commit::FileFault;
 use crate::http::{
     app::App,
     contract::{parameters::Verbose, refusals::NeverRefused},
@@ -41,7 +42,7 @@ pub(crate) async fn livez(RawQuery(query): RawQuery) -> Response {
     params(Verbose),
     responses(
         (status = OK, description = "`ok`, with `verbose` after one line per check.", content_type = "text/plain", body = String),
-        (status = SERVICE_UNAVAILABLE, description = "`not ready`: the replica is shutting down, a sync has failed, or the volume does not answer.", content_type = "text/plain", body = String),
+        (status = SERVICE_UNAVAILABLE, description = "`not ready`: the replica is shutting down, a sync has failed, the volume does not answer, or the CSV was replaced or cannot be written.", content_type = "text/plain", body = String),
         NeverRefused,
     ),
 )]
@@ -63,17 +64,21 @@ pub(crate) fn is_ready(app: &App) -> bool {
     // guard: ready_takes_rows: a replica that cannot write is not ready
     let takes_rows = !app.draining.has_begun() && app.appender.accepts_rows();
     // guard: ready_volume_answers: a replica whose volume does not answer is not ready
-    takes_rows && app.appender.storage_stuck_for().is_none()
+    let volume_answers = app.appender.storage_stuck_for().is_none();
+    // guard: ready_file_fits: a replica whose file was replaced or cannot be written is not ready
+    takes_rows && volume_answers && app.appender.file_fault().is_none()
 }
 
 fn checks(app: &App, ready: bool) -> String {
     let sign = |good| if good { '+' } else { '-' };
     let (lock, is_reachable) = app.appender.lock_state();
     let stuck_for = app.appender.storage_stuck_for();
-    let replica = match (ready, stuck_for) {
-        (true, _) => "taking rows",
-        (false, Some(_)) => "waiting for the volume",
-        (false, None) => "draining",
+    let file_fault = app.appender.file_fault();
+    let replica = match (ready, stuck_for, file_fault) {
+        (true, ..) => "taking rows",
+        (false, Some(_), _) => "waiting for the volume",
+        (false, None, Some(_)) => "refusing rows",
+        (false, None, None) => "draining",
     };
     let reach = if is_reachable { "reachable" } else { "unreachable" };
     let volume = stuck_for.map_or("answers".to_owned(), |stuck| format!("no answer for {} s", stuck.as_secs()));
@@ -81,6 +86,7 @@ fn checks(app: &App, ready: bool) -> String {
         format!("[{}] replica: {replica}\n", sign(ready)),
         format!("[{}] lock ({lock}): {reach}\n", sign(is_reachable)),
         format!("[{}] volume: {volume}\n", sign(stuck_for.is_none())),
+        format!("[{}] file: {}\n", sign(file_fault.is_none()), file_fault.map_or("as expected", FileFault::describe)),
     ]
     .concat()
 }

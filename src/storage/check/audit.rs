@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::{
     csv::{
         bom::record_reader,
+        excerpt::excerpt,
         row_splitter::{Piece, RowSplitter, without_line_end},
         scanner::is_closable,
         schema::Schema,
@@ -21,8 +22,6 @@ use crate::{
 
 /// How many samples of each fault are reported.
 const SAMPLES_MAX: usize = 5;
-/// How much of a row a sample shows.
-const EXCERPT_BYTES: usize = 60;
 
 /// Redis scripts count in doubles, so no lock grants a higher token. A higher number in the column is foreign.
 const TOKEN_MAX: FencingToken = 1 << 53;
@@ -37,12 +36,14 @@ pub enum Fault {
     MergedLine,
     /// Text behind a closing quote.
     BrokenQuote,
-    /// A quote that is not closed within 64 MiB, or by the end of the file.
+    /// A quote that is not closed within 64 MiB.
     EndlessQuote,
     /// A NUL byte: a hole that a power cut left.
     Nul,
     /// The last line has no line end and is not a whole row.
     OpenLine,
+    /// A quote in the last row spans line ends, and the row does not end.
+    OpenQuote,
     /// A token lower than one before it.
     TokenBack,
     /// A key that is repeated among the newest keys.
@@ -78,6 +79,8 @@ pub(crate) struct Audit {
     token_at: Option<usize>,
     header_is_due: bool,
     splitter: Option<RowSplitter>,
+    /// Line ends so far.
+    lines: u64,
     pub(crate) rows: u64,
     pub(crate) newest_token: Option<FencingToken>,
     keys: NewestKeys,
@@ -92,6 +95,7 @@ impl Audit {
             token_at: schema.token_column(),
             header_is_due: schema.width().is_some(),
             splitter: Some(RowSplitter::new(start)),
+            lines: 0,
             rows: 0,
             newest_token: None,
             keys: NewestKeys {
@@ -105,6 +109,7 @@ impl Audit {
 
     pub(crate) fn feed(&mut self, text: &[u8]) {
         let Some(mut splitter) = self.splitter.take() else { return };
+        self.lines += memchr::memchr_iter(b'\n', text).count() as u64;
         splitter.feed(text, &mut |piece| match piece {
             Piece::Row(start, row) => self.row(start, row),
             Piece::EndlessQuote(start, text) => self.note(Fault::EndlessQuote, start, excerpt(text)),
@@ -117,6 +122,9 @@ impl Audit {
         let Some((start, text)) = self.splitter.take().map(RowSplitter::into_rest) else { return };
         if is_closable(&text, self.width) {
             self.row(start, &text);
+        } else if let Some(line_end) = memchr::memchr(b'\n', &text) {
+            let line = self.lines - memchr::memchr_iter(b'\n', &text).count() as u64 + 1;
+            self.note(Fault::OpenQuote, start, format!("line {line}: {}", excerpt(&text[..line_end])));
         } else if !text.is_empty() {
             self.note(Fault::OpenLine, start, format!("{} bytes: {}", text.len(), excerpt(&text)));
         }
@@ -215,11 +223,6 @@ impl NewestKeys {
     }
 }
 
-fn excerpt(row: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&row[..row.len().min(EXCERPT_BYTES)]).escape_debug().to_string();
-    if row.len() > EXCERPT_BYTES { format!("{text}…") } else { text }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -247,7 +250,7 @@ mod tests {
             ("1,a,x\n2,b,\"y\"z\n", 2, Some((Fault::BrokenQuote, 6))),
             ("1,a,x\n2,b,\0y\n", 2, Some((Fault::Nul, 10))),
             ("1,a,x\n2,b", 1, Some((Fault::OpenLine, 6))),
-            ("1,a,x\n2,b,\"y\n3,c,z\n", 1, Some((Fault::OpenLine, 6))),
+            ("1,a,x\n2,b,\"y\n3,c,z\n", 1, Some((Fault::OpenQuote, 6))),
             ("2,a,x\n,,foreign\n1,b,y\n", 3, Some((Fault::TokenBack, 16))),
             ("1,a,x\n1,a,x\n2,a,x\n", 3, Some((Fault::RepeatedKey, 12))),
             ("1,a,x\n2,b,x\n3,c,x\n4,a,x\n", 4, None),

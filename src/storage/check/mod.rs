@@ -15,15 +15,17 @@ use std::{
 use crate::{
     csv::scanner::split_rows,
     storage::{
+        adopt::refuse_missing,
         check::{
             audit::{Audit, Fault},
             report::{CheckOptions, JournalReport, JournalState, Report},
         },
         disk::{Disk, FileKind, FileRange},
+        edited::is_edited,
         error::{AppendError, OpenError},
         files::{Files, START_WAIT},
         format::Format,
-        journal::{Header, HeaderFault, JournalRecord, Layout, read_after},
+        journal::{Header, HeaderFault, JournalRecord, Layout, read_after, records_since},
         side_files::{self, side_path},
         slow_call::watched,
         volume::VolumeInfo,
@@ -43,7 +45,9 @@ pub fn check(options: &CheckOptions, progress: &dyn Fn(u64, u64)) -> Result<Repo
     let schema = Arc::new(side_files::parse_header_option(&options.header)?);
     let volume = watched(&path, "find the volume of", || VolumeInfo::of(&path));
     volume.map_err(|e| OpenError::io(&path, "find the volume of", e))?.log(&path);
-    let files = watched(&path, "open", || Files::open_to_read(&path)).map_err(|e| OpenError::io(&path, "open", e))?;
+    refuse_missing(&path)?;
+    let open = || fs::metadata(&path).and_then(|_| Files::open_to_read(&path));
+    let files = watched(&path, "open", open).map_err(|e| OpenError::io(&path, "open", e))?;
     let files = Arc::new(files);
     let format = Format::read(&files, &path, &schema)?;
     let audit = Audit::new(&format.schema, format.start, options.keys);
@@ -145,6 +149,9 @@ impl Check<'_> {
             (false, false) => JournalState::OtherFile,
             (true, _) if Layout::REAL.sync_failed_flag_is_set(&pages) => JournalState::InDoubt,
             (true, _) if head.rebuild.is_some() => JournalState::Rebuilding,
+            (true, _) if is_edited(&self.files, &head, &records_since(&self.files, Layout::REAL, &head)?)? => {
+                JournalState::Edited
+            }
             (true, _) if report.bytes_to_recover > 0 => JournalState::OwesRows,
             (true, _) => JournalState::Sound,
         };

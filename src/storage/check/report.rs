@@ -32,6 +32,8 @@ pub enum JournalState {
     Rebuilding,
     /// A sync has failed: the next holder of the lock rewrites what may be missing on disk.
     InDoubt,
+    /// The CSV has other rows in place of those that the journal holds: a start fails.
+    Edited,
     /// There is none: a start reads the CSV through once and creates one.
     Missing,
     /// It describes another CSV, or this one before it was truncated, and holds no rows of it: a start reads the CSV through
@@ -104,6 +106,17 @@ pub struct Report {
     pub quarantined_bytes: u64,
 }
 
+/// What to do with rows of the journal that the CSV does not have, where both are possible.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RepairChoice {
+    /// What loses nothing of either: rows of an edited file are restored, another file is kept.
+    Default,
+    /// Keep the CSV as it is. The journal's rows go to `<csv>.torn`.
+    KeepFile,
+    /// Write the journal's rows to the CSV.
+    Restore,
+}
+
 /// What a repair would do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plan {
@@ -112,22 +125,33 @@ pub enum Plan {
     /// What each holder of the lock does: write the journal's missing rows and quarantine incomplete ones.
     Recover,
     /// What no holder of the lock does: keep the journal under another name and create a new one.
-    ReplaceJournal,
+    ReplaceJournal {
+        /// Whether its rows are added to the CSV, not to `<csv>.torn`.
+        restores: bool,
+    },
 }
 
 impl Report {
     /// What a repair would do.
-    pub fn plan(&self) -> Plan {
+    pub fn plan(&self, choice: RepairChoice) -> Plan {
         let has = |fault| self.findings.iter().any(|finding| finding.fault == fault);
         match self.journal.state {
-            JournalState::Damaged | JournalState::Foreign => Plan::ReplaceJournal,
+            JournalState::Damaged | JournalState::Foreign => {
+                Plan::ReplaceJournal { restores: choice == RepairChoice::Restore }
+            }
+            JournalState::Edited if choice == RepairChoice::KeepFile => Plan::ReplaceJournal { restores: false },
             JournalState::Newer => Plan::Nothing,
             JournalState::OwesRows
             | JournalState::Rebuilding
             | JournalState::InDoubt
+            | JournalState::Edited
             | JournalState::Missing
             | JournalState::OtherFile => Plan::Recover,
-            JournalState::Sound if has(Fault::OpenLine) || self.has_hole_after_checkpoint() => Plan::Recover,
+            JournalState::Sound
+                if has(Fault::OpenLine) || has(Fault::OpenQuote) || self.has_hole_after_checkpoint() =>
+            {
+                Plan::Recover
+            }
             JournalState::Sound => Plan::Nothing,
         }
     }

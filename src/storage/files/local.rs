@@ -86,12 +86,16 @@ impl LocalFiles {
         })
     }
 
-    /// Opens the files read-only. Without a journal or keys file, the CSV stands in for it: only the CSV may be read then.
+    /// Opens the files read-only. Without a journal or keys file, the CSV stands in for it: only the CSV may be read then. In the
+    /// same way the journal stands in for a missing CSV.
     pub(super) fn open_to_read(path: &Path) -> io::Result<Self> {
-        let csv = File::open(path)?;
         let open = |suffix| match File::open(side_path(path, suffix)) {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
             other => other.map(Some),
+        };
+        let csv = match open("")? {
+            Some(csv) => csv,
+            None => File::open(side_path(path, ".journal"))?,
         };
         let (journal, keys) = (open(".journal")?, open(".keys")?);
         let journal_path = if journal.is_some() { side_path(path, ".journal") } else { path.to_owned() };
@@ -130,8 +134,10 @@ impl LocalFiles {
         // A network volume trusts names that it knows until it learns that the directory has changed.
         stat_on_server(parent_directory(&self.path)).map_err(AppendError::before("find the directory of"))?;
         for (path, inode) in [&self.path, &self.journal_path].into_iter().zip(self.inodes) {
-            if inode_at(path).map_err(AppendError::before("find"))? != inode {
-                return Err(AppendError::Replaced);
+            match inode_at(path) {
+                Ok(found) if found == inode => {}
+                Err(e) if e.kind() != ErrorKind::NotFound => return Err(AppendError::before("find")(e)),
+                _ => return Err(AppendError::Replaced),
             }
         }
         Ok(())
@@ -176,6 +182,10 @@ impl LocalFiles {
 impl Disk for LocalFiles {
     fn is_direct(&self) -> bool {
         false
+    }
+
+    fn csv_inode(&self) -> u64 {
+        self.inodes[0].2
     }
 
     fn forget_read_ahead(&self) {}

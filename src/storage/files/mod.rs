@@ -120,6 +120,10 @@ impl Disk for Arc<Files> {
         self.disk().is_direct()
     }
 
+    fn csv_inode(&self) -> u64 {
+        self.disk().csv_inode()
+    }
+
     fn forget_read_ahead(&self) {
         self.disk().forget_read_ahead();
     }

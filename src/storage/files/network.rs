@@ -82,7 +82,8 @@ impl NetworkFiles {
         Self::open_with(path, false, OFlags::DIRECT)
     }
 
-    /// Opens the files read-only. Without a journal, the CSV stands in for it: only the CSV may be read then.
+    /// Opens the files read-only. Without a journal, the CSV stands in for it: only the CSV may be read then. In the same way the
+    /// journal stands in for a missing CSV.
     pub(super) fn open_to_read(path: &Path) -> io::Result<Self> {
         Self::open_with(path, true, OFlags::DIRECT)
     }
@@ -90,8 +91,9 @@ impl NetworkFiles {
     fn open_with(path: &Path, read_only: bool, direct: OFlags) -> io::Result<Self> {
         let side = side_path(path, ".journal");
         let journal_path = if read_only && !side.exists() { path.to_owned() } else { side };
-        let direct = if is_direct_possible(path)? { direct } else { OFlags::empty() };
-        let csv = open(path, Mode::Read, direct)?;
+        let csv_path = if read_only && !path.exists() { &journal_path } else { path };
+        let direct = if is_direct_possible(csv_path)? { direct } else { OFlags::empty() };
+        let csv = open(csv_path, Mode::Read, direct)?;
         let journal = open(&journal_path, if read_only { Mode::Read } else { Mode::Write }, direct)?;
         Ok(Self {
             inodes: [inode_of(&csv)?, inode_of(&journal)?],
@@ -195,7 +197,11 @@ impl NetworkFiles {
             let found = [named_inode(&self.path)?, named_inode(&self.journal_path)?];
             Ok(found == self.inodes && inode_of(csv)? == self.inodes[0])
         };
-        if check().map_err(AppendError::before("find"))? { Ok(()) } else { Err(AppendError::Replaced) }
+        match check() {
+            Ok(true) => Ok(()),
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(AppendError::before("find")(e)),
+            _ => Err(AppendError::Replaced),
+        }
     }
 
     fn path_of(&self, kind: FileKind) -> PathBuf {
@@ -264,6 +270,10 @@ impl NetworkFiles {
 impl Disk for NetworkFiles {
     fn is_direct(&self) -> bool {
         true
+    }
+
+    fn csv_inode(&self) -> u64 {
+        self.inodes[0].2
     }
 
     fn forget_read_ahead(&self) {

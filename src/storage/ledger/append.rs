@@ -13,15 +13,15 @@ use crate::{
     failpoints,
     metrics::Counter,
     storage::{
-        adopt::QUARANTINE_BYTES_MAX,
         disk::{AppendedRange, Disk, FileKind, FileRange},
         error::{AppendError, OpenError, is_full},
         journal::{Cursor, JournalRecord, Layout},
         ledger::{
-            Ledger, RefreshOutcome, RepairMode,
+            Ledger, Purpose, RefreshOutcome, RepairMode,
             encode::RecordContent,
             in_doubt::{InDoubt, move_outcomes},
         },
+        open_line::{first_of_several_lines, is_whole, refuse_several_lines},
         types::{AppendEntry, EntryOutcome, KnownKey, Turn},
     },
 };
@@ -132,20 +132,38 @@ impl<D: Disk> Ledger<D> {
 
     /// Returns the bytes that end an open line which is a whole row. An incomplete line is quarantined.
     pub(crate) fn repair_open_line(&mut self, open: OpenLine) -> Result<&'static [u8], AppendError> {
-        let is_whole = open.cells == self.format.width().unwrap_or(open.cells) && !open.in_quotes;
         // guard: close_open_line: our row does not continue a foreign line
-        if is_whole {
+        if is_whole(open, &self.format) {
             let has_half_line_end = self.format.line_end == b"\r\n" && open.last_byte == b'\r';
             return Ok(if has_half_line_end { b"\n" } else { self.format.line_end });
         }
-        if open.bytes > QUARANTINE_BYTES_MAX {
-            return Err(AppendError::Unfit(OpenError::StrayQuote(self.path.clone(), self.whole_end)));
-        }
+        self.refuse_several_lines(open).map_err(AppendError::Unfit)?;
         tracing::warn!(csv = %self.path.display(), at = self.whole_end, bytes = open.bytes, "quarantining an incomplete last line");
         // A rebuild, since a truncation must be durable before rows are appended, even across a kill.
         self.rebuild(None)?;
         self.meter.count(Counter::QuarantinedLines);
         Ok(b"")
+    }
+
+    /// Refuses to move more than an incomplete last line, unless an operator asked for that.
+    ///
+    /// # Errors
+    /// As `open_line::refuse_several_lines`.
+    pub(crate) fn refuse_several_lines(&self, open: OpenLine) -> Result<(), OpenError> {
+        if self.purpose == Purpose::Repair || is_whole(open, &self.format) {
+            return Ok(());
+        }
+        refuse_several_lines(&self.disk, &self.path, self.whole_end, open)
+    }
+
+    /// As `refuse_several_lines`, without the line's number, for which the whole file is read.
+    pub(crate) fn find_several_lines(&self, open: OpenLine) -> Result<(), AppendError> {
+        if is_whole(open, &self.format)
+            || first_of_several_lines(&self.disk, self.whole_end, open).map_err(AppendError::before("read"))?.is_none()
+        {
+            return Ok(());
+        }
+        Err(AppendError::Unfit(OpenError::Edited(self.path.clone())))
     }
 
     /// Allocates space in the CSV before the commit point, after which the append can't be refused.
@@ -263,6 +281,7 @@ impl<D: Disk> Ledger<D> {
         let prefix_len = u64::from(record.line_end_prefix_len);
         if (appended.start, appended.end) == (record.offset, record.end()) {
             (self.whole_end, self.len, self.verified) = (record.end(), record.end(), self.known);
+            self.see_end(&record.payload);
             return Ok(record.offset + prefix_len);
         }
         tracing::warn!(csv = %self.path.display(), at = record.offset, landed = appended.start, "another process appended to the CSV without the lock");
@@ -273,6 +292,7 @@ impl<D: Disk> Ledger<D> {
         }
         self.keys.move_since(record.first_key, appended.start - record.offset);
         (self.whole_end, self.len, self.verified) = (appended.end, appended.end, self.known);
+        self.see_end(&record.payload);
         // guard: unlocked_append: rows that landed elsewhere than recorded are found after a crash
         self.checkpoint_now()?;
         Ok(appended.start)

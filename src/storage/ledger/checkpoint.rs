@@ -143,7 +143,7 @@ impl<D: Disk> Ledger<D> {
         if self.disk.is_direct() {
             self.sync_pending_header()?;
         }
-        let header = Header { number: self.head.number + 1, ..header };
+        let header = Header { number: self.head.number + 1, csv_inode: self.disk.csv_inode(), ..header };
         // guard: two_headers: a partly written header does not damage the other one
         let page = 1 - self.head_page;
         let written = self.disk.write_at(FileKind::Journal, page * self.layout.page, &header.encode());

@@ -79,7 +79,7 @@ impl<D: Disk> Ledger<D> {
         // guard: record_anew: rows are not built on a record that the server may lose
         self.rewrite_record(record, cursor)?;
         if !record.payload.is_empty() {
-            if !self.started && self.has_hole(self.whole_end, record.offset)? {
+            if !self.follows_whole_rows(record)? {
                 return Ok(Damage::Some);
             }
             let bytes = record.payload.len() as u64;

@@ -6,11 +6,19 @@ mod append;
 pub(crate) mod checkpoint;
 pub(crate) mod direct;
 mod encode;
+mod identity;
 mod in_doubt;
 mod new_tail;
 mod rebuild;
+mod seen_end;
 
-use std::{io, path::Path, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io::{self, Read},
+    path::Path,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::{
     csv::{
@@ -20,15 +28,12 @@ use crate::{
     fencing::{FencingToken, LeaseId},
     metrics::{Counter, Meter},
     storage::{
-        adopt::scan_tokens,
         disk::{Disk, FileKind, FileRange},
         error::{AppendError, OpenError},
         format::Format,
-        journal::{
-            Cursor, Header, JournalRecord, Layout, csv_tail_checksum, read_after, records_since, set_sync_failed_flag,
-        },
+        journal::{Cursor, Header, JournalRecord, Layout, read_after, records_since, set_sync_failed_flag},
         keys::Keys,
-        ledger::in_doubt::InDoubt,
+        ledger::{in_doubt::InDoubt, seen_end::SeenEnd},
     },
 };
 
@@ -48,6 +53,16 @@ pub(crate) enum RefreshOutcome {
     NeedsRepair,
 }
 
+/// What a ledger is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Reading rows: it accepts no other file than the one that was opened for appending.
+    Read,
+    Append,
+    /// Repairs that an operator asked for, and that a start refuses.
+    Repair,
+}
+
 /// What a ledger is opened with.
 pub(crate) struct LedgerOptions {
     pub(crate) path: PathBuf,
@@ -56,6 +71,7 @@ pub(crate) struct LedgerOptions {
     pub(crate) replica: String,
     /// How many keys to remember.
     pub(crate) keys: usize,
+    pub(crate) purpose: Purpose,
     pub(crate) meter: Arc<Meter>,
 }
 
@@ -95,6 +111,9 @@ pub(crate) struct Ledger<D> {
     /// The CSV's length at the last refresh, plus what was appended since. If another process appends without the lock, the
     /// end of our next append shows it.
     len: u64,
+    /// Where the last rows that this process saw end, and their last bytes.
+    seen_end: SeenEnd,
+    purpose: Purpose,
     /// Whether a refresh has succeeded before.
     started: bool,
     /// A sync has failed: this process must end.
@@ -107,7 +126,7 @@ pub(crate) struct Ledger<D> {
 impl<D: Disk> Ledger<D> {
     /// Reads the headers. The caller makes the first refresh.
     pub(crate) fn open(disk: D, options: LedgerOptions) -> Result<Self, OpenError> {
-        let LedgerOptions { path, layout, format, replica, keys, meter } = options;
+        let LedgerOptions { path, layout, format, replica, keys, purpose, meter } = options;
         let pages = disk
             .read(FileKind::Journal, 0, layout.space())
             .map_err(|e| OpenError::io(&path, "read the journal of", e))?;
@@ -126,6 +145,8 @@ impl<D: Disk> Ledger<D> {
             keys: Keys::new(keys),
             whole_end: head.csv_bytes,
             len: 0,
+            seen_end: SeenEnd::default(),
+            purpose,
             started: false,
             failed: false,
             last_sync: Duration::ZERO,
@@ -213,7 +234,7 @@ impl<D: Disk> Ledger<D> {
         }
         self.catch_up(&pages)?;
         self.len = self.disk.len(FileKind::Csv).map_err(AppendError::before("stat"))?;
-        self.check_prefix()?;
+        self.check_identity()?;
         let end = match self.learn_and_verify(repair, sync_failed)? {
             Damage::None => self.scan_foreign_rows(repair)?,
             Damage::Some => CsvEnd::Damaged,
@@ -221,8 +242,12 @@ impl<D: Disk> Ledger<D> {
         let open_line = match (end, repair) {
             (CsvEnd::Whole, _) => None,
             (CsvEnd::OpenLine(line), _) => Some(line),
-            (CsvEnd::Damaged, RepairMode::Forbidden) => return Ok(RefreshOutcome::NeedsRepair),
+            (CsvEnd::Damaged, RepairMode::Forbidden) => {
+                self.refuse_edited(repair, sync_failed)?;
+                return Ok(RefreshOutcome::NeedsRepair);
+            }
             (CsvEnd::Damaged, RepairMode::Allowed) => {
+                self.refuse_edited(repair, sync_failed)?;
                 self.rebuild(None)?;
                 self.meter.count(Counter::Rebuilds);
                 None
@@ -244,6 +269,7 @@ impl<D: Disk> Ledger<D> {
         let base = head.cursor();
         if (head.number, head.journal) != (self.head.number, self.head.journal) {
             self.header_sync_pending = true;
+            self.seen_end.forget();
         }
         if self.verified.sequence <= head.base && (head.number != self.head.number || !self.started) {
             // The process that wrote the header may have rebuilt the CSV behind what we verified.
@@ -259,53 +285,6 @@ impl<D: Disk> Ledger<D> {
         (self.head, self.head_page) = (head, page);
         self.durable = self.durable.max(self.head.base);
         Ok(())
-    }
-
-    /// Checks that the CSV is still the file that the checkpoint describes.
-    fn check_prefix(&mut self) -> Result<(), AppendError> {
-        if self.started && self.len >= self.whole_end {
-            return Ok(());
-        }
-        (self.verified, self.whole_end) = (self.base(), self.head.csv_bytes);
-        if self.head.matches_csv(&self.disk).map_err(AppendError::before("read"))? {
-            return Ok(());
-        }
-        if self.record_after(self.base())?.is_some() || self.head.rebuild.is_some() {
-            return Err(AppendError::Unfit(OpenError::ForeignJournal(self.path.clone())));
-        }
-        self.adopt()
-    }
-
-    /// Accepts another file of the same name, after reading it through. The journal holds no rows of the previous one.
-    fn adopt(&mut self) -> Result<(), AppendError> {
-        let path = &self.path;
-        let new = Format::read(&self.disk, path, &self.format.schema).map_err(AppendError::Unfit)?;
-        let has_rows = self.disk.len(FileKind::Csv).map_err(AppendError::before("read"))? > new.rows_start;
-        if !self.started && !has_rows {
-            tracing::info!(csv = %path.display(), "the CSV has no rows: it begins anew, tokens and idempotency keys continue");
-        } else {
-            tracing::error!(csv = %path.display(), "the CSV is not the file that the journal describes, or was truncated; reading it through again");
-        }
-        if self.started && (new.schema != self.format.schema || new.line_end != self.format.line_end) {
-            // Queued rows are laid out for the header that was there at start: another one would misplace their cells.
-            return Err(AppendError::Unfit(OpenError::HeaderChanged(self.path.clone())));
-        }
-        self.format = new;
-        let text = FileRange::new(&self.disk, FileKind::Csv, self.format.start, u64::MAX);
-        let (rows, token) = scan_tokens(text, &self.format).map_err(AppendError::before("read"))?;
-        if token > self.highest_token {
-            (self.highest_token, self.highest_token_lease) = (token, 0);
-        }
-        self.whole_end = self.format.start + rows.whole_bytes;
-        self.sync(FileKind::Csv)?;
-        let csv_tail_checksum = csv_tail_checksum(&self.disk, self.whole_end).map_err(AppendError::before("read"))?;
-        self.write_header(Header {
-            csv_bytes: self.whole_end,
-            csv_tail_checksum,
-            highest_token: self.highest_token,
-            highest_token_lease: self.highest_token_lease,
-            ..self.head.clone()
-        })
     }
 
     /// Reads the new records and compares each with the CSV.
@@ -360,7 +339,7 @@ impl<D: Disk> Ledger<D> {
         if record.payload.is_empty() {
             return Ok(Damage::None);
         }
-        if !self.started && self.has_hole(self.whole_end, record.offset)? {
+        if !self.follows_whole_rows(record)? {
             return Ok(Damage::Some);
         }
         let bytes = record.payload.len() as u64;
@@ -375,6 +354,7 @@ impl<D: Disk> Ledger<D> {
             return self.complete(record, present.len());
         }
         self.whole_end = record.end();
+        self.see_end(&record.payload);
         Ok(Damage::None)
     }
 
@@ -394,9 +374,16 @@ impl<D: Disk> Ledger<D> {
         Ok(Damage::None)
     }
 
-    fn has_hole(&self, from: u64, to: u64) -> Result<bool, AppendError> {
-        let range = FileRange::new(&self.disk, FileKind::Csv, from, to);
-        Ok(scan_rows(range).map_err(AppendError::before("read"))?.has_hole)
+    /// Whether the text before a record's rows, which other programs appended, is whole rows. A power cut may have lost it, and
+    /// another line may have come in its place since.
+    fn follows_whole_rows(&self, record: &JournalRecord) -> Result<bool, AppendError> {
+        let Some(between @ 1..) = record.offset.checked_sub(self.whole_end) else { return Ok(true) };
+        let line_end = &record.payload[..usize::from(record.line_end_prefix_len)];
+        let range = FileRange::new(&self.disk, FileKind::Csv, self.whole_end, record.offset);
+        let rows = scan_rows(range.chain(line_end)).map_err(AppendError::before("read"))?;
+        let is_whole = rows.whole_bytes == between + line_end.len() as u64;
+        // guard: rows_before_record: our rows do not continue a line that came in the place of a lost one
+        Ok(is_whole && (self.started || !rows.has_hole))
     }
 
     /// Reads the rows that other processes appended after ours.

@@ -105,6 +105,7 @@ impl<D: Disk> Ledger<D> {
     fn end_rebuild(&mut self, csv_bytes: u64) -> Result<(), AppendError> {
         (self.whole_end, self.len) = (csv_bytes, csv_bytes);
         self.verified = self.known;
+        self.seen_end.forget();
         self.write_header(self.header_of_all()?)
     }
 

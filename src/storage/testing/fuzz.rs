@@ -23,7 +23,7 @@ use crate::{
         format::Format,
         journal::{Cursor, Header, Layout, csv_tail_checksum, read_after, records_since},
         keys::preamble,
-        ledger::{Ledger, LedgerOptions, RefreshOutcome, RepairMode},
+        ledger::{Ledger, LedgerOptions, Purpose, RefreshOutcome, RepairMode},
         types::{AppendEntry, Turn},
     },
 };
@@ -55,6 +55,10 @@ impl Memory {
 impl Disk for Memory {
     fn is_direct(&self) -> bool {
         false
+    }
+
+    fn csv_inode(&self) -> u64 {
+        1
     }
 
     fn forget_read_ahead(&self) {}
@@ -126,14 +130,17 @@ pub fn csv_header(data: &[u8]) {
     assert_eq!(read[0].iter().filter(|cell| *cell == "\"x\",\r\n").count(), 1);
 }
 
-/// A header or a record of these bytes, with correct lengths and checksums: encoding what was decoded gives the same bytes.
+/// A header or a record of these bytes, with correct lengths and checksums: what was decoded is the same after encoding.
 pub fn journal_record(data: &[u8]) {
     let mut page = [b"rowlockJ", &[0; 8][..], data].concat();
     page[8..12].copy_from_slice(&(data.len() as u32).to_le_bytes());
     page[12..16].copy_from_slice(&crc32c::crc32c(data).to_le_bytes());
     let layout = Layout { page: page.len() as u64 };
     if let Ok((header, _)) = Header::newest(&page, layout) {
-        assert_eq!(Header::newest(&header.encode(), layout), Ok((header, 0)));
+        // A header of the first version becomes longer.
+        let encoded = header.encode();
+        let layout = Layout { page: encoded.len() as u64 };
+        assert_eq!(Header::newest(&encoded, layout), Ok((header, 0)));
     }
 
     let (disk, journal, sequence) = (Memory::default(), 7_u128, 1_u64);
@@ -164,6 +171,7 @@ fn first_header(disk: &Memory) -> Header {
         highest_token: 0,
         highest_token_lease: 0,
         keys: 0,
+        csv_inode: 1,
         rebuild: None,
     }
 }
@@ -176,6 +184,7 @@ fn open(disk: &Memory) -> Option<Ledger<Memory>> {
         format: Format { schema, line_end: b"\n", headerless_width: None, start: 0, rows_start: 0 },
         replica: "r".to_owned(),
         keys: KEYS,
+        purpose: Purpose::Append,
         meter: Arc::clone(&METER),
     };
     Ledger::open(disk.clone(), options).ok()

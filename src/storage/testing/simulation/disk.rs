@@ -282,6 +282,10 @@ impl Disk for SimDisk {
         self.0.borrow().is_direct
     }
 
+    fn csv_inode(&self) -> u64 {
+        1
+    }
+
     fn forget_read_ahead(&self) {}
 
     fn len(&self, kind: FileKind) -> io::Result<u64> {

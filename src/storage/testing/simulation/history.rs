@@ -25,7 +25,7 @@ use crate::{
         journal::{Header, csv_tail_checksum},
         keys::preamble,
         ledger::{
-            Ledger, LedgerOptions, RefreshOutcome, RepairMode,
+            Ledger, LedgerOptions, Purpose, RefreshOutcome, RepairMode,
             checkpoint::{PendingCheckpoint, sync_for_checkpoint},
             direct::Resolution,
         },
@@ -112,6 +112,7 @@ impl History {
             highest_token: 0,
             highest_token_lease: 0,
             keys: 0,
+            csv_inode: 1,
             rebuild: None,
         };
         for (page, number) in [(0, 1), (1, 0)] {
@@ -167,11 +168,19 @@ impl History {
     pub(super) fn open_ledger(&self, replica: String, keys: usize) -> Option<SimLedger> {
         let (disk, path) = (SimDisk(Rc::clone(&self.host)), PathBuf::from("rows.csv"));
         let format = Format::read(&disk, &path, &self.schema).ok()?;
-        let options = LedgerOptions { path, layout: LAYOUT, format, replica, keys, meter: Arc::clone(&METER) };
+        let options = LedgerOptions {
+            path,
+            layout: LAYOUT,
+            format,
+            replica,
+            keys,
+            purpose: Purpose::Append,
+            meter: Arc::clone(&METER),
+        };
         Some(Ledger::open(disk, options).expect("one header is always valid"))
     }
 
-    fn ledger(&mut self, replica: usize) -> Option<&mut SimLedger> {
+    pub(super) fn ledger(&mut self, replica: usize) -> Option<&mut SimLedger> {
         if self.replicas[replica].ledger.is_none() {
             let mut ledger = self.open_ledger(format!("r{replica}"), KEYS)?;
             ledger.refresh(RepairMode::Forbidden).ok()?;
@@ -275,7 +284,7 @@ impl History {
         Attempt::Unknown
     }
 
-    fn rows(&self, data: &[String]) -> Rows {
+    pub(super) fn rows(&self, data: &[String]) -> Rows {
         let mut rows = self.schema.rows();
         for data in data {
             self.schema.push(&Data::Text(data.into()), &mut rows).expect("fits");
@@ -351,7 +360,8 @@ impl History {
             return;
         }
         let (line, end) = (format!(",f{number:02}\n").into_bytes(), host.files[0].cache.len());
-        let line = if half { b",\"f\nha".to_vec() } else { line };
+        // Of any length, so that it may fill the place of what a power cut has lost.
+        let line = if half { [b",\"f", &*vec![b'h'; host.random.below(6)]].concat() } else { line };
         host.trace.push(format!("foreign {:?}", text(&line)));
         if host.is_direct {
             host.files[0].write_durably(end, &line);
@@ -401,44 +411,6 @@ impl History {
             self.replicas[replica].ledger.iter_mut().for_each(Ledger::end_hold);
         }
         self.remove_stopped(replica);
-    }
-
-    /// An append of which two calls fail: one of its own, and one of those that find out what became of it. It is tried again if
-    /// it was not written, as the committer does. Returns how often its row stands in the CSV.
-    pub(super) fn append_with_failures(&mut self, first: u32, second: u32) -> usize {
-        self.ledger(0).expect("opens");
-        self.host.borrow_mut().calls_until_failure = Some(first);
-        let is_written = self.append_by_ledger().is_ok() || self.is_found_written(second);
-        self.host.borrow_mut().calls_until_failure = None;
-        if !is_written {
-            self.append_by_ledger().expect("written");
-        }
-        text(&self.host.borrow().files[0].cache).matches("row").count()
-    }
-
-    fn append_by_ledger(&mut self) -> Result<Vec<EntryOutcome>, AppendError> {
-        let (rows, now) = (self.rows(&["row".to_owned()]), Instant::now());
-        let turn = Turn { token: 1, lease: 1, granted: now, timestamp: "", deadline: now, still_held: &|| true };
-        let entry = AppendEntry { rows: &rows, key: None, keys_seen: 0, waited_ms: 0, released: true };
-        self.ledger(0).expect("opens").append(&[entry], &turn)
-    }
-
-    fn is_found_written(&mut self, failing_call: u32) -> bool {
-        self.host.borrow_mut().calls_until_failure = Some(failing_call);
-        let ledger = self.ledger(0).expect("opens");
-        ledger.forget();
-        if !ledger.is_in_doubt() {
-            return false;
-        }
-        for _ in 0..3 {
-            match ledger.resolve() {
-                Ok(Resolution::Written(_)) => return true,
-                Ok(Resolution::NotWritten) => return false,
-                Ok(Resolution::Unknown) => panic!("nobody else writes"),
-                Err(_) => ledger.forget(),
-            }
-        }
-        panic!("only one call fails")
     }
 
     /// Records a lease's token by a replica.

@@ -7,6 +7,7 @@
 //! `ROWLOCK_HISTORIES` sets how many histories run, `ROWLOCK_SEED` the first seed.
 
 mod disk;
+mod failing_calls;
 mod history;
 mod promises;
 
