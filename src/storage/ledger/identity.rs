@@ -7,7 +7,7 @@ use crate::storage::{
     error::{AppendError, OpenError},
     format::Format,
     journal::{Header, csv_tail_checksum},
-    ledger::{Ledger, Purpose, RepairMode},
+    ledger::{Ledger, Purpose, RepairMode, seen_end::SEEN_BYTES_MAX},
 };
 
 impl<D: Disk> Ledger<D> {
@@ -39,11 +39,29 @@ impl<D: Disk> Ledger<D> {
         self.seen_end.see(rows, self.whole_end);
     }
 
+    /// Remembers the end of other programs' rows.
+    pub(super) fn see_foreign_end(&mut self) -> Result<(), AppendError> {
+        if self.disk.is_direct() {
+            return Ok(());
+        }
+        let from = self.whole_end.saturating_sub(SEEN_BYTES_MAX as u64);
+        let rows = self.disk.read(FileKind::Csv, from, self.whole_end - from).map_err(AppendError::before("read"))?;
+        self.see_end(&rows);
+        Ok(())
+    }
+
     /// Finds a file that was written anew in its place, as an editor or `cp` does: its end has moved. On a direct disk, the
     /// repair of the last record finds that.
     fn check_seen_end(&self) -> Result<(), AppendError> {
-        let still_stands = self.disk.is_direct()
-            || self.seen_end.still_stands(&self.disk, self.whole_end).map_err(AppendError::before("read"))?;
+        if self.disk.is_direct() {
+            return Ok(());
+        }
+        let still_stands = match self.seen_end.still_stands(&self.disk, self.whole_end) {
+            // The last rows were seen at the checkpoint, perhaps by another process.
+            Ok(None) if self.whole_end == self.head.csv_bytes => self.head.matches_csv(&self.disk),
+            other => other.map(|still_stands| still_stands.unwrap_or(true)),
+        };
+        let still_stands = still_stands.map_err(AppendError::before("read"))?;
         // guard: edited_in_place: a file that was written anew under a running replica is noticed
         if still_stands { Ok(()) } else { Err(self.edited()) }
     }

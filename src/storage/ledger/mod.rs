@@ -401,6 +401,7 @@ impl<D: Disk> Ledger<D> {
             return Ok(CsvEnd::Damaged);
         }
         self.whole_end += rows.whole_bytes;
+        self.see_foreign_end()?;
         Ok(rows.open.map_or(CsvEnd::Whole, CsvEnd::OpenLine))
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use crate::storage::disk::{Disk, FileKind};
 
 /// How many of the last bytes are remembered.
-const SEEN_BYTES_MAX: usize = 256;
+pub(super) const SEEN_BYTES_MAX: usize = 256;
 
 /// The last bytes before an offset. Empty at first, and when the rows may have moved.
 #[derive(Debug, Default)]
@@ -27,9 +27,12 @@ impl SeenEnd {
         self.bytes.clear();
     }
 
-    /// Whether the CSV still has these bytes before `offset`, or others were seen there last.
-    pub(super) fn still_stands(&self, disk: &impl Disk, offset: u64) -> io::Result<bool> {
+    /// Whether the CSV still has these bytes before `offset`; `None` if others were seen last.
+    pub(super) fn still_stands(&self, disk: &impl Disk, offset: u64) -> io::Result<Option<bool>> {
+        if self.bytes.is_empty() || self.offset != offset {
+            return Ok(None);
+        }
         let bytes = self.bytes.len() as u64;
-        Ok(self.offset != offset || disk.read(FileKind::Csv, offset - bytes, bytes)? == self.bytes)
+        Ok(Some(disk.read(FileKind::Csv, offset - bytes, bytes)? == self.bytes))
     }
 }
