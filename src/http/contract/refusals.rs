@@ -35,12 +35,13 @@ refusals! {
     BatchRefused:
         BrokenBody BadKey BodyTimeout KeyInFlight BatchTooLarge UnsupportedMediaType InvalidField KeyReused SyncFailed
         Internal QueueFull WaitTimeout RedisUnavailable LockLost FileBusy Draining DiskFull;
-    RowsRefused: InvalidField NotARowStart Internal FileBusy;
-    FileRefused: InvalidField RangeNotSatisfiable Internal;
+    RowsRefused: InvalidField NotARowStart Internal QueueFull FileBusy;
+    FileRefused: PreconditionFailed InvalidField RangeNotSatisfiable Internal QueueFull FileBusy;
     EventsRefused: InvalidField Internal QueueFull FileBusy;
     LockRefused: RedisUnavailable Internal;
     ReleaseRefused: SyncFailed Internal RedisUnavailable LockLost FileBusy Draining DiskFull;
-    AssetRefused: NotFound Internal;
+    AssetRefused: NotFound Internal QueueFull;
+    ContentRefused: Internal QueueFull;
     NeverRefused: Internal;
 }
 

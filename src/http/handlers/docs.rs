@@ -7,7 +7,6 @@ use std::{
 
 use axum::{
     extract::{Path, rejection::PathRejection},
-    http::HeaderMap,
     response::Response,
 };
 use utoipa_swagger_ui::{Config, SwaggerFile, serve};
@@ -15,7 +14,7 @@ use utoipa_swagger_ui::{Config, SwaggerFile, serve};
 use crate::http::{
     contract::{
         parameters::{IfNoneMatch, parameters},
-        refusals::{AssetRefused, NeverRefused},
+        refusals::{AssetRefused, ContentRefused},
     },
     error::ApiError,
     static_content::{StaticContent, answer_named},
@@ -57,17 +56,17 @@ parameters! {
                 ("X-Content-Type-Options" = String, description = "`nosniff`"),
             )),
         (status = NOT_MODIFIED, description = "The client's copy is current."),
-        NeverRefused,
+        ContentRefused,
     ),
 )]
-pub(crate) async fn docs(headers: HeaderMap) -> Response {
+pub(crate) async fn docs() -> Response {
     static PAGE: LazyLock<StaticContent> = LazyLock::new(|| {
         // The page is at `/docs`, its files are below `/docs/`.
         let page = String::from_utf8_lossy(&file("index.html").bytes).into_owned();
         let page = page.replace("\"./", "\"").replace("href=\"", "href=\"/docs/").replace("src=\"", "src=\"/docs/");
         StaticContent::new("text/html; charset=utf-8", page)
     });
-    PAGE.answer(&headers)
+    PAGE.answer()
 }
 
 /// A file of the page
@@ -86,7 +85,7 @@ pub(crate) async fn docs(headers: HeaderMap) -> Response {
         AssetRefused,
     ),
 )]
-pub(crate) async fn asset(name: Result<Path<String>, PathRejection>, headers: HeaderMap) -> Result<Response, ApiError> {
+pub(crate) async fn asset(name: Result<Path<String>, PathRejection>) -> Result<Response, ApiError> {
     static FILES: LazyLock<HashMap<&str, StaticContent>> = LazyLock::new(|| {
         let content = |name| {
             let file = file(name);
@@ -94,7 +93,7 @@ pub(crate) async fn asset(name: Result<Path<String>, PathRejection>, headers: He
         };
         ASSETS.map(content).into()
     });
-    answer_named(&FILES, name, &headers)
+    answer_named(&FILES, name)
 }
 
 fn file(name: &str) -> SwaggerFile<'static> {

@@ -1,10 +1,10 @@
 //! `GET /openapi.yaml`: the contract.
 
-use axum::{extract::State, http::HeaderMap, response::Response};
+use axum::{extract::State, response::Response};
 
 use crate::http::{
     app::App,
-    contract::{parameters::IfNoneMatch, refusals::NeverRefused},
+    contract::{parameters::IfNoneMatch, refusals::ContentRefused},
 };
 
 /// This contract
@@ -19,9 +19,9 @@ use crate::http::{
             headers(("ETag" = String, description = "Changes with the contract."))),
         (status = NOT_MODIFIED, description = "The client's copy is current.",
             headers(("ETag" = String, description = "Changes with the contract."))),
-        NeverRefused,
+        ContentRefused,
     ),
 )]
-pub(crate) async fn openapi(State(app): State<App>, headers: HeaderMap) -> Response {
-    app.contract.answer(&headers)
+pub(crate) async fn openapi(State(app): State<App>) -> Response {
+    app.contract.answer()
 }
