@@ -49,7 +49,7 @@ pub struct Service {
 impl Service {
     /// Serves `parts` within the limits of `config`. Starts tasks, so it must be called within a Tokio runtime.
     pub fn new(parts: AppParts, config: &Config) -> Self {
-        let app = App::new(parts, config, || StaticContent::new("application/yaml", contract()));
+        let app = App::new(parts, config, || StaticContent::new(handlers::openapi::TYPE, contract()));
         let (router, api) = routes().split_for_parts();
         declared_labels(&api).iter().for_each(|labels| app.appender.meter().declare(labels));
         #[cfg(feature = "ceiling")]

@@ -132,6 +132,7 @@ struct Subscription {
 #[utoipa::path(
     get,
     path = "/events",
+    tag = "events",
     operation_id = "events",
     params(
         ("rows" = Option<u64>, Query, maximum = 100, description = "The most rows of one event; default 20. They have at most \

@@ -41,6 +41,8 @@ parameters! {
 }
 
 /// The live page
+///
+/// Shows in a browser what `/events` and `/lock` answer.
 #[utoipa::path(
     get,
     path = "/",
@@ -69,6 +71,8 @@ pub(crate) async fn page() -> Response {
 }
 
 /// A file of the live page
+///
+/// A script, a style sheet or an icon.
 #[utoipa::path(
     get,
     path = "/web/{file}",
