@@ -173,6 +173,10 @@ pub struct Config {
     )]
     pub unlocked_volume: UnlockedVolume,
 
+    /// How long a client may take no byte of its answer before its connection is closed. Only tests change it.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_lock_ttl, global = true, hide = true)]
+    pub write_timeout: Duration,
+
     /// After SIGTERM, how long to keep serving with /readyz failing, so that a load balancer notices (0s to 1h).
     #[arg(long, env = "ROWLOCK_DRAIN_DELAY", value_name = "DURATION", default_value = "0s", value_parser = parse_drain_delay, global = true, hide_env_values = true)]
     pub drain_delay: Duration,

@@ -9,7 +9,7 @@ use crate::commit::{
     open::{OpenError, storage_options},
     storage_watch::StorageWatch,
 };
-pub use crate::storage::{NewRows, Page, ReadError, Row, Snapshot};
+pub use crate::storage::{FileParts, NewRows, Page, ReadError, Row, Snapshot};
 use crate::{api::volume::Volume, config::Config, storage::Reader};
 
 /// The handle to read one CSV. Tasks wait for each other in order, without occupying a thread.
@@ -35,20 +35,20 @@ impl Reading {
         Ok(Self { reader: Arc::new(Mutex::new(Some(reader))), storage_watch, wait_timeout: config.wait_timeout })
     }
 
-    /// The last rows.
+    /// Where the last rows are, and how to read them.
     ///
     /// # Errors
     /// If the files cannot be read.
-    pub async fn last(&self, rows: usize) -> Result<Page, ReadError> {
-        self.read(move |reader| reader.last(rows)).await
+    pub async fn last(&self, rows: usize) -> Result<(Page, FileParts), ReadError> {
+        self.read(move |reader| Ok((reader.last(rows)?, reader.parts()))).await
     }
 
-    /// The rows from an offset on, which must be the start of a row; 0 is the first row.
+    /// Where the rows from an offset on are, and how to read them. The offset must be the start of a row; 0 is the first row.
     ///
     /// # Errors
     /// `NotARowStart`, `Behind`, or if the files cannot be read.
-    pub async fn from(&self, offset: u64, limit: usize) -> Result<Page, ReadError> {
-        self.read(move |reader| reader.from(offset, limit)).await
+    pub async fn from(&self, offset: u64, limit: usize) -> Result<(Page, FileParts), ReadError> {
+        self.read(move |reader| Ok((reader.from(offset, limit)?, reader.parts()))).await
     }
 
     /// The whole file as of now.

@@ -1,6 +1,7 @@
 //! CSV: the schema of a file, encoding, quoting, formulas, and splitting text into rows.
 
 pub(crate) mod bom;
+pub(crate) mod cell_pieces;
 pub mod encode;
 pub(crate) mod excerpt;
 pub(crate) mod formula_guard;

@@ -16,6 +16,7 @@ use crate::{
     commit::{Appender, peer_events::PeerEvents, reading::Reading},
     config::{Config, Switch},
     http::{
+        answer_budget::AnswerBudget,
         body::budget::BodyBudget,
         middleware::{rate_limit::RateLimiter, tokens::Access},
         static_content::StaticContent,
@@ -46,6 +47,7 @@ pub(crate) struct Shared {
     pub(crate) access: Arc<Access>,
     pub(crate) rate_limiter: Option<RateLimiter>,
     pub(crate) body_budget: BodyBudget,
+    pub(crate) answer_budget: AnswerBudget,
     pub(crate) limits: Limits,
     pub(crate) draining: Draining,
     /// True once the replica accepts no more requests; streams end then.
@@ -115,6 +117,7 @@ impl App {
             access,
             rate_limiter: config.rate_limit.map(RateLimiter::new),
             body_budget: BodyBudget::new(config.queue_bytes),
+            answer_budget: AnswerBudget::default(),
             limits,
             draining,
             stopped,

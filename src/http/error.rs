@@ -55,6 +55,10 @@ pub(crate) enum ApiError {
     TooManySubscribers(usize),
     #[error("the request bodies being received take too many bytes (ROWLOCK_QUEUE_BYTES)")]
     BodyBudgetExceeded,
+    #[error("the answers being sent hold too many bytes, since their clients read slowly")]
+    AnswerBudgetExceeded,
+    #[error("If-Match: accepted: the ETag of the file as it is now, or *")]
+    PreconditionFailed,
     #[error("the rows could not be read")]
     ReadFailed,
     #[error(transparent)]
@@ -93,6 +97,7 @@ pub(crate) enum Code {
     MethodNotAllowed,
     BodyTimeout,
     KeyInFlight,
+    PreconditionFailed,
     BodyTooLarge,
     BatchTooLarge,
     UnsupportedMediaType,
@@ -151,6 +156,7 @@ impl Code {
             Self::MethodNotAllowed => CodeFacts::permanent(S::METHOD_NOT_ALLOWED, "The path does not have this method"),
             Self::BodyTimeout => CodeFacts::retryable(S::REQUEST_TIMEOUT, "The body did not arrive in time", 1),
             Self::KeyInFlight => CodeFacts::retryable(S::CONFLICT, "The first request with the key is in progress", 1),
+            Self::PreconditionFailed => CodeFacts::permanent(S::PRECONDITION_FAILED, "The content has another ETag"),
             Self::BodyTooLarge => CodeFacts::permanent(S::PAYLOAD_TOO_LARGE, "The body is too large"),
             Self::BatchTooLarge => CodeFacts::permanent(S::PAYLOAD_TOO_LARGE, "The batch is too large"),
             Self::UnsupportedMediaType => {
@@ -202,9 +208,11 @@ impl ApiError {
             Self::Append(AppendError::KeyReused) => Code::KeyReused,
             Self::Append(AppendError::KeyInFlight) => Code::KeyInFlight,
             Self::BatchTooLarge(_) | Self::Append(AppendError::BatchTooLarge(_)) => Code::BatchTooLarge,
-            Self::TooManySubscribers(_) | Self::BodyBudgetExceeded | Self::Append(AppendError::QueueFull) => {
-                Code::QueueFull
-            }
+            Self::PreconditionFailed => Code::PreconditionFailed,
+            Self::TooManySubscribers(_)
+            | Self::BodyBudgetExceeded
+            | Self::AnswerBudgetExceeded
+            | Self::Append(AppendError::QueueFull) => Code::QueueFull,
             Self::Append(AppendError::WaitTimeout(_) | AppendError::KeyMayBeForgotten) => Code::WaitTimeout,
             Self::Append(AppendError::LockUnavailable(_)) => Code::RedisUnavailable,
             Self::Append(AppendError::LockLost) => Code::LockLost,
@@ -236,6 +244,8 @@ impl ApiError {
             | Self::RangeNotSatisfiable(_)
             | Self::TooManySubscribers(_)
             | Self::BodyBudgetExceeded
+            | Self::AnswerBudgetExceeded
+            | Self::PreconditionFailed
             | Self::ReadFailed
             | Self::NotFound
             | Self::MethodNotAllowed => Outcome::NotWritten,

@@ -1,7 +1,9 @@
 //! The HTTP interface: routes, request bodies, answers and refusals. It knows neither Redis nor file paths.
 
+mod answer_budget;
 mod app;
 mod body;
+mod conditional;
 mod contract;
 mod created;
 mod error;
@@ -18,6 +20,7 @@ mod static_content;
 #[doc(hidden)]
 pub mod testing;
 
+pub use answer_budget::{AnswerBudget, AnswerBytes};
 pub use app::{AppParts, Draining};
 pub use middleware::tokens::{Access, AccessError};
 pub use router::Service;

@@ -10,7 +10,7 @@ use axum::{
         HeaderMap, HeaderValue, Method, StatusCode,
         header::{CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
     },
-    middleware::map_response,
+    middleware::{from_fn, map_response},
     response::{IntoResponse, Response},
 };
 use tower::{Layer, ServiceExt, service_fn};
@@ -23,14 +23,16 @@ use utoipa_axum::{
 use crate::{
     config::Config,
     http::{
+        answer_budget::AnswerBudget,
         app::{App, AppParts},
         body::read,
+        conditional::revalidate,
         contract::document,
         error::ApiError,
         handlers,
         middleware::{authorize::authorize, cors, request_context::with_request_context},
         request_labels::declared_labels,
-        static_content::{StaticContent, weaken_etag},
+        static_content::StaticContent,
     },
 };
 
@@ -47,7 +49,7 @@ pub struct Service {
 impl Service {
     /// Serves `parts` within the limits of `config`. Starts tasks, so it must be called within a Tokio runtime.
     pub fn new(parts: AppParts, config: &Config) -> Self {
-        let app = App::new(parts, config, || StaticContent::new("application/yaml", contract()));
+        let app = App::new(parts, config, || StaticContent::new(handlers::openapi::TYPE, contract()));
         let (router, api) = routes().split_for_parts();
         declared_labels(&api).iter().for_each(|labels| app.appender.meter().declare(labels));
         #[cfg(feature = "ceiling")]
@@ -60,6 +62,11 @@ impl Service {
         Self { app, router, cors, paths: api.paths.paths.into_keys().collect() }
     }
 
+    /// Counts the memory that answers take.
+    pub fn answer_budget(&self) -> &AnswerBudget {
+        &self.app.answer_budget
+    }
+
     /// Answers a request from `peer`.
     pub async fn answer(&self, peer: SocketAddr, request: Request) -> Response {
         let route = self.paths.iter().map(String::as_str).find(|route| matches_route(route, request.uri().path()));
@@ -67,7 +74,10 @@ impl Service {
     }
 
     async fn answer_with_cors(&self, peer: SocketAddr, request: Request) -> Response {
-        let answer = |request| authorize(&self.app, peer, request, self.router.clone());
+        let answer = async |request| {
+            let response = authorize(&self.app, peer, request, self.router.clone()).await;
+            self.app.answer_budget.bound(response).unwrap_or_else(IntoResponse::into_response)
+        };
         let Some(cors) = &self.cors else { return answer(request).await };
         let inner = service_fn(|request| async { Ok::<_, Infallible>(answer(request).await) });
         Box::pin(cors.layer(inner).oneshot(request)).await.unwrap_or_else(|never| match never {})
@@ -110,7 +120,7 @@ fn routes() -> OpenApiRouter<App> {
 }
 
 fn compressed(route: UtoipaMethodRouter<App>) -> UtoipaMethodRouter<App> {
-    route.layer(CompressionLayer::new()).layer(map_response(weaken_etag))
+    route.layer(CompressionLayer::new()).layer(from_fn(revalidate))
 }
 
 /// Adds the headers that restrict what a browser loads, guesses about content types, and sends as a referrer.

@@ -16,7 +16,10 @@ use tokio::{
 };
 
 use crate::http::Service;
-use crate::server::tls::Tls;
+use crate::server::{
+    answer_stream::{AnswerStream, set_user_timeout},
+    tls::Tls,
+};
 
 /// How long a request's head may take to arrive, and how long a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -34,6 +37,7 @@ pub(super) struct Connections {
     pub(super) service: Arc<Service>,
     pub(super) tls: Option<Arc<Tls>>,
     pub(super) connections_max: usize,
+    pub(super) write_timeout: Duration,
 }
 
 impl Connections {
@@ -74,12 +78,22 @@ impl Connections {
         if let Err(e) = stream.set_nodelay(true) {
             tracing::debug!(error = %e, "cannot set TCP_NODELAY");
         }
+        // guard: user_timeout: a stalled subscriber, whose events fit the kernel's buffer, is disconnected
+        if let Err(e) = set_user_timeout(&stream, self.write_timeout) {
+            tracing::debug!(error = %e, "cannot set TCP_USER_TIMEOUT");
+        }
+        let (write_timeout, unsent) = (self.write_timeout, self.service.answer_budget().nothing());
         let (service, acceptor) = (Arc::clone(&self.service), self.tls.as_ref().map(|tls| tls.acceptor()));
         tokio::spawn(async move {
             let _slot = slot;
-            let Some(acceptor) = acceptor else { return serve_connection(stream, peer, &service, watcher).await };
+            let Some(acceptor) = acceptor else {
+                return serve_connection(AnswerStream::new(stream, write_timeout, unsent), peer, &service, watcher)
+                    .await;
+            };
             match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => serve_connection(stream, peer, &service, watcher).await,
+                Ok(Ok(stream)) => {
+                    serve_connection(AnswerStream::new(stream, write_timeout, unsent), peer, &service, watcher).await
+                }
                 Ok(Err(e)) => tracing::debug!(%peer, error = %e, "the TLS handshake failed"),
                 Err(_) => tracing::debug!(%peer, "the TLS handshake took too long"),
             }

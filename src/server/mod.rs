@@ -1,5 +1,6 @@
 //! The server: opens lock, file and sockets, serves, and drains on a signal.
 
+mod answer_stream;
 mod connections;
 mod tls;
 mod traces;
@@ -100,7 +101,8 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
         tracer: traces.as_ref().map(Traces::tracer),
     };
     let service = Arc::new(Service::new(parts, &config));
-    let connections = Connections { service, tls, connections_max: config.max_connections };
+    let (connections_max, write_timeout) = (config.max_connections, config.write_timeout);
+    let connections = Connections { service, tls, connections_max, write_timeout };
     let server = tokio::spawn(connections.serve(listener, stopped));
     let result = Serving { config, appender, events, draining, stop, server, committer }.run(shutdown).await;
     if let Some(traces) = traces {

@@ -51,7 +51,7 @@ pub use crate::storage::{
     error::{AppendError, OpenError, Refusal},
     peer_file::PeerFile,
     probe::probe,
-    reader::{ReadError, Reader, Snapshot},
+    reader::{FileParts, ReadError, Reader, Snapshot},
     side_files::resolve,
     types::{AppendEntry, EntryOutcome, IdleOutcome, KnownKey, NewRows, Options, Page, Row, Turn},
     volume::{VolumeInfo, VolumeKind, VolumeRefusal},

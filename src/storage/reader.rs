@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     io::{self, Read},
+    ops::{ControlFlow, Range},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -87,6 +88,20 @@ impl Snapshot {
     }
 }
 
+/// Reads rows whose place is known.
+#[derive(Debug, Clone)]
+pub struct FileParts(Arc<Files>);
+
+impl FileParts {
+    /// Reads a part of the CSV, or less at its end.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn read(&self, offset: u64, bytes: u64) -> io::Result<Vec<u8>> {
+        self.0.read(FileKind::Csv, offset, bytes)
+    }
+}
+
 /// Reads one CSV with a ledger of its own, so that readers never wait for the committer.
 #[derive(Debug)]
 pub struct Reader {
@@ -147,16 +162,26 @@ impl Reader {
         Ok(self.ledger.whole_end())
     }
 
-    /// The last rows.
+    /// The last rows: as many of the newest as fit a page, and at least one, if there is one.
     ///
     /// # Errors
     /// That the files can't be read.
     pub fn last(&mut self, rows: usize) -> Result<Page, ReadError> {
         let end = self.committed()?;
         self.index.extend(&self.files, end)?;
-        let skip = self.index.rows().saturating_sub(rows as u64);
-        let entry = self.index.entry_at_row(skip);
-        self.page(entry.offset, (skip - entry.rows_before) as usize, rows, end)
+        let by_number = self.index.entry_at_row(self.index.rows().saturating_sub(rows as u64));
+        let by_size = self.index.entry_before(end.saturating_sub(PAGE_BYTES_MAX).max(self.index.first_row()));
+        let mut newest = VecDeque::<Range<u64>>::new();
+        self.each_row(by_number.offset.max(by_size.offset), end, |row| {
+            newest.push_back(row);
+            while newest.len() > rows || newest.len() > 1 && end - newest[0].start > PAGE_BYTES_MAX {
+                newest.pop_front();
+            }
+            ControlFlow::Continue(())
+        })?;
+        let start = newest.front().map_or(end, |first| first.start);
+        newest.shrink_to_fit();
+        Ok(Page { rows: newest.into(), start, next: None })
     }
 
     /// The rows from an offset on, at which a row must begin; 0 stands for the first row.
@@ -170,7 +195,7 @@ impl Reader {
         if !self.is_row_start(offset, end)? {
             return Err(ReadError::NotARowStart { offset, end });
         }
-        self.page(offset, 0, limit, end)
+        Ok(self.page(offset, limit, end)?)
     }
 
     /// The rows from `from` on, at which a row must begin: up to 8 MiB of them, and at least one row, if there is one. Only
@@ -232,6 +257,11 @@ impl Reader {
         })
     }
 
+    /// Reads parts of the CSV without a refresh.
+    pub fn parts(&self) -> FileParts {
+        FileParts(Arc::clone(&self.files))
+    }
+
     /// The file up to its verified end.
     ///
     /// # Errors
@@ -266,31 +296,40 @@ impl Reader {
         Ok(splitter.at() == offset)
     }
 
-    fn page(&self, from: u64, skip: usize, limit: usize, end: u64) -> Result<Page, ReadError> {
-        let (mut skip, mut rows, mut next, mut page_end) = (skip, Vec::new(), None, from);
+    /// Finds the rows from an offset on, at which a row begins: the first `limit` of them, or fewer if they are larger than a page.
+    fn page(&self, from: u64, limit: usize, end: u64) -> io::Result<Page> {
+        let mut page = Page { rows: Vec::new(), start: from, next: None };
+        self.each_row(from, end, |row| {
+            let first = page.rows.first().map_or(row.start, |first| first.start);
+            if page.rows.len() == limit || row.start - first > PAGE_BYTES_MAX {
+                page.next = Some(row.start);
+                return ControlFlow::Break(());
+            }
+            page.rows.push(row);
+            ControlFlow::Continue(())
+        })?;
+        page.rows.shrink_to_fit();
+        Ok(page)
+    }
+
+    /// Finds the rows between two offsets at which rows begin. Blank lines are no rows.
+    fn each_row(&self, from: u64, end: u64, mut found: impl FnMut(Range<u64>) -> ControlFlow<()>) -> io::Result<()> {
         let mut input = FileRange::new(&self.files, FileKind::Csv, from, end);
         let (mut splitter, mut chunk) = (RowSplitter::new(from), vec![0; CHUNK_BYTES]);
-        let mut start_of_page = from;
-        while next.is_none() {
+        let mut flow = ControlFlow::Continue(());
+        while flow.is_continue() {
             let read = input.read(&mut chunk)?;
             if read == 0 {
                 break;
             }
             splitter.feed(&chunk[..read], &mut |piece| {
                 let Piece::Row(offset, row) = piece else { return };
-                if without_line_end(row).is_empty() || next.is_some() {
-                } else if skip > 0 {
-                    (skip, start_of_page) = (skip - 1, offset + row.len() as u64);
-                    page_end = start_of_page;
-                } else if rows.len() == limit || !rows.is_empty() && offset - start_of_page > PAGE_BYTES_MAX {
-                    next = Some(offset);
-                } else {
-                    rows.push(Row { offset, cells: cells_of(row) });
-                    page_end = offset + row.len() as u64;
+                if flow.is_continue() && !without_line_end(row).is_empty() {
+                    flow = found(offset..offset + row.len() as u64);
                 }
             });
         }
-        Ok(Page { rows, end: page_end, next })
+        Ok(())
     }
 }
 

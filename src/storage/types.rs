@@ -1,6 +1,6 @@
 //! What callers pass to storage, and what they get back.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{ops::Range, path::PathBuf, sync::Arc, time::Instant};
 
 use crate::{
     api::acknowledgement::Acknowledgement,
@@ -117,13 +117,13 @@ pub struct Row {
     pub cells: Vec<String>,
 }
 
-/// Consecutive rows.
+/// Where consecutive rows are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
-    /// In the file's order.
-    pub rows: Vec<Row>,
-    /// Offset after the last of them.
-    pub end: u64,
+    /// From the first byte of each row to the end of its line ending, in the file's order.
+    pub rows: Vec<Range<u64>>,
+    /// Offset of the first row, or of the end of the file.
+    pub start: u64,
     /// Offset of the following row, if there is one yet.
     pub next: Option<u64>,
 }

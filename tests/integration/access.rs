@@ -185,6 +185,31 @@ async fn sighup_reloads_the_certificate() {
     until("the new certificate is served", async || curl(&format!("{url}/livez"), &other, &[]).is_some()).await;
 }
 
+#[tokio::test]
+async fn stalled_reader_over_tls_is_disconnected() {
+    let bench = Bench::with_file(On::Embedded, format!("data\n{}", "0123456789\n".repeat(2 << 20)).as_bytes());
+    let [cert, key] = certificate(bench.folder(), "one");
+    let settings = [("ROWLOCK_TLS_CERT", &*cert), ("ROWLOCK_TLS_KEY", &*key), ("ROWLOCK_MAX_CONNECTIONS", "1")];
+    let mut command = bench.command(&settings);
+    command.args(["--write-timeout", "1s"]);
+    let replica = Replica::start(command);
+    let url = replica.url.replace("127.0.0.1", "localhost");
+    let path = bench.folder().join("part");
+    let slow = Command::new("curl")
+        .args(["-sS", "--cacert", &cert, "-o"])
+        .arg(&path)
+        .arg(format!("{url}/rows.csv"))
+        .args(["--limit-rate", "64K"])
+        .spawn();
+    let mut slow = slow.expect("curl runs");
+    until("the answer has begun", async || fs::metadata(&path).is_ok_and(|file| file.len() > 0)).await;
+    let stopped = Command::new("kill").args(["-STOP", &slow.id().to_string()]).status();
+    assert!(stopped.expect("kill runs").success());
+    until("its connection is closed", async || curl(&format!("{url}/livez"), &cert, &[]).is_some()).await;
+    slow.kill().expect("curl still runs");
+    slow.wait().expect("a child process");
+}
+
 #[test]
 fn unusable_certificate_ends_the_start() {
     let bench = Bench::new(On::Embedded);

@@ -62,6 +62,51 @@ fn every_route_is_in_the_contract() {
 }
 
 #[test]
+fn contract_is_usable_by_generators_and_stateful_tools() {
+    // In TypeScript, a field with a default is mandatory.
+    let contract = file("openapi.yaml");
+    assert!(!contract.lines().any(|line| line.trim_start().starts_with("default:")));
+    assert_eq!(
+        contract
+            .matches("operationId: rows\n              parameters:\n                from: $response.body#/offset")
+            .count(),
+        2
+    );
+    let operations = contract.matches("operationId: ").count() - 2;
+    assert_eq!(contract.matches("\n      tags:\n").count(), operations, "each operation has a tag");
+    let security: Vec<_> = contract.split("\n      security:").skip(1).collect();
+    assert_eq!(security.len(), operations);
+    let is_optional = |text: &&&str| text.starts_with("\n      - {}\n      - token: []\n");
+    assert_eq!(security.iter().filter(is_optional).count(), 8);
+    assert!(security.iter().all(|text| is_optional(&text) || text.starts_with(" []\n")));
+}
+
+#[tokio::test]
+async fn first_example_of_each_body_fits_a_new_file() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[]);
+    let yaml = "import json, sys, yaml; print(json.dumps(yaml.safe_load(open(sys.argv[1]))))";
+    let output =
+        python_tool("python").args(["-c", yaml, concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.yaml")]).output();
+    let document: serde_json::Value = serde_json::from_slice(&output.expect("python runs").stdout).expect("JSON");
+    for (path, types) in [("/append", 1), ("/append/batch", 3)] {
+        let content = document["paths"][path]["post"]["requestBody"]["content"].as_object().expect("types");
+        let with_examples = content.iter().filter_map(|(name, body)| Some((name, body["examples"].as_object()?)));
+        let mut sent = 0;
+        for (name, examples) in with_examples {
+            // The page shows the first one.
+            let first = &examples.values().next().expect("an example")["value"];
+            let text = first.as_str().map_or_else(|| first.to_string(), str::to_owned);
+            let request = replica.request(reqwest::Method::POST, path).header("content-type", name).body(text);
+            let response = request.send().await.expect("an answer");
+            assert_eq!(response.status(), 201, "{path} {name}: {first}");
+            sent += 1;
+        }
+        assert_eq!(sent, types, "{path}");
+    }
+}
+
+#[test]
 fn schemathesis_finds_no_answer_outside_the_contract() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[

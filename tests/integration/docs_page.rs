@@ -20,7 +20,7 @@ async fn contract_is_served_with_an_etag_by_every_replica() {
     let response = replica.get("/openapi.yaml", &[]).await;
     assert_eq!(
         (header(&response, "content-type"), header(&response, "cache-control")),
-        ("application/yaml", "no-cache")
+        ("text/plain; charset=utf-8", "no-cache")
     );
     let etag = header(&response, "etag").to_owned();
     let file = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.yaml")).expect("readable");
@@ -48,6 +48,7 @@ async fn docs_page_loads_nothing_from_other_hosts() {
     assert!(!policy.contains("unsafe") && !policy.contains("//") && !policy.contains(": *"), "{policy}");
 
     let page = page.text().await.expect("text");
+    assert!(page.contains("<title>Rowlock: HTTP API</title>"), "{page}");
     assert!(!page.contains("//") && !page.contains("<script>"), "{page}");
     let links = links(&page);
     assert!(links.len() >= 6, "{links:?}");
@@ -71,6 +72,8 @@ async fn docs_page_loads_nothing_from_other_hosts() {
     let setup = replica.get("/docs/swagger-initializer.js", &[]).await.text().await.expect("text");
     assert!(setup.contains("\"url\": \"/openapi.yaml\"") && setup.contains("\"validatorUrl\": \"none\""), "{setup}");
     assert!(!setup.contains("://"), "{setup}");
+    assert!(setup.contains("\"defaultModelsExpandDepth\": 0"), "the schemas are folded: {setup}");
+    assert!(setup.contains("prefers-color-scheme: dark"), "{setup}");
 }
 
 #[tokio::test]

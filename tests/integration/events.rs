@@ -275,6 +275,15 @@ async fn returning_subscriber_misses_no_row() {
     let (count, rows) = rows_up_to(&mut subscriber, at, bench.content().len() as u64).await;
     assert_eq!((count, rows), (1, vec!["live".to_owned()]));
 
+    for (query, header, offset) in [
+        (format!("?lastEventId={}", id.expect("an id")), None, json!(id)),
+        ("?lastEventId=x".to_owned(), id, json!(id)),
+    ] {
+        let mut subscriber = Subscriber::open(&replica, &query, header).await;
+        let (_, _, event) = subscriber.find(|(name, ..)| name == "rows").await;
+        assert_eq!(event["offset"], offset, "{query}");
+    }
+
     for id in [id.expect("an id") + 1, 1, u64::MAX] {
         let mut subscriber = Subscriber::open(&replica, "", Some(id)).await;
         // Stats may arrive in between.
@@ -285,6 +294,8 @@ async fn returning_subscriber_misses_no_row() {
         ("?last=101", "", "last"),
         ("?rows=-1", "", "rows"),
         ("?from=0", "", "from"),
+        ("?lastEventId=x", "", "lastEventId"),
+        ("?lastEventId=-1", "", "lastEventId"),
         ("", "x", "Last-Event-ID"),
         ("", "-1", "Last-Event-ID"),
         ("", "99999999999999999999", "Last-Event-ID"),

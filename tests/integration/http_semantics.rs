@@ -54,7 +54,10 @@ async fn cors_allows_the_configured_origins_only() {
         (status, &answered["access-control-allow-origin"]),
         (200, &"https://a.example".parse().expect("a header"))
     );
-    assert!(answered["access-control-allow-headers"].to_str().expect("text").contains("idempotency-key"));
+    let allowed = answered["access-control-allow-headers"].to_str().expect("text").to_owned();
+    for name in ["authorization", "content-encoding", "content-type", "idempotency-key", "if-match", "last-event-id"] {
+        assert!(allowed.split(',').any(|allowed| allowed == name), "{name}: {allowed}");
+    }
     let (_, answered) = headers(&some, Method::GET, "/rows", &preflight).await;
     assert_eq!(answered["access-control-allow-origin"], "https://a.example");
     assert!(answered["access-control-expose-headers"].to_str().expect("text").contains("retry-after"));
@@ -100,6 +103,28 @@ async fn log_line_names_request_and_trace() {
     let log = replica.log();
     let line = log.lines().find(|line| line.contains("order-17")).expect("a line");
     assert!(line.contains(trace) && line.contains("outcome=\"written\""), "{line}");
+}
+
+#[tokio::test]
+async fn traceparent_is_continued_only_if_it_is_valid() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[]);
+    let ids = "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7";
+    let valid = format!("00-{ids}-01");
+    for (sent, is_continued) in [
+        (vec![valid.clone()], true),
+        (vec![format!("01-{ids}-01-extra")], true),
+        (vec![format!("00-{ids}-01-extra")], false),
+        (vec![format!("ff-{ids}-01")], false),
+        (vec![format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32))], false),
+        (vec![valid.clone(), valid.clone()], false),
+    ] {
+        let request = replica.request(Method::GET, "/livez");
+        let request = sent.iter().fold(request, |request, value| request.header("traceparent", value));
+        let response = request.send().await.expect("an answer");
+        let answered = header(&response, "traceparent");
+        assert_eq!((answered == valid, answered.len()), (is_continued, 55), "{sent:?}: {answered}");
+    }
 }
 
 /// Sends a request whose answer must be JSON with a newline at its end, and a `Content-Length` that counts it.

@@ -8,6 +8,7 @@ mod check_command;
 mod client_recipes;
 mod command_line;
 mod concurrent_appends;
+mod conditional_requests;
 mod configuration;
 mod contract;
 mod csv_files;
@@ -35,6 +36,7 @@ mod readme;
 mod redis_connections;
 mod redis_topologies;
 mod shutdown;
+mod slow_readers;
 mod style;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "shared with the crash tests")]

@@ -167,6 +167,39 @@ async fn headerless_file_is_read_as_arrays() {
 }
 
 #[tokio::test]
+async fn page_is_bounded_by_bytes_as_well_as_rows() {
+    const ROW_BYTES: usize = 900_001;
+    let row = format!("{}\n", "x".repeat(ROW_BYTES - 1));
+    // Blank lines are no rows.
+    let bench = Bench::with_file(On::Embedded, format!("data\n{}\n\n{}", row.repeat(12), row.repeat(12)).as_bytes());
+    let replica = bench.replica(&[]);
+    let offsets = |page: &Value| -> Vec<u64> {
+        let rows = page["rows"].as_array().expect("rows").iter();
+        rows.map(|row| row["offset"].as_u64().expect("an offset")).collect()
+    };
+    let all: Vec<u64> = (0..24_u64).map(|n| 5 + n * ROW_BYTES as u64 + if n < 12 { 0 } else { 2 }).collect();
+    for limit in [1, 5, 10_000] {
+        let (mut read, mut next) = (Vec::new(), Some(0));
+        while let Some(from) = next {
+            let (_, page) = rows(&replica, &format!("?from={from}&limit={limit}")).await;
+            // 8 MiB and the row that exceeds them.
+            assert!((1..=10.min(limit)).contains(&offsets(&page).len()), "{limit}");
+            read.extend(offsets(&page));
+            next = page["next"].as_u64();
+        }
+        assert_eq!(read, all, "limit {limit}");
+    }
+    for (last, expected) in [(1, 1), (9, 9), (10, 9), (10_000, 9)] {
+        let (_, page) = rows(&replica, &format!("?last={last}")).await;
+        assert_eq!((offsets(&page), &page["next"]), (all[24 - expected..].to_vec(), &Value::Null), "last {last}");
+    }
+    let bench = Bench::with_file(On::Embedded, format!("data\na\n\"{}\"\n", row.repeat(12)).as_bytes());
+    let (_, page) = rows(&bench.replica(&[]), "?last=5").await;
+    assert_eq!(offsets(&page), [7], "one row, however large");
+    assert_eq!(page["rows"][0]["fields"]["data"].as_str().map(str::len), Some(12 * ROW_BYTES));
+}
+
+#[tokio::test]
 async fn file_is_sent_whole_by_range_or_not_modified() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&SETTINGS);
@@ -195,12 +228,10 @@ async fn file_is_sent_whole_by_range_or_not_modified() {
             assert_eq!(part.text().await.expect("text"), content[from..to], "{range}");
         }
     }
-    for range in [format!("bytes={len}-"), "bytes=9-3".to_owned(), "bytes=x".to_owned()] {
-        let refused = replica.get("/rows.csv", &[("range", &range)]).await;
-        assert_eq!(refused.status(), StatusCode::RANGE_NOT_SATISFIABLE, "{range}");
-        assert_eq!(header(&refused, "content-range"), format!("bytes */{len}"));
-        assert_eq!(refused.json::<Value>().await.expect("JSON")["code"], "range_not_satisfiable");
-    }
+    let refused = replica.get("/rows.csv", &[("range", &format!("bytes={len}-"))]).await;
+    assert_eq!(refused.status(), StatusCode::RANGE_NOT_SATISFIABLE);
+    assert_eq!(header(&refused, "content-range"), format!("bytes */{len}"));
+    assert_eq!(refused.json::<Value>().await.expect("JSON")["code"], "range_not_satisfiable");
     for headers in [
         [("range", "bytes=0-1,5-6"), ("x", "")],
         [("range", "bytes=0-1"), ("if-range", "\"other\"")],

@@ -73,8 +73,8 @@ impl<'a> AppendRequest<'a> {
 /// The bodies that `parse` accepts, as JSON Schemas.
 pub(crate) fn schemas() -> Value {
     let sleep = json!({
-        "description": "Seconds to hold the lock before the row is written; at most ROWLOCK_MAX_SLEEP (default 60 s).",
-        "type": "number", "minimum": 0, "default": 0,
+        "description": "Seconds to hold the lock before the row is written, 0 unless given; at most ROWLOCK_MAX_SLEEP (default 60 s).",
+        "type": "number", "minimum": 0,
     });
     json!({
         "AppendRequest": {
@@ -83,8 +83,8 @@ pub(crate) fn schemas() -> Value {
                 "data": {"$ref": "#/components/schemas/Data"},
                 "sleep": sleep,
                 "skip_release": {
-                    "description": "Do not release the lock after the write but let it expire, as after a crash of the replica.",
-                    "type": "boolean", "default": false,
+                    "description": "Do not release the lock after the write but let it expire, as after a crash of the replica; false unless given.",
+                    "type": "boolean",
                 },
             },
         },
@@ -93,7 +93,7 @@ pub(crate) fn schemas() -> Value {
             "properties": {
                 "data": {"type": "string", "description": "The cell of the first data column. No NUL characters."},
                 "sleep": sleep,
-                "skip_release": {"type": "string", "enum": ["true", "false", "1", "0"], "default": "false"},
+                "skip_release": {"type": "string", "enum": ["true", "false", "1", "0"], "description": "As in JSON."},
             },
         },
         "Data": {

@@ -8,11 +8,13 @@ use serde_json::{Value, json};
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{
-        Components, ComponentsBuilder, Header, InfoBuilder, License, OpenApi, OpenApiBuilder, RefOr, Required, Schema,
-        Server,
+        Components, ComponentsBuilder, Header, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, RefOr, Required,
+        Schema, Server,
         header::HeaderBuilder,
+        link::{Link, LinkBuilder},
         path::{Operation, PathItem},
         security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+        tag::TagBuilder,
     },
 };
 
@@ -34,14 +36,28 @@ const DESCRIPTION: &str = "Many replicas, one CSV, every acknowledged row exactl
 `HEAD` works on every path that has `GET`. Every refusal is a `Problem`, also for unknown paths (404 `not_found`) and methods (405 \
 `method_not_allowed`); only a request that is not valid HTTP is refused without one. Answers without an `ETag` are not to be cached.";
 
+const LICENSE: &str = env!("CARGO_PKG_LICENSE");
+/// The tags of all operations, in the order of the page.
+const TAGS: [(&str, &str); 7] = [
+    ("rows", "Append rows and read them back."),
+    ("events", "Follow rows, the lock and figures of all replicas."),
+    ("lock", "The lock that all replicas share."),
+    ("health", "Probes for load balancers."),
+    ("metrics", "Figures for Prometheus."),
+    ("contract", "This contract and its page."),
+    ("page", "The live page."),
+];
+
 /// The document without its operations.
 pub(crate) fn head() -> OpenApi {
     let info = InfoBuilder::new()
         .title("Rowlock")
         .version(env!("CARGO_PKG_VERSION"))
         .description(Some(DESCRIPTION))
-        .license(Some(License::new(env!("CARGO_PKG_LICENSE"))));
-    OpenApiBuilder::new().info(info).servers(Some([Server::new("/")])).components(Some(components())).build()
+        .license(Some(LicenseBuilder::new().name(LICENSE).identifier(Some(LICENSE)).build()));
+    let tags = TAGS.map(|(name, description)| TagBuilder::new().name(name).description(Some(description)).build());
+    let servers = [Server::new("/")];
+    OpenApiBuilder::new().info(info).servers(Some(servers)).tags(Some(tags)).components(Some(components())).build()
 }
 
 fn components() -> Components {
@@ -99,6 +115,9 @@ fn headers() -> [(&'static str, Header); 6] {
 pub(crate) fn finish(api: &mut OpenApi) {
     for (path, method, operation) in api.paths.paths.iter_mut().flat_map(|(path, item)| operations(path, item)) {
         add_authorization(path, &method, operation);
+        if let Some(RefOr::T(created)) = operation.responses.responses.get_mut("201") {
+            created.links.insert("rows".to_owned(), RefOr::T(link_to_rows()));
+        }
         if let Some(RefOr::T(body)) = &mut operation.request_body {
             body.required = Some(Required::True);
         }
@@ -116,6 +135,12 @@ pub(crate) fn finish(api: &mut OpenApi) {
     }
 }
 
+/// From the answer of an append to its rows.
+fn link_to_rows() -> Link {
+    let link = LinkBuilder::new().operation_id("rows").parameter("from", "$response.body#/offset");
+    link.description("The rows, from the first of them on.").build()
+}
+
 fn operations<'a>(path: &'a str, item: &'a mut PathItem) -> impl Iterator<Item = (&'a str, Method, &'a mut Operation)> {
     let all = [(Method::GET, &mut item.get), (Method::POST, &mut item.post), (Method::DELETE, &mut item.delete)];
     all.into_iter().filter_map(move |(method, operation)| Some((path, method, operation.as_mut()?)))
@@ -124,8 +149,11 @@ fn operations<'a>(path: &'a str, item: &'a mut PathItem) -> impl Iterator<Item =
 /// Adds the role that an operation needs, and the refusals of the authorization layer.
 fn add_authorization(path: &str, method: &Method, operation: &mut Operation) {
     let mut codes = Vec::new();
+    // A replica without tokens is open.
+    operation.security = Some(Vec::new());
     if let Some(role) = Role::needed(method, path) {
-        operation.security = Some(vec![SecurityRequirement::new(TOKEN, [] as [&str; 0])]);
+        let token = SecurityRequirement::new(TOKEN, [] as [&str; 0]);
+        operation.security = Some(vec![SecurityRequirement::default(), token]);
         let description = operation.description.get_or_insert_default();
         let gap = if description.is_empty() { "" } else { "\n\n" };
         description.push_str(&format!("{gap}Needs the role `{}`, if tokens are configured.", role.name()));

@@ -35,12 +35,13 @@ refusals! {
     BatchRefused:
         BrokenBody BadKey BodyTimeout KeyInFlight BatchTooLarge UnsupportedMediaType InvalidField KeyReused SyncFailed
         Internal QueueFull WaitTimeout RedisUnavailable LockLost FileBusy FileReplaced Draining DiskFull;
-    RowsRefused: InvalidField NotARowStart Internal FileBusy FileReplaced;
-    FileRefused: InvalidField RangeNotSatisfiable Internal;
+    RowsRefused: InvalidField NotARowStart Internal QueueFull FileBusy FileReplaced;
+    FileRefused: PreconditionFailed InvalidField RangeNotSatisfiable Internal QueueFull FileBusy FileReplaced;
     EventsRefused: InvalidField Internal QueueFull FileBusy FileReplaced;
     LockRefused: RedisUnavailable Internal;
     ReleaseRefused: SyncFailed Internal RedisUnavailable LockLost FileBusy FileReplaced Draining DiskFull;
-    AssetRefused: NotFound Internal;
+    AssetRefused: NotFound Internal QueueFull;
+    ContentRefused: Internal QueueFull;
     NeverRefused: Internal;
 }
 

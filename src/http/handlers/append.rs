@@ -29,9 +29,9 @@ use crate::{api::acknowledgement::Acknowledgement, csv::idempotency_key::Key};
         description = "At most ROWLOCK_BODY_LIMIT bytes (default 1 MiB) of UTF-8, received within 30 s.",
         content(
             (ref("#/components/schemas/AppendRequest") = "application/json", examples(
-                ("text" = (value = json!({"data": "hello"}))),
-                ("array" = (value = json!({"data": ["Oslo", 709_037, true]}))),
-                ("object" = (value = json!({"data": {"city": "Oslo", "people": 709_037}}))),
+                ("a_cell" = (value = json!({"data": "hello"}))),
+                ("cells_in_order" = (value = json!({"data": ["Oslo", 709_037, true]}))),
+                ("cells_by_name" = (value = json!({"data": {"city": "Oslo", "people": 709_037}}))),
                 ("slow" = (value = json!({"data": "slow", "sleep": 2.5}))),
                 ("crash" = (value = json!({"data": "crash", "skip_release": true}))),
             )),

@@ -43,6 +43,8 @@ const ROWS_DEFAULT: usize = 20;
 const RETRY: Duration = Duration::from_secs(1);
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// How polyfills of `EventSource` send it, since a header would need a CORS preflight.
+const LAST_EVENT_ID_PARAMETER: &str = "lastEventId";
 
 /// The replica that sends the events, what it accepts, and what the subscriber may do.
 #[derive(Serialize, ToSchema)]
@@ -130,12 +132,14 @@ struct Subscription {
 #[utoipa::path(
     get,
     path = "/events",
+    tag = "events",
     operation_id = "events",
     params(
         ("rows" = Option<u64>, Query, maximum = 100, description = "The most rows of one event; default 20. They have at most \
             64 KiB."),
         ("last" = Option<u64>, Query, maximum = 100, description = "How many existing rows to begin with; default 0."),
         ("Last-Event-ID" = Option<String>, Header, nullable = false, description = "Continue with the rows after this byte of the file."),
+        ("lastEventId" = Option<String>, Query, nullable = false, description = "The same as a parameter, for clients that cannot set the header. The header wins."),
     ),
     responses(
         (status = OK, description = "A stream, until the subscriber disconnects or the replica shuts down.", content_type = "text/event-stream",
@@ -149,10 +153,10 @@ pub(crate) async fn events(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let mut parameters = Parameters::parse(query.as_deref(), &["last", "rows"])?;
+    let mut parameters = Parameters::parse(query.as_deref(), &["last", "rows", LAST_EVENT_ID_PARAMETER])?;
     let last = parameters.count("last", 0..=NEW_ROWS_MAX)?.unwrap_or(0);
     let rows_max = parameters.count("rows", 0..=NEW_ROWS_MAX)?.unwrap_or(ROWS_DEFAULT);
-    let resume = headers.get(LAST_EVENT_ID).map(offset).transpose()?;
+    let resume = resume_at(&headers, parameters.take(LAST_EVENT_ID_PARAMETER))?;
     let slot = Arc::clone(&app.subscriber_slots).try_acquire_owned();
     let slot = slot.map_err(|_| ApiError::TooManySubscribers(SUBSCRIBERS_MAX))?;
     let live = app.events.subscribe();
@@ -179,10 +183,17 @@ pub(crate) async fn events(
     Ok((headers, sse).into_response())
 }
 
-fn offset(value: &HeaderValue) -> Result<u64, InvalidField> {
-    let accepted =
-        || InvalidField::new("Last-Event-ID", "accepted: the id of a rows event, the offset where its rows end");
-    value.to_str().ok().and_then(digits).ok_or_else(accepted)
+/// Where to resume. The header wins; without an id, nothing is resumed.
+fn resume_at(headers: &HeaderMap, parameter: Option<String>) -> Result<Option<u64>, InvalidField> {
+    let (name, id) = match headers.get(LAST_EVENT_ID) {
+        Some(header) => ("Last-Event-ID", header.to_str().unwrap_or("not text").to_owned()),
+        None => (LAST_EVENT_ID_PARAMETER, parameter.unwrap_or_default()),
+    };
+    if id.is_empty() {
+        return Ok(None);
+    }
+    let accepted = || InvalidField::new(name, "accepted: the id of a rows event, the offset where its rows end");
+    digits(&id).map(Some).ok_or_else(accepted)
 }
 
 impl Subscription {
@@ -210,12 +221,11 @@ impl Subscription {
             }
             None if last == 0 => SseEvent::default().comment("from now on"),
             None => {
-                let page = self.app.reading.last(last).await?;
-                let (count, end) = (page.rows.len() as u64, page.end);
-                let offset = page.rows.first().map_or(end, |row| row.offset);
-                // A page may end before the file does.
-                (self.at, self.catching_up) = (Some(end), page.next.is_some());
-                self.rows(&NewRows { offset, end, count, rows: page.rows }, last)
+                let (page, _) = self.app.reading.last(last).await?;
+                let news = self.app.reading.new_rows(page.start, last).await?;
+                // The rows may be more than `new_rows` reads at once.
+                (self.at, self.catching_up) = (Some(news.end), true);
+                self.rows(&news, last)
             }
         })
     }

@@ -15,6 +15,8 @@ use crate::http::{
 };
 
 /// Liveness: the process answers
+///
+/// Does not check Redis or the volume, since a restart repairs neither.
 #[utoipa::path(
     get,
     path = "/livez",

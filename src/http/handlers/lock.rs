@@ -11,6 +11,8 @@ use crate::http::{
 };
 
 /// The lock's holder and waiters
+///
+/// Says which replica holds the lock, under which token and for how long, and which replicas wait, the longest waiter first.
 #[utoipa::path(
     get,
     path = "/lock",

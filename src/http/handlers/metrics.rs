@@ -28,6 +28,7 @@ const SHARED_TIMEOUT: Duration = Duration::from_secs(1);
 #[utoipa::path(
     get,
     path = "/metrics",
+    tag = "metrics",
     operation_id = "metrics",
     responses(
         (status = OK, description = "The text format of Prometheus.", content_type = "text/plain; version=0.0.4", body = String,

@@ -13,3 +13,4 @@ pub(super) mod openapi;
 pub(super) mod page;
 pub(super) mod rows;
 pub(super) mod rows_csv;
+mod rows_page;

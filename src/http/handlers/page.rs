@@ -4,14 +4,13 @@ use std::{collections::HashMap, sync::LazyLock};
 
 use axum::{
     extract::{Path, rejection::PathRejection},
-    http::HeaderMap,
     response::Response,
 };
 
 use crate::http::{
     contract::{
         parameters::{IfNoneMatch, parameters},
-        refusals::{AssetRefused, NeverRefused},
+        refusals::{AssetRefused, ContentRefused},
     },
     error::ApiError,
     static_content::{StaticContent, answer_named},
@@ -42,6 +41,8 @@ parameters! {
 }
 
 /// The live page
+///
+/// Shows in a browser what `/events` and `/lock` answer.
 #[utoipa::path(
     get,
     path = "/",
@@ -58,18 +59,20 @@ parameters! {
                 ("Referrer-Policy" = String, description = "`no-referrer`"),
             )),
         (status = NOT_MODIFIED, description = "The client's copy is current."),
-        NeverRefused,
+        ContentRefused,
     ),
 )]
-pub(crate) async fn page(headers: HeaderMap) -> Response {
+pub(crate) async fn page() -> Response {
     static PAGE: LazyLock<StaticContent> = LazyLock::new(|| {
         let page: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/web/index.html"));
         StaticContent::new("text/html; charset=utf-8", page)
     });
-    PAGE.answer(&headers)
+    PAGE.answer()
 }
 
 /// A file of the live page
+///
+/// A script, a style sheet or an icon.
 #[utoipa::path(
     get,
     path = "/web/{file}",
@@ -85,10 +88,10 @@ pub(crate) async fn page(headers: HeaderMap) -> Response {
         AssetRefused,
     ),
 )]
-pub(crate) async fn asset(name: Result<Path<String>, PathRejection>, headers: HeaderMap) -> Result<Response, ApiError> {
+pub(crate) async fn asset(name: Result<Path<String>, PathRejection>) -> Result<Response, ApiError> {
     static CONTENTS: LazyLock<HashMap<&str, StaticContent>> =
         LazyLock::new(|| FILES.map(|(name, content)| (name, StaticContent::new(media_type(name), content))).into());
-    answer_named(&CONTENTS, name, &headers)
+    answer_named(&CONTENTS, name)
 }
 
 fn media_type(name: &str) -> &'static str {

@@ -15,11 +15,11 @@ use crate::http::{
     app::App,
     contract::{from_json, refusals::RowsRefused},
     error::ApiError,
-    json::json_answer,
+    handlers::rows_page::page_answer,
     query::{Parameters, digits},
 };
 use crate::{
-    commit::reading::{Page, Row},
+    commit::reading::Row,
     csv::schema::{InvalidField, Schema},
 };
 
@@ -37,27 +37,28 @@ enum Selection {
 
 /// Read rows
 ///
-/// Returns the `last` rows, or the rows `from` an offset; whole rows only, and all that any replica has acknowledged. A page ends after
-/// `limit` rows or 8 MiB, but holds at least one row; `next` is the offset of the next page.
+/// Returns the `last` rows, or the rows `from` an offset; whole rows only, and all that any replica has acknowledged. `last` returns as
+/// many of the newest rows as fit in 8 MiB of the file, and at least one. `from` ends a page after `limit` rows, or with the row that
+/// exceeds 8 MiB; `next` is the offset of the next page.
 #[utoipa::path(
     get,
     path = "/rows",
     tag = "rows",
     operation_id = "rows",
     params(
-        ("last" = Option<u64>, Query, minimum = 1, maximum = 10_000, description = "How many rows; default 50, unless `from` is given."),
+        ("last" = Option<u64>, Query, minimum = 1, maximum = 10_000, description = "How many of the newest rows; 50 unless this or `from` is given."),
         ("from" = Option<u64>, Query, description = "The byte offset where a row starts, from an answer or a page; 0 is the \
             first row, and the end of the file is accepted."),
-        ("limit" = Option<u64>, Query, minimum = 1, maximum = 10_000, description = "With `from`: the most rows of the page; default 1000."),
+        ("limit" = Option<u64>, Query, minimum = 1, maximum = 10_000, description = "With `from`: the most rows of the page; 1000 unless given."),
     ),
     responses((status = OK, description = "Rows in the order of the file.", body = PageBody), RowsRefused),
 )]
 pub(crate) async fn rows(State(app): State<App>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
-    let page = match parse(query.as_deref())? {
+    let (page, file) = match parse(query.as_deref())? {
         Selection::Last(rows) => app.reading.last(rows).await?,
         Selection::From { offset, limit } => app.reading.from(offset, limit).await?,
     };
-    Ok(json_answer(&PageBody::new(&page, app.appender.schema())))
+    page_answer(app, page, file).await
 }
 
 fn parse(query: Option<&str>) -> Result<Selection, ApiError> {
@@ -76,8 +77,10 @@ fn parse(query: Option<&str>) -> Result<Selection, ApiError> {
     }
 }
 
+// `page_answer` writes it.
 /// Rows in the order of the file.
-#[derive(Serialize, ToSchema)]
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "describes the answer")]
 #[schema(as = Page, example = json!({
     "rows": [{"offset": 29, "fields": {"replica": "one", "token": "1", "data": "hello"}}],
     "next": null,
@@ -113,12 +116,6 @@ fn fields() -> RefOr<JsonSchema> {
 struct Fields<'a> {
     names: Option<&'a [String]>,
     cells: &'a [String],
-}
-
-impl<'a> PageBody<'a> {
-    fn new(page: &'a Page, schema: &'a Schema) -> Self {
-        Self { rows: row_bodies(&page.rows, schema), next: page.next }
-    }
 }
 
 /// Pairs the cells with their column names.

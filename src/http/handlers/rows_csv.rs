@@ -3,18 +3,18 @@
 use axum::{
     body::{Body, Bytes},
     extract::{RawQuery, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use futures_util::stream;
 
 use crate::http::{
     app::App,
+    conditional::{check_if_match, client_has, may_send_range, validators},
     contract::{parameters::IfNoneMatch, refusals::FileRefused},
     error::ApiError,
     header_value::header_value,
-    query::Parameters,
-    static_content::{client_has, validators},
+    query::{Parameters, digits},
 };
 use crate::{
     commit::reading::{Snapshot, read_part},
@@ -27,12 +27,11 @@ const TYPE_HEADERLESS: &str = "text/csv; charset=utf-8; header=absent";
 const CHUNK_BYTES: u64 = 256 << 10;
 
 /// Which part of the file a request gets.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 enum RangeOutcome {
     Whole,
     /// Start, and end exclusive.
     Range(u64, u64),
-    Unchanged,
     Unsatisfiable,
 }
 
@@ -48,13 +47,14 @@ enum RangeOutcome {
     operation_id = "rowsCsv",
     params(
         ("formula_guard" = Option<String>, Query, nullable = false, pattern = "^(on|off)$", description = "`on` or `off`; default `off`."),
-        ("Range" = Option<String>, Header, nullable = false, description = "One range of bytes. For several ranges, the whole file is sent."),
+        ("Range" = Option<String>, Header, nullable = false, description = "One range of bytes. For several ranges, or a range that is not well-formed, the whole file is sent."),
         ("If-Range" = Option<String>, Header, nullable = false, description = "An `ETag`. If the file has another one, the whole file is sent."),
+        ("If-Match" = Option<String>, Header, nullable = false, description = "`ETag`s, or `*`. 412 if the file has none of them."),
         IfNoneMatch,
     ),
     responses(
         (status = OK, description = "The whole file.", content_type = "text/csv", body = String, headers(
-            ("ETag" = String, description = "Changes with every row."),
+            ("ETag" = String, description = "Changes with every row; weak if the answer is compressed."),
             ("Accept-Ranges" = String, description = "`bytes`; `none` with `formula_guard=on`."),
         )),
         (status = PARTIAL_CONTENT, description = "The range of the file.", content_type = "text/csv", body = String, headers(
@@ -68,16 +68,24 @@ enum RangeOutcome {
 )]
 pub(crate) async fn rows_csv(
     State(app): State<App>,
+    method: Method,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let is_guarded = wants_guard(query.as_deref())?;
     let snapshot = app.reading.snapshot().await?;
+    let etag = format!("\"{}{}\"", snapshot.tag(), if is_guarded { "-guarded" } else { "" });
+    // The order of RFC 9110, section 13.2.2. The route's layer answers 304 itself, so that a 304 has the headers of the 200.
+    check_if_match(&headers, &etag)?;
+    let range_counts =
+        method == Method::GET && !is_guarded && !client_has(&headers, &etag) && may_send_range(&headers, &etag);
+    let range = if range_counts { requested_range(&headers, snapshot.bytes()) } else { RangeOutcome::Whole };
     let has_header = app.appender.schema().width().is_some();
     let content_type = HeaderValue::from_static(if has_header { TYPE } else { TYPE_HEADERLESS });
-    let mut response = if is_guarded { guarded(snapshot, &headers) } else { plain(snapshot, &headers)? };
+    let mut response = if is_guarded { guarded(snapshot) } else { plain(snapshot, range) };
     if response.status().is_success() {
         response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+        response.headers_mut().extend(validators(&etag));
     }
     Ok(response)
 }
@@ -92,54 +100,50 @@ fn wants_guard(query: Option<&str>) -> Result<bool, ApiError> {
 }
 
 /// The whole file with each cell guarded. Its length is known only after it is sent.
-fn guarded(snapshot: Snapshot, headers: &HeaderMap) -> Response {
-    let etag = format!("\"{}-guarded\"", snapshot.tag());
-    if client_has(headers, &etag) {
-        return (StatusCode::NOT_MODIFIED, validators(&etag)).into_response();
-    }
-    let ranges = [(header::ACCEPT_RANGES, HeaderValue::from_static("none"))];
-    (validators(&etag), ranges, send_guarded(snapshot)).into_response()
+fn guarded(snapshot: Snapshot) -> Response {
+    ([(header::ACCEPT_RANGES, HeaderValue::from_static("none"))], send_guarded(snapshot)).into_response()
 }
 
-fn plain(snapshot: Snapshot, headers: &HeaderMap) -> Result<Response, ApiError> {
-    let (len, etag) = (snapshot.bytes(), format!("\"{}\"", snapshot.tag()));
-    let (status, from, to) = match requested_range(headers, len, &etag) {
+fn plain(snapshot: Snapshot, range: RangeOutcome) -> Response {
+    let len = snapshot.bytes();
+    let (status, from, to) = match range {
         RangeOutcome::Whole => (StatusCode::OK, 0, len),
         RangeOutcome::Range(from, to) => (StatusCode::PARTIAL_CONTENT, from, to),
-        RangeOutcome::Unchanged => return Ok((StatusCode::NOT_MODIFIED, validators(&etag)).into_response()),
         RangeOutcome::Unsatisfiable => {
             let all = header_value(format!("bytes */{len}"));
-            return Ok(([(header::CONTENT_RANGE, all)], ApiError::RangeNotSatisfiable(len)).into_response());
+            return ([(header::CONTENT_RANGE, all)], ApiError::RangeNotSatisfiable(len)).into_response();
         }
     };
-    let mut response = (status, validators(&etag), send(snapshot, from, to)).into_response();
+    let mut response = (status, send(snapshot, from, to)).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(to - from));
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     if status == StatusCode::PARTIAL_CONTENT {
         headers.insert(header::CONTENT_RANGE, header_value(format!("bytes {from}-{}/{len}", to - 1)));
     }
-    Ok(response)
+    response
 }
 
-fn requested_range(headers: &HeaderMap, len: u64, etag: &str) -> RangeOutcome {
-    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    if client_has(headers, etag) {
-        return RangeOutcome::Unchanged;
-    }
-    // If the file has changed since the client received a part of it, the whole file is sent.
-    let is_unchanged = text(header::IF_RANGE).is_none_or(|tag| tag.trim() == etag);
-    let Some(range) = text(header::RANGE).filter(|range| is_unchanged && range.starts_with("bytes=")) else {
+/// RFC 9110 allows to answer several ranges with the whole file, and to ignore a `Range` that is not well-formed.
+fn requested_range(headers: &HeaderMap, len: u64) -> RangeOutcome {
+    let mut values = headers.get_all(header::RANGE).iter();
+    let (Some(range), None) = (values.next().and_then(|value| value.to_str().ok()), values.next()) else {
         return RangeOutcome::Whole;
     };
-    let Ok(parsed) = http_range_header::parse_range_header(range) else { return RangeOutcome::Unsatisfiable };
-    match parsed.validate(len) {
-        // RFC 9110 allows to answer several ranges with the whole file.
-        Ok(ranges) if ranges.len() > 1 => RangeOutcome::Whole,
-        Ok(ranges) => {
-            ranges.first().map_or(RangeOutcome::Whole, |range| RangeOutcome::Range(*range.start(), range.end() + 1))
-        }
-        Err(_) => RangeOutcome::Unsatisfiable,
+    let Some((unit, range)) = range.split_once('=') else { return RangeOutcome::Whole };
+    let Some((first, last)) = range.trim().split_once('-') else { return RangeOutcome::Whole };
+    if !unit.eq_ignore_ascii_case("bytes") {
+        return RangeOutcome::Whole;
+    }
+    match (digits(first), digits(last)) {
+        (None, Some(0)) if first.is_empty() => RangeOutcome::Unsatisfiable,
+        (None, Some(suffix)) if first.is_empty() && len > 0 => RangeOutcome::Range(len.saturating_sub(suffix), len),
+        (Some(first), None) if last.is_empty() && first < len => RangeOutcome::Range(first, len),
+        (Some(_), None) if last.is_empty() => RangeOutcome::Unsatisfiable,
+        (Some(first), Some(last)) if last < first => RangeOutcome::Whole,
+        (Some(first), Some(last)) if first < len => RangeOutcome::Range(first, last.min(len - 1) + 1),
+        (Some(_), Some(_)) => RangeOutcome::Unsatisfiable,
+        _ => RangeOutcome::Whole,
     }
 }
 

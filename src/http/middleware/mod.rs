@@ -5,4 +5,5 @@ pub(crate) mod cors;
 pub(crate) mod rate_limit;
 pub(crate) mod request_context;
 pub(crate) mod tokens;
+mod trace_parent;
 mod trace_span;

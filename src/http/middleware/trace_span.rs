@@ -30,17 +30,21 @@ pub(crate) struct Span {
 }
 
 impl Span {
-    /// A child of the caller's span, or the root of a new trace. `None` for a probe that is not part of a trace.
+    /// A child of the caller's span, or the root of a new trace without the headers of a caller. `None` for a probe that is not part of
+    /// a trace.
     ///
     /// Names follow <https://opentelemetry.io/docs/specs/semconv/http/http-spans/>.
     pub(crate) fn begin(
         tracer: &SdkTracer,
-        headers: &HeaderMap,
+        caller: Option<&HeaderMap>,
         method: &Method,
         path: &str,
         route: Option<&str>,
     ) -> Option<Self> {
-        let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &HeaderExtractor(headers));
+        let none = Context::new();
+        let parent = caller.map_or(none.clone(), |headers| {
+            TraceContextPropagator::new().extract_with_context(&none, &HeaderExtractor(headers))
+        });
         let route = route.map(str::to_owned);
         // Probes arrive several times a second.
         if matches!(route.as_deref(), Some("/livez" | "/readyz" | "/metrics")) && !parent.has_active_span() {
