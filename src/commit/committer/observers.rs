@@ -53,11 +53,9 @@ impl Observers {
 
     /// Records a change of the lock for subscribers of `/events`.
     pub(super) fn lock_changed(&self, change: Change, token: FencingToken, details: impl FnOnce(&mut LockChange)) {
-        self.lock_changes.record(|| {
-            let mut event = LockChange::now(change, &self.replica, token);
-            details(&mut event);
-            event
-        });
+        let mut event = LockChange::now(change, &self.replica, token);
+        details(&mut event);
+        self.lock_changes.record(event);
     }
 
     /// Answers a batch, ignoring disconnected clients: a row that was written stays written.
