@@ -176,6 +176,8 @@ impl Appender {
         if rows.cell_bytes() as u64 > self.batch_bytes_max {
             return Err(AppendError::BatchTooLarge(self.batch_bytes_max));
         }
+        // First, because a refusal for another reason would say nothing about the request that has the key.
+        let reserved_key = key.as_ref().map(|key| self.in_flight.reserve(key.hash)).transpose()?;
         // The lock has been unreachable for the whole wait that this request could have: refuse it now instead of queueing it.
         // guard: fail_fast_when_unreachable: appends fail at once after a long outage of Redis
         if self.lock.unreachable_for().is_some_and(|lost| lost >= self.wait_timeout) {
@@ -184,7 +186,6 @@ impl Appender {
         if self.storage_stuck_for().is_some_and(|stuck| stuck >= self.wait_timeout) {
             return Err(AppendError::StorageStuck(Outcome::NotWritten));
         }
-        let _reserved = key.as_ref().map(|key| self.in_flight.reserve(key.hash)).transpose()?;
         let keys_seen = self.keys_recorded.load(Ordering::Relaxed);
         let deadline = arrived + self.wait_timeout;
         let weight_bytes = size_of::<PendingAppend>() + rows.weight_bytes();
@@ -192,6 +193,8 @@ impl Appender {
         let admission = self.queue.admit(PendingAppend {
             sequence: 0,
             key,
+            // guard: key_reserved_until_answer: no refusal of a repeat calls a row not written that is being written
+            reserved_key,
             keys_seen,
             rows,
             weight_bytes,

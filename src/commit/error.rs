@@ -90,15 +90,15 @@ impl From<Refusal> for AppendError {
 }
 
 impl AppendError {
-    /// Whether the rows may be in the file.
+    /// Whether the rows may be in the file: those of this request, and with a key those of an earlier request with the key that this
+    /// replica knows of.
     pub fn outcome(&self) -> Outcome {
         match self {
-            Self::SyncFailed => Outcome::Unknown,
+            // The row of the key is written by the other request, or was written by an earlier one, or by none.
+            Self::SyncFailed | Self::KeyInFlight | Self::KeyMayBeForgotten => Outcome::Unknown,
             Self::StorageStuck(outcome) | Self::Internal(outcome) => *outcome,
             Self::InvalidField(_)
             | Self::KeyReused
-            | Self::KeyInFlight
-            | Self::KeyMayBeForgotten
             | Self::BatchTooLarge(_)
             | Self::QueueFull
             | Self::WaitTimeout(_)

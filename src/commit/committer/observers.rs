@@ -70,7 +70,7 @@ impl Observers {
         let answers: Vec<_> = batch.into_iter().map(|append| (answer(&append), append)).collect();
         self.request_runtime.spawn(async move {
             for (answer, append) in answers {
-                let _ = append.answer.send(answer);
+                append.answer(answer);
             }
         });
     }
