@@ -70,7 +70,7 @@ impl Scripts {
         let with_queue = |script| Script::new(&[include_str!("scripts/queue.lua"), script].concat());
         Self {
             acquire: with_queue(include_str!("scripts/acquire.lua")),
-            renew: Script::new(include_str!("scripts/renew.lua")),
+            renew: with_queue(include_str!("scripts/renew.lua")),
             release: with_queue(include_str!("scripts/release.lua")),
             raise_token: with_queue(include_str!("scripts/raise_token.lua")),
             status: with_queue(include_str!("scripts/status.lua")),
