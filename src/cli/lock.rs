@@ -50,13 +50,13 @@ pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
 fn status_error_code(e: &LockStatusError) -> u8 {
     match e {
         LockStatusError::Open(e) => open_error_code(e),
-        LockStatusError::Unreachable => TRY_AGAIN,
+        LockStatusError::Outage(_) | LockStatusError::NoAnswer => TRY_AGAIN,
     }
 }
 
 fn exit_code(e: &AppendError) -> u8 {
     match e {
-        AppendError::LockUnavailable(_) | AppendError::FileBusy => TRY_AGAIN,
+        AppendError::LockUnavailable(_) | AppendError::LockRejected | AppendError::FileBusy => TRY_AGAIN,
         AppendError::SyncFailed => SYNC_FAILED,
         _ => FAILED,
     }

@@ -103,6 +103,7 @@ pub(crate) enum Code {
     QueueFull,
     WaitTimeout,
     RedisUnavailable,
+    RedisRejected,
     LockLost,
     FileBusy,
     Draining,
@@ -164,6 +165,7 @@ impl Code {
             Self::QueueFull => CodeFacts::retryable(S::SERVICE_UNAVAILABLE, "The queue is full", 1),
             Self::WaitTimeout => CodeFacts::retryable(S::SERVICE_UNAVAILABLE, "The wait for the lock took too long", 1),
             Self::RedisUnavailable => CodeFacts::retryable(S::SERVICE_UNAVAILABLE, "Redis cannot be reached", 2),
+            Self::RedisRejected => CodeFacts::retryable(S::SERVICE_UNAVAILABLE, "Redis rejects this replica", 2),
             Self::LockLost => CodeFacts::retryable(S::SERVICE_UNAVAILABLE, "The lock was lost", 1),
             Self::FileBusy => CodeFacts::retryable(S::SERVICE_UNAVAILABLE, "Another process holds the file", 2),
             Self::Draining => CodeFacts::retryable(S::SERVICE_UNAVAILABLE, "This replica is shutting down", 1),
@@ -202,6 +204,7 @@ impl ApiError {
             }
             Self::Append(AppendError::WaitTimeout(_) | AppendError::KeyMayBeForgotten) => Code::WaitTimeout,
             Self::Append(AppendError::LockUnavailable(_)) => Code::RedisUnavailable,
+            Self::Append(AppendError::LockRejected) => Code::RedisRejected,
             Self::Append(AppendError::LockLost) => Code::LockLost,
             Self::Append(AppendError::FileBusy | AppendError::StorageStuck(Outcome::NotWritten)) => Code::FileBusy,
             Self::Append(AppendError::Draining) => Code::Draining,

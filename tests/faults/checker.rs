@@ -199,11 +199,12 @@ fn holds(history: &History, text: &[u8], op: &Op) -> bool {
 
 /// Reports error responses that no fault explains.
 fn check_responses(op: &Op, allowed: AllowedErrors, findings: &mut Findings) {
-    const ALWAYS: [(u16, &str); 6] = [
+    const ALWAYS: [(u16, &str); 7] = [
         (503, "queue_full"),
         (503, "wait_timeout"),
         (503, "lock_lost"),
         (503, "redis_unavailable"),
+        (503, "redis_rejected"),
         (503, "draining"),
         (503, "file_busy"),
     ];

@@ -34,7 +34,7 @@ impl Committer {
                 self.last_idle_error = None;
                 Ok(match idle {
                     IdleOutcome::Checkpointing => CHECKPOINT_INTERVAL,
-                    _ if self.lock.is_unreachable() => UNREACHABLE_INTERVAL,
+                    _ if self.lock.is_failing() => UNREACHABLE_INTERVAL,
                     _ => IDLE_INTERVAL,
                 })
             }

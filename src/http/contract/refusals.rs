@@ -31,15 +31,15 @@ macro_rules! refusals {
 refusals! {
     AppendRefused:
         BrokenBody BadKey SimulationOff BodyTimeout KeyInFlight BodyTooLarge BatchTooLarge UnsupportedMediaType InvalidField
-        KeyReused SyncFailed Internal QueueFull WaitTimeout RedisUnavailable LockLost FileBusy Draining DiskFull;
+        KeyReused SyncFailed Internal QueueFull WaitTimeout RedisUnavailable RedisRejected LockLost FileBusy Draining DiskFull;
     BatchRefused:
         BrokenBody BadKey BodyTimeout KeyInFlight BatchTooLarge UnsupportedMediaType InvalidField KeyReused SyncFailed
-        Internal QueueFull WaitTimeout RedisUnavailable LockLost FileBusy Draining DiskFull;
+        Internal QueueFull WaitTimeout RedisUnavailable RedisRejected LockLost FileBusy Draining DiskFull;
     RowsRefused: InvalidField NotARowStart Internal FileBusy;
     FileRefused: InvalidField RangeNotSatisfiable Internal;
     EventsRefused: InvalidField Internal QueueFull FileBusy;
-    LockRefused: RedisUnavailable Internal;
-    ReleaseRefused: SyncFailed Internal RedisUnavailable LockLost FileBusy Draining DiskFull;
+    LockRefused: RedisUnavailable RedisRejected Internal;
+    ReleaseRefused: SyncFailed Internal RedisUnavailable RedisRejected LockLost FileBusy Draining DiskFull;
     AssetRefused: NotFound Internal;
     NeverRefused: Internal;
 }
