@@ -142,14 +142,17 @@ export class Model {
     this.awaySince = away ? (this.awaySince ?? now) : null;
   }
 
-  /** A lock event, some tenths of a second old. */
+  /** A lock event, some tenths of a second old; or one from before this page was open, which has an age. */
   takeChange(change) {
     const now = Date.now();
+    const age = change.age_ms ?? 0;
     const replica = this.replica(change.replica);
-    replica.skew = Math.min(replica.skew, now - change.at_ms);
+    replica.skew = Math.min(replica.skew, now - age - change.at_ms);
     const at = change.at_ms + (Math.abs(replica.skew) < SKEW_MS ? 0 : replica.skew);
-    this.#changed = now;
     this.#draw(replica, change, at);
+    // The answers of /lock know the present state.
+    if (age > 0) return;
+    this.#changed = now;
     const newest = change.token >= this.#newest;
     this.#newest = Math.max(this.#newest, change.token);
     const { change: what, replica: holder, token, other } = change;
@@ -188,6 +191,16 @@ export class Model {
     if (kind === "left") bar.end = at + change.ttl_ms;
     this.holdsSeen += bar.count;
     this.#push(replica, bar);
+  }
+
+  /** The holder that /lock names is drawn from now on, if no event has told of its hold. Holds that it rules out are not drawn any longer. */
+  #drawHolder({ state, holder, token }, now) {
+    for (const replica of this.replicas.values()) {
+      if (replica.open && (state === "free" || (token !== null && replica.open.token < token))) replica.open = null;
+    }
+    if (state !== "held" || token === null || this.last.abandoned?.token === token) return;
+    const replica = this.replica(holder);
+    replica.open ??= { start: now, token, wait: 0, kind: "plain" };
   }
 
   #push(replica, bar) {
@@ -236,6 +249,7 @@ export class Model {
     const { state, holder, token, ttl_ms } = status;
     const same = token !== null && token === this.lock.token;
     this.lock = { state, holder, token, expires: ttl_ms === null ? null : now + ttl_ms, slept: same && this.lock.slept };
+    this.#drawHolder(status, now);
     const left = this.last.abandoned;
     if (left && !(state === "held" && token === left.token)) {
       this.last.abandoned = null;

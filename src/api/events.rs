@@ -59,6 +59,10 @@ pub struct LockChange {
     /// How many earlier changes were dropped because there were too many.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
+    /// Milliseconds since the change, by the clock of the replica, if it was sent later than at once: a new subscriber is sent the
+    /// changes of the last minute that are known.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub age_ms: u64,
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -80,6 +84,7 @@ impl LockChange {
             other: None,
             ttl_ms: None,
             skipped: 0,
+            age_ms: 0,
         }
     }
 }

@@ -15,6 +15,10 @@ pub struct LockStatus {
     pub lock: LockKind,
     /// Whether the lock is held.
     pub state: LockState,
+    /// The type of a foreign lock's key in Redis, such as `string` or `hash`; missing for a lock that is not foreign.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub foreign_type: Option<String>,
     /// The replica that holds the lock.
     #[schema(required)]
     pub holder: Option<String>,

@@ -108,6 +108,7 @@ fn exit_code(e: &AppendError) -> u8 {
         AppendError::QueueFull
         | AppendError::WaitTimeout(_)
         | AppendError::LockUnavailable(_)
+        | AppendError::LockRejected
         | AppendError::LockLost
         | AppendError::KeyInFlight
         | AppendError::KeyMayBeForgotten

@@ -50,13 +50,13 @@ pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
 fn status_error_code(e: &LockStatusError) -> u8 {
     match e {
         LockStatusError::Open(e) => open_error_code(e),
-        LockStatusError::Unreachable => TRY_AGAIN,
+        LockStatusError::Outage(_) | LockStatusError::NoAnswer => TRY_AGAIN,
     }
 }
 
 fn exit_code(e: &AppendError) -> u8 {
     match e {
-        AppendError::LockUnavailable(_) | AppendError::FileBusy => TRY_AGAIN,
+        AppendError::LockUnavailable(_) | AppendError::LockRejected | AppendError::FileBusy => TRY_AGAIN,
         AppendError::SyncFailed => SYNC_FAILED,
         _ => FAILED,
     }
@@ -73,7 +73,10 @@ fn describe(status: &LockStatus) -> String {
     let mut text = match status.state {
         LockState::Free => "free".to_owned(),
         LockState::Held => format!("held by {holder}{token}{ttl}"),
-        LockState::Foreign => format!("held by a client that is no replica{ttl}"),
+        LockState::Foreign => {
+            let key_type = status.foreign_type.as_deref().unwrap_or("unknown");
+            format!("held by a client that is no replica (foreign, its key is of type {key_type}){ttl}")
+        }
     };
     for (at, Waiter { replica, waited_ms }) in status.waiters.iter().enumerate() {
         text.push_str(&format!("\n{:>3}. {replica} waits {waited_ms} ms", at + 1));

@@ -28,7 +28,11 @@ pub(super) fn open_error_code(e: &commit::OpenError) -> u8 {
     match e {
         commit::OpenError::Storage(storage::OpenError::HeaderOption(_))
         | commit::OpenError::Lock(
-            lock::OpenError::Address(_) | lock::OpenError::Certificate { .. } | lock::OpenError::HalfACertificate,
+            lock::OpenError::Address(_)
+            | lock::OpenError::Certificate { .. }
+            | lock::OpenError::HalfACertificate
+            | lock::OpenError::LockKey(_)
+            | lock::OpenError::Rejected(_),
         ) => WRONG_USAGE,
         commit::OpenError::Storage(_) | commit::OpenError::Lock(_) | commit::OpenError::Thread(_) => FAILED,
     }

@@ -31,7 +31,7 @@ use crate::{
     },
     config::{Config, Switch},
     csv::{idempotency_key::Key, rows::Rows, schema::Schema},
-    lock::Lock,
+    lock::{Cause, Lock, Outage},
     metrics::{Gauge, Meter},
     simulation::Simulation,
     storage::Storage,
@@ -147,12 +147,24 @@ impl Appender {
         meter.set(Gauge::QueueAge, oldest_age.unwrap_or_default().as_secs_f64());
         let stuck_for = self.storage_stuck_for().unwrap_or_default();
         meter.set(Gauge::StorageStuck, stuck_for.as_secs_f64());
-        meter.set(Gauge::LockBackendUp, f64::from(!self.lock.is_unreachable()));
+        meter.set(Gauge::LockBackendUp, f64::from(!self.lock.is_failing()));
     }
 
     /// The kind of the lock, and whether its backend answered the last call.
     pub fn lock_state(&self) -> (&'static str, bool) {
-        (self.lock.kind(), !self.lock.is_unreachable())
+        (self.lock.kind(), !self.lock.is_failing())
+    }
+
+    /// Why the lock's backend is of no use; `None` if it answered the last call.
+    pub fn lock_outage(&self) -> Option<Outage> {
+        self.lock.outage()
+    }
+
+    /// Whether Redis rejects this replica for a reason that does not pass by itself, or has rejected it for as long as a request may wait.
+    pub fn is_rejected_by_lock(&self) -> bool {
+        self.lock.outage().is_some_and(|outage| {
+            outage.cause == Cause::Rejected || outage.is_rejection() && outage.lasted >= self.wait_timeout
+        })
     }
 
     /// How long the oldest call to the volume has not returned; `None` while the volume answers.
@@ -162,7 +174,7 @@ impl Appender {
 
     /// Why appends are refused until an operator acts; `None` if they are not.
     pub fn file_fault(&self) -> Option<FileFault> {
-        let is_lock_file_failing = self.lock.is_embedded() && self.lock.is_unreachable();
+        let is_lock_file_failing = self.lock.is_embedded() && self.lock.outage().is_some();
         self.file_fault.get().or(is_lock_file_failing.then_some(FileFault::LockFile))
     }
 
@@ -186,15 +198,16 @@ impl Appender {
         if rows.cell_bytes() as u64 > self.batch_bytes_max {
             return Err(AppendError::BatchTooLarge(self.batch_bytes_max));
         }
-        // The lock has been unreachable for the whole wait that this request could have: refuse it now instead of queueing it.
+        // First, because a refusal for another reason would say nothing about the request that has the key.
+        let reserved_key = key.as_ref().map(|key| self.in_flight.reserve(key.hash)).transpose()?;
+        // The lock has been of no use for the whole wait that this request could have: refuse it now instead of queueing it.
         // guard: fail_fast_when_unreachable: appends fail at once after a long outage of Redis
-        if self.lock.unreachable_for().is_some_and(|lost| lost >= self.wait_timeout) {
+        if self.lock.failing_for().is_some_and(|lost| lost >= self.wait_timeout) {
             return Err(self.wait_error());
         }
         if self.storage_stuck_for().is_some_and(|stuck| stuck >= self.wait_timeout) {
             return Err(AppendError::StorageStuck(Outcome::NotWritten));
         }
-        let _reserved = key.as_ref().map(|key| self.in_flight.reserve(key.hash)).transpose()?;
         let keys_seen = self.keys_recorded.load(Ordering::Relaxed);
         let deadline = arrived + self.wait_timeout;
         let weight_bytes = size_of::<PendingAppend>() + rows.weight_bytes();
@@ -202,6 +215,8 @@ impl Appender {
         let admission = self.queue.admit(PendingAppend {
             sequence: 0,
             key,
+            // guard: key_reserved_until_answer: no refusal of a repeat calls a row not written that is being written
+            reserved_key,
             keys_seen,
             rows,
             weight_bytes,
@@ -223,9 +238,9 @@ impl Appender {
     /// The holder of the lock and its waiters.
     ///
     /// # Errors
-    /// `LockUnavailable`, if the lock's backend does not answer.
+    /// `LockUnavailable` or `LockRejected`, if the lock's backend does not answer or refuses.
     pub async fn lock_status(&self) -> Result<LockStatus, AppendError> {
-        self.lock.status().await.ok_or(AppendError::LockUnavailable(self.wait_timeout))
+        self.lock.status().await.ok_or_else(|| AppendError::of_lock(&self.lock, self.wait_timeout))
     }
 
     /// Takes the lock from its holder: records a newer token, so that the old holder can no longer write, then releases the lock.
@@ -260,11 +275,10 @@ impl Appender {
         if self.file_busy.load(Ordering::Relaxed) {
             return AppendError::FileBusy;
         }
-        match (self.lock.is_unreachable(), self.lock.is_embedded()) {
-            (false, _) => AppendError::WaitTimeout(self.wait_timeout),
-            (true, false) => AppendError::LockUnavailable(self.wait_timeout),
-            // The lock's file failed, and the log says how.
-            (true, true) => AppendError::Internal(Outcome::NotWritten),
+        if self.lock.is_failing() {
+            AppendError::of_lock(&self.lock, self.wait_timeout)
+        } else {
+            AppendError::WaitTimeout(self.wait_timeout)
         }
     }
 

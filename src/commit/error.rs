@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::{
     api::outcome::Outcome,
     csv::schema::InvalidField,
+    lock::Lock,
     storage::{self, Refusal},
 };
 
@@ -35,6 +36,9 @@ pub enum AppendError {
     /// Redis did not answer in time.
     #[error("Redis could not be reached within {0:?}")]
     LockUnavailable(Duration),
+    /// Redis answers, and refuses.
+    #[error("Redis rejects this replica; its log and /readyz?verbose say why")]
+    LockRejected,
     /// The lease expired before the write.
     #[error("the lock was lost before the row was written")]
     LockLost,
@@ -93,19 +97,30 @@ impl From<Refusal> for AppendError {
 }
 
 impl AppendError {
-    /// Whether the rows may be in the file.
+    /// Why the lock was of no use for as long as `waited`.
+    pub(super) fn of_lock(lock: &Lock, waited: Duration) -> Self {
+        match lock.outage() {
+            Some(outage) if outage.is_rejection() => Self::LockRejected,
+            // The lock's file failed, and the log says how.
+            _ if lock.is_embedded() => Self::Internal(Outcome::NotWritten),
+            _ => Self::LockUnavailable(waited),
+        }
+    }
+
+    /// Whether the rows may be in the file: those of this request, and with a key those of an earlier request with the key that this
+    /// replica knows of.
     pub fn outcome(&self) -> Outcome {
         match self {
-            Self::SyncFailed => Outcome::Unknown,
+            // The row of the key is written by the other request, or was written by an earlier one, or by none.
+            Self::SyncFailed | Self::KeyInFlight | Self::KeyMayBeForgotten => Outcome::Unknown,
             Self::StorageStuck(outcome) | Self::Internal(outcome) => *outcome,
             Self::InvalidField(_)
             | Self::KeyReused
-            | Self::KeyInFlight
-            | Self::KeyMayBeForgotten
             | Self::BatchTooLarge(_)
             | Self::QueueFull
             | Self::WaitTimeout(_)
             | Self::LockUnavailable(_)
+            | Self::LockRejected
             | Self::LockLost
             | Self::FileBusy
             | Self::FileReplaced

@@ -16,7 +16,7 @@ use crate::commit::{
 use crate::{
     api::lock_status::LockStatus,
     config::{Config, UnlockedVolume},
-    lock::{self, Lock},
+    lock::{self, Lock, Outage},
     metrics::{Gauge, Meter},
     progress::Progress,
     storage::{self, Storage},
@@ -42,9 +42,12 @@ pub enum LockStatusError {
     /// The lock could not be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// Its backend does not answer.
-    #[error("the lock cannot be reached")]
-    Unreachable,
+    /// Its backend does not answer, or refuses.
+    #[error("{0}")]
+    Outage(Outage),
+    /// Its backend answers, but not with a status.
+    #[error("the lock's status could not be read")]
+    NoAnswer,
 }
 
 /// The running committer.
@@ -64,15 +67,18 @@ impl CommitterHandle {
 /// Opens lock and file, and starts the committer on a thread of its own, because storage blocks. `meter` counts what it does.
 ///
 /// # Errors
-/// If the file or the lock cannot be used. An unreachable Redis is no error: rows wait for it.
+/// If the file or the lock cannot be used, or Redis rejects this replica. An unreachable Redis is no error: rows wait for it.
 pub async fn open(config: &Config, meter: Arc<Meter>) -> Result<(Appender, CommitterHandle), OpenError> {
     // A random name is made once, for all uses.
     let config = &Config { replica: Some(config.replica_name()), ..config.clone() };
     let replica = config.replica_name();
     let storage_watch = StorageWatch::start();
     let lock_options = lock_options(config, &replica, &meter, storage_watch.committer());
-    // A wrong Redis address is refused before a file is made.
+    // A wrong Redis address or password is refused before a file is made.
     let redis = open_redis(config, lock_options.clone())?;
+    if let Some(lock) = &redis {
+        lock.check().await?;
+    }
     let embedded = redis.is_none().then_some(lock_options);
     let (storage, embedded) = open_files(config, &replica, &meter, embedded, storage_watch.committer()).await?;
     let lock = redis.or(embedded).expect("one of them was opened");
@@ -172,5 +178,10 @@ fn open_embedded(options: lock::Options, csv: &Path) -> Result<Lock, lock::OpenE
 /// If the lock cannot be opened, or its backend does not answer.
 pub async fn lock_status(config: &Config) -> Result<LockStatus, LockStatusError> {
     let lock = open_lock(config, &config.replica_name())?;
-    lock.status().await.ok_or(LockStatusError::Unreachable)
+    // A Redis user that may only read is enough for this.
+    if let Some(status) = lock.status_unlogged().await {
+        return Ok(status);
+    }
+    lock.check().await.map_err(OpenError::from)?;
+    Err(lock.outage().map_or(LockStatusError::NoAnswer, LockStatusError::Outage))
 }

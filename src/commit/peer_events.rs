@@ -1,10 +1,11 @@
 //! Events of all replicas for `/events`: new rows, changes of the lock, statistics once a second.
 //!
 //! Rows are read from the CSV. The rest is exchanged between replicas through the storage's peer file, with either kind of lock and
-//! without Redis. While no replica has a subscriber, a replica reads the peer file once a second and writes nothing.
+//! without Redis. While no replica has a subscriber, a replica reads the peer file once a second and writes nothing; the newest changes
+//! of its lock are kept, and published once it learns of a subscriber.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc, Condvar, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
@@ -15,7 +16,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
-use crate::commit::{appender::Appender, queue::QueueLoad, reading::Reading};
+use crate::commit::{appender::Appender, lock_changes::KNOWN_FOR_MS, queue::QueueLoad, reading::Reading};
 use crate::{
     api::events::{Figures, LockChange, ReplicaState, ReplicaStats, Stats},
     storage::{NewRows, PeerFile},
@@ -32,6 +33,8 @@ const SUBSCRIBED_FOR: Duration = Duration::from_secs(3);
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 /// The most events that a slow subscriber may be behind; then it loses the oldest.
 const BEHIND_MAX: usize = 256;
+/// The most changes of the lock that a new subscriber is sent.
+const KNOWN_MAX: usize = 64;
 /// The most rows in one event.
 pub const NEW_ROWS_MAX: usize = 100;
 
@@ -67,6 +70,8 @@ pub struct PeerEvents(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     sender: broadcast::Sender<Event>,
+    /// The newest changes of the lock, and when they were received.
+    known: Mutex<VecDeque<(Instant, Arc<LockChange>)>>,
     /// There is a new subscriber: the pump is not to wait out its interval.
     subscribed: Mutex<bool>,
     wake: Condvar,
@@ -81,6 +86,7 @@ impl PeerEvents {
     pub fn start(appender: &Appender, reading: &Reading) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             sender: broadcast::channel(BEHIND_MAX).0,
+            known: Mutex::default(),
             subscribed: Mutex::new(false),
             wake: Condvar::new(),
             draining: AtomicBool::new(false),
@@ -90,12 +96,20 @@ impl PeerEvents {
         Ok(Self(shared))
     }
 
-    /// Subscribes to events from now on.
-    pub fn subscribe(&self) -> broadcast::Receiver<Event> {
+    /// Subscribes to events from now on. Returns the changes of the lock that are known as well, in order: those of the last minute.
+    pub fn subscribe(&self) -> (broadcast::Receiver<Event>, Vec<LockChange>) {
+        // Under one guard, so that each change is in one of both.
+        let known = self.0.known();
         let receiver = self.0.sender.subscribe();
+        let aged = known.iter().map(|(received, change)| {
+            let age_ms = change.age_ms + ms(received.elapsed());
+            LockChange { age_ms, ..LockChange::clone(change) }
+        });
+        let changes = aged.filter(|change| change.age_ms < KNOWN_FOR_MS).collect();
+        drop(known);
         *self.0.subscribed() = true;
         self.0.wake.notify_one();
-        receiver
+        (receiver, changes)
     }
 
     /// Publishes from now on that this replica is draining.
@@ -107,6 +121,21 @@ impl PeerEvents {
 impl Shared {
     fn subscribed(&self) -> MutexGuard<'_, bool> {
         self.subscribed.lock().expect("no holder of the flag panics")
+    }
+
+    fn known(&self) -> MutexGuard<'_, VecDeque<(Instant, Arc<LockChange>)>> {
+        self.known.lock().expect("no holder of the changes panics")
+    }
+
+    /// Sends a change to the subscribers, and keeps it for new ones.
+    fn send_change(&self, change: LockChange) {
+        let (mut known, change) = (self.known(), Arc::new(change));
+        if known.len() == KNOWN_MAX {
+            known.pop_front();
+        }
+        known.push_back((Instant::now(), Arc::clone(&change)));
+        // An error means that the last subscriber has left.
+        let _ = self.sender.send(Event::Lock(change));
     }
 
     fn has_subscribers(&self) -> bool {
@@ -186,7 +215,8 @@ impl EventPump {
     fn publish(&mut self, any_subscriber: bool, has_subscribers: bool, second: bool) {
         // Figures are taken even without a subscriber, so that they always cover one second.
         let figures = second.then(|| self.take_figures()).filter(|_| any_subscriber);
-        let lock = self.appender.lock_changes().take();
+        // Changes that nobody waits for are kept for the first subscriber.
+        let lock = if any_subscriber { self.appender.lock_changes().take() } else { Vec::new() };
         if figures.is_none() && lock.is_empty() && !has_subscribers {
             return;
         }
@@ -240,7 +270,7 @@ impl EventPump {
             self.figures.insert(message.replica, (now, figures));
         }
         for change in message.lock {
-            self.send(Event::Lock(Arc::new(change)));
+            self.shared.send_change(change);
         }
     }
 

@@ -11,7 +11,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::commit::error::AppendError;
+use crate::commit::{error::AppendError, in_flight::ReservedKey};
 use crate::{
     api::{acknowledgement::Acknowledgement, lock_status::ForcedRelease},
     csv::{idempotency_key::Key, rows::Rows},
@@ -41,6 +41,8 @@ pub(super) struct PendingAppend {
     /// Its number in order of arrival, assigned at admission.
     pub(super) sequence: u64,
     pub(super) key: Option<Key>,
+    /// Held until the answer, also if the client disconnects before it.
+    pub(super) reserved_key: Option<ReservedKey>,
     /// How many keys this replica knew to be recorded when the request arrived.
     pub(super) keys_seen: u64,
     pub(super) rows: Rows,
@@ -50,6 +52,15 @@ pub(super) struct PendingAppend {
     /// The end of its wait for a turn; its own `sleep` comes on top.
     pub(super) deadline: Instant,
     pub(super) answer: oneshot::Sender<Result<Acknowledgement, AppendError>>,
+}
+
+impl PendingAppend {
+    /// Answers the client, if it is still connected. It may then send the key again.
+    pub(super) fn answer(self, result: Result<Acknowledgement, AppendError>) {
+        drop(self.reserved_key);
+        // Ignore disconnected clients.
+        let _ = self.answer.send(result);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -207,7 +218,7 @@ impl Queue {
         // A batch was taken from the front, so all that waits now came later.
         for append in batch.into_iter().rev() {
             if append.deadline <= now {
-                let _ = append.answer.send(Err(refusal.clone()));
+                append.answer(Err(refusal.clone()));
             } else if !append.answer.is_closed() {
                 state.rows += append.rows.len();
                 state.bytes += append.weight_bytes;
@@ -271,8 +282,7 @@ impl Queue {
     pub(super) fn refuse_all(&self, refusal: &AppendError) {
         let mut state = self.state();
         while let Some(append) = state.take(0) {
-            // Ignore disconnected clients.
-            let _ = append.answer.send(Err(refusal.clone()));
+            append.answer(Err(refusal.clone()));
         }
     }
 }
@@ -324,6 +334,7 @@ mod tests {
         let append = PendingAppend {
             sequence: 0,
             key: None,
+            reserved_key: None,
             keys_seen: 0,
             weight_bytes: 100,
             rows,

@@ -37,6 +37,7 @@ pub enum RepairError {
 pub async fn repair(config: &Config, options: CheckOptions, plan: Plan) -> Result<Option<Replaced>, RepairError> {
     let replica = config.replica_name();
     let lock = open_lock(config, &replica)?;
+    lock.check().await.map_err(OpenError::from)?;
     let deadline = Instant::now() + config.wait_timeout;
     let held = || RepairError::Held(config.wait_timeout);
     let lease = lock.acquire(|| Instant::now() < deadline).await.ok_or_else(held)?;

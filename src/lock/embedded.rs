@@ -84,6 +84,7 @@ impl EmbeddedLock {
         Ok(LockStatus {
             lock: LockKind::Embedded,
             state: if is_held { LockState::Held } else { LockState::Free },
+            foreign_type: None,
             holder: is_held.then_some(state.holder),
             token: is_held.then_some(state.token),
             ttl_ms: (!is_locked && is_held).then(|| ms(abandoned_for)),

@@ -5,6 +5,8 @@ use std::{io, path::PathBuf};
 use deadpool::managed::PoolError;
 use redis::RedisError;
 
+use crate::lock::outage::{self, Cause};
+
 /// Why a lock could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -26,6 +28,14 @@ pub enum OpenError {
     /// A client certificate without its key, or a key without its certificate.
     #[error("ROWLOCK_REDIS_CERT (--redis-cert) and ROWLOCK_REDIS_KEY (--redis-key) go together: set both or none")]
     HalfACertificate,
+    /// The key's hash tag cannot be given to the keys beside it, which a cluster needs.
+    #[error(
+        "ROWLOCK_LOCK_KEY (--lock-key): {0} has a }} but no hash tag, so its other keys would be on other nodes of the cluster; accepted: a key without }}, or with a hash tag such as {{rows}}"
+    )]
+    LockKey(String),
+    /// The server refuses this replica, or is no Redis, and waiting does not help.
+    #[error("REDIS_CONN_STR (--redis): {0}")]
+    Rejected(outage::Outage),
     /// The embedded lock's file cannot be opened.
     #[error("cannot open the lock file {path}: {source}")]
     File {
@@ -49,4 +59,29 @@ pub(super) enum AttemptError {
     Unexpected(&'static str),
     #[error("the lock file: {0}")]
     File(#[from] io::Error),
+    /// One of the others, recorded by `BackendHealth`: without passwords that a server repeated.
+    #[error("{0}")]
+    Recorded(String),
+}
+
+impl AttemptError {
+    /// Whether the backend answered.
+    pub(super) fn cause(&self) -> Cause {
+        match self {
+            Self::Redis(e) | Self::Pool(PoolError::Backend(e)) => outage::cause_of(e),
+            Self::Pool(_) | Self::TimedOut | Self::Unexpected(_) | Self::File(_) | Self::Recorded(_) => {
+                Cause::Unreachable
+            }
+        }
+    }
+
+    /// What the backend answered, on one line.
+    pub(super) fn reason(&self) -> String {
+        match self {
+            Self::Redis(e) | Self::Pool(PoolError::Backend(e)) => outage::reason_of(e),
+            Self::Pool(_) | Self::TimedOut | Self::Unexpected(_) | Self::File(_) | Self::Recorded(_) => {
+                self.to_string()
+            }
+        }
+    }
 }

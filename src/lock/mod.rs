@@ -7,6 +7,7 @@ mod embedded;
 mod error;
 mod health;
 mod lease;
+mod outage;
 mod redis;
 mod types;
 
@@ -28,6 +29,7 @@ use crate::{
 pub use crate::lock::{
     error::OpenError,
     lease::Lease,
+    outage::{Cause, Outage},
     types::{Options, QueueTicket, Reacquire, Reacquired, Released, TlsFiles},
 };
 
@@ -72,8 +74,8 @@ impl Lock {
     /// # Errors
     /// If the address cannot be used.
     pub fn redis(url: &RedisUrl, key: &str, options: Options) -> Result<Self, OpenError> {
-        let (health, meter) = (BackendHealth::new("redis"), Arc::clone(&options.meter));
-        let lock = RedisLock::new(url, key, options, Arc::clone(&health))?;
+        let meter = Arc::clone(&options.meter);
+        let (lock, health) = RedisLock::new(url, key, options)?;
         Ok(Self { backend: Backend::Redis(lock), health, meter, status_turn: Arc::default() })
     }
 
@@ -85,7 +87,8 @@ impl Lock {
         let meter = Arc::clone(&options.meter);
         let lock = EmbeddedLock::open(path, options);
         let lock = lock.map_err(|source| OpenError::File { path: path.display().to_string(), source })?;
-        let (backend, health) = (Backend::Embedded(Arc::new(lock)), BackendHealth::new("embedded"));
+        let health = BackendHealth::new("embedded", format!("the lock file {}", path.display()), Vec::new());
+        let backend = Backend::Embedded(Arc::new(lock));
         Ok(Self { backend, health, meter, status_turn: Arc::default() })
     }
 
@@ -108,13 +111,39 @@ impl Lock {
     }
 
     /// Whether the last call to Redis (or to the lock's file) failed. A lock that another replica holds is no failure.
-    pub fn is_unreachable(&self) -> bool {
-        self.unreachable_for().is_some()
+    pub fn is_failing(&self) -> bool {
+        self.failing_for().is_some()
     }
 
     /// How long all calls have failed; `None` if the last one succeeded.
-    pub fn unreachable_for(&self) -> Option<Duration> {
-        self.health.unreachable_for()
+    pub fn failing_for(&self) -> Option<Duration> {
+        self.health.failing_for()
+    }
+
+    /// Why calls fail; `None` if the last one succeeded.
+    pub fn outage(&self) -> Option<Outage> {
+        self.health.outage()
+    }
+
+    /// Calls Redis once, within a few seconds, with every command that the lock needs. An embedded lock needs no check.
+    ///
+    /// # Errors
+    /// If Redis rejects this replica for a reason that does not pass by itself. An unreachable Redis is no error.
+    pub async fn check(&self) -> Result<(), OpenError> {
+        let Backend::Redis(redis) = &self.backend else { return Ok(()) };
+        self.health.begin_check();
+        redis.check().await;
+        match self.outage() {
+            Some(outage) if outage.cause == Cause::Rejected => {
+                let reason =
+                    redis.auth_answer().await.map_or(outage.reason, |answer| self.health.without_secrets(answer));
+                Err(OpenError::Rejected(Outage { reason, ..outage }))
+            }
+            _ => {
+                self.health.end_check();
+                Ok(())
+            }
+        }
     }
 
     /// Gives the connection that the calls of the committer share back to its pool. For idle times: taking it out again costs a PING.
@@ -127,9 +156,9 @@ impl Lock {
     /// Checks whether the backend is reachable, for times in which no row needs the lock.
     pub async fn probe(&self) {
         match &self.backend {
-            Backend::Redis(redis) => redis.probe().await,
+            Backend::Redis(redis) => redis.probe(self.is_failing()).await,
             // A volume that can be read may still refuse writes, and only a grant writes.
-            Backend::Embedded(embedded) if self.is_unreachable() => {
+            Backend::Embedded(embedded) if self.is_failing() => {
                 let _ = self.record(embedded.try_acquire());
             }
             Backend::Embedded(_) => {}
@@ -190,6 +219,12 @@ impl Lock {
         }
     }
 
+    /// The same for a command that tells by itself what fails.
+    pub async fn status_unlogged(&self) -> Option<LockStatus> {
+        self.health.begin_check();
+        self.status().await
+    }
+
     /// A token that is higher than the holder's; `None` if the backend is unreachable.
     pub async fn next_token(&self) -> Option<FencingToken> {
         match &self.backend {
@@ -221,7 +256,7 @@ impl Lock {
                 AcquireAttempt::Held { expires_in } => return Ok(AcquireAttempt::Held { expires_in }),
             },
             Backend::Embedded(embedded) => {
-                match self.health.record(embedded.try_acquire().map_err(AttemptError::from))? {
+                match self.health.record(embedded.try_acquire().map_err(AttemptError::from), true)? {
                     AcquireAttempt::Granted((token, lease)) => (token, BackendLease::Embedded(lease)),
                     AcquireAttempt::Held { expires_in } => return Ok(AcquireAttempt::Held { expires_in }),
                 }
@@ -232,6 +267,6 @@ impl Lock {
 
     /// Records how a call to the lock's file went.
     fn record<T>(&self, result: std::io::Result<T>) -> Option<T> {
-        self.health.record(result.map_err(AttemptError::from)).ok()
+        self.health.record(result.map_err(AttemptError::from), true).ok()
     }
 }

@@ -33,6 +33,7 @@ RATE = 500
 DOCUMENTED = {
     (201, ""),
     (503, "redis_unavailable"),
+    (503, "redis_rejected"),
     (503, "lock_lost"),
     (503, "wait_timeout"),
     (503, "file_busy"),

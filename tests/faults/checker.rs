@@ -200,11 +200,11 @@ fn holds(history: &History, text: &[u8], op: &Op) -> bool {
 /// Reports error responses that no fault explains.
 fn check_responses(op: &Op, allowed: AllowedErrors, findings: &mut Findings) {
     const ALWAYS: [(u16, &str); 7] = [
-        (409, "key_in_flight"),
         (503, "queue_full"),
         (503, "wait_timeout"),
         (503, "lock_lost"),
         (503, "redis_unavailable"),
+        (503, "redis_rejected"),
         (503, "draining"),
         (503, "file_busy"),
     ];
@@ -215,7 +215,9 @@ fn check_responses(op: &Op, allowed: AllowedErrors, findings: &mut Findings) {
                     || allowed.disk_errors && matches!((status, code.as_str()), (507, "disk_full") | (500, "internal"))
             }
             AttemptResult::Unknown(status, code) => {
-                allowed.disk_errors && matches!((status, code.as_str()), (500, "sync_failed" | "internal"))
+                // About the row of the key: another attempt may have written it.
+                matches!((status, code.as_str()), (409, "key_in_flight") | (503, "wait_timeout"))
+                    || allowed.disk_errors && matches!((status, code.as_str()), (500, "sync_failed" | "internal"))
             }
             AttemptResult::Acknowledged(_) | AttemptResult::NoResponse(_) | AttemptResult::NotSent(_) => true,
         };

@@ -217,6 +217,39 @@ async fn lock_changes_of_all_replicas_are_sent() {
 }
 
 #[tokio::test]
+async fn changes_before_the_first_subscriber_are_sent_to_it() {
+    for on in [On::Redis, On::Embedded] {
+        let bench = Bench::new(on);
+        let replicas = ["one", "two"].map(|name| named(&bench, name));
+        replicas[0].append_text("a").await;
+        until_free(&bench).await;
+        let sleeping = replicas[0].append(json!({"data": "b", "sleep": 3}));
+        let subscribing = async {
+            crate::support::until_held(&bench).await;
+            // Nothing else happens to the lock until the sleep ends.
+            let mut first = Subscriber::open(&replicas[1], "", None).await;
+            let known = ["acquired one 1 -", "released one 1 -", "acquired one 2 -"];
+            assert_eq!(first.changes(3).await, known, "on the other replica");
+            // For later ones all of it comes before anything new, in the same order.
+            let mut second = Subscriber::open(&replicas[1], "", None).await;
+            for expected in known {
+                let (name, _, change) = second.next().await.expect("an event");
+                assert_eq!(
+                    (&*name, &change["token"]),
+                    ("lock", &json!(expected.split(' ').nth(2).map(str::parse::<u64>).and_then(Result::ok)))
+                );
+            }
+            [first, second]
+        };
+        let ((status, ack), subscribers) = tokio::join!(sleeping, subscribing);
+        assert_eq!((status, &ack["token"]), (201, &json!(2)), "{ack}");
+        for mut subscriber in subscribers {
+            assert_eq!(subscriber.changes(1).await, ["released one 2 -"], "each change once");
+        }
+    }
+}
+
+#[tokio::test]
 async fn stats_of_all_replicas_are_sent_every_second() {
     let bench = Bench::new(On::Redis);
     let replicas = ["one", "two"].map(|name| named(&bench, name));

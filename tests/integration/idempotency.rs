@@ -1,6 +1,6 @@
 //! `Idempotency-Key`: a request that is retried until it succeeds writes its row once.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -64,8 +64,15 @@ async fn key_in_flight_is_conflict_here_and_one_row_elsewhere() {
             until("a conflict", async || {
                 // The first replica refuses the key while its own request is in flight.
                 let response = replicas[0].post(&body).header("idempotency-key", "k").send().await.expect("an answer");
-                assert_eq!(response.status().as_u16() == 409, response.headers().contains_key("retry-after"));
-                response.status().as_u16() == 409
+                let (status, retry) = (response.status().as_u16(), response.headers().contains_key("retry-after"));
+                assert_eq!(status == 409, retry);
+                if status == 409 {
+                    let problem: Value = response.json().await.expect("JSON");
+                    // The row of the key is written a moment later.
+                    let expected = (&json!("key_in_flight"), &json!("unknown"));
+                    assert_eq!((&problem["code"], &problem["outcome"]), expected, "{problem}");
+                }
+                status == 409
             })
             .await;
         });
@@ -74,6 +81,53 @@ async fn key_in_flight_is_conflict_here_and_one_row_elsewhere() {
     assert!(first.1 != second.1, "one of them is the other's answer: {first:?} {second:?}");
     assert_eq!(first.2, second.2);
     assert_eq!(bench.rows().len(), 1);
+}
+
+#[tokio::test]
+async fn key_of_a_disconnected_client_stays_in_flight() {
+    let bench = Bench::new(On::Redis);
+    let replica = bench.replica(&[]);
+    let body = json!({"data": "x", "sleep": 1});
+    let first = tokio::spawn(replica.post(&body).header("idempotency-key", "k").send());
+    until_held(&bench).await;
+    first.abort();
+    // From here on the row is written, whatever the client does.
+    let (status, _, problem) = keyed(&replica, "k", body.clone()).await;
+    assert_eq!((status, &problem["outcome"]), (409, &json!("unknown")), "{problem}");
+    let mut last = (0, false);
+    until("the answer is replayed", async || {
+        let (status, replayed, _) = keyed(&replica, "k", body.clone()).await;
+        last = (status, replayed);
+        status != 409
+    })
+    .await;
+    assert_eq!(last, (201, true));
+    assert_eq!(bench.rows().len(), 1);
+}
+
+#[tokio::test]
+async fn key_in_flight_is_told_before_other_reasons() {
+    let mut bench = Bench::new(On::Redis);
+    let replica = bench.replica(&[("ROWLOCK_WAIT_TIMEOUT", "3s")]);
+    bench.redis.as_mut().expect("a Redis").stop();
+    until("the outage is logged", async || replica.log().contains("the lock is unreachable")).await;
+    // Requests are refused at once when Redis has been away for 3 s. This one then still waits for a second.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let first = tokio::spawn(answer(replica.post(&json!({"data": "x"})).header("idempotency-key", "k")));
+    until("it is in the queue", async || {
+        let metrics = replica.get("/metrics", &[]).await.text().await.expect("text");
+        metrics.lines().any(|line| line == "rowlock_queue_rows 1")
+    })
+    .await;
+    loop {
+        let (status, _, problem) = keyed(&replica, "k", json!({"data": "x"})).await;
+        if first.is_finished() {
+            break;
+        }
+        assert_eq!((status, &problem["outcome"]), (409, &json!("unknown")), "{problem}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(first.await.expect("no panic").1["code"], "redis_unavailable");
 }
 
 #[tokio::test]

@@ -61,16 +61,119 @@ async fn status_shows_the_holder_and_waiters_in_order() {
     assert_eq!(data, ["slow", "second", "third"]);
 }
 
+/// Sets a key to a value of another program, as raw arguments: not all of them are text.
+fn set_foreign(bench: &Bench, command: &str, key: &str, values: &[&[u8]]) {
+    let client = redis::Client::open(bench.redis().url()).expect("an address");
+    let mut connection = client.get_connection().expect("connects");
+    let _: () = redis::cmd("DEL").arg(key).query(&mut connection).expect("answers");
+    let _: redis::Value = redis::cmd(command).arg(key).arg(values).query(&mut connection).expect("answers");
+}
+
+/// Locks of other programs: a command, its arguments after the key, and the type of the key.
+const FOREIGN: [(&str, &[&[u8]], &str); 9] = [
+    ("SET", &[b"secret", b"PX", b"60000"], "string"),
+    ("SET", &[b""], "string"),
+    // rslock and pottery store random bytes.
+    ("SET", &[b"\xff\xfe\x00secret"], "string"),
+    ("SET", &[b"\xff/0123456789abcdef0123456789abcdef/10000/1"], "string"),
+    // Redisson stores a hash.
+    ("HSET", &[b"secret:1", b"1"], "hash"),
+    ("RPUSH", &[b"secret"], "list"),
+    ("SADD", &[b"secret"], "set"),
+    ("ZADD", &[b"1", b"secret"], "zset"),
+    ("XADD", &[b"*", b"secret", b"1"], "stream"),
+];
+
 #[tokio::test]
-async fn foreign_lock_is_shown_without_its_value() {
+async fn foreign_lock_of_any_type_is_shown_waited_for_and_released() {
     let bench = Bench::new(On::Redis);
     let replica = named(&bench, "one");
-    bench.redis().cli(&["set", LOCK_KEY, "secret-value", "px", "60000"]);
-    let seen = status(&replica).await;
-    assert_eq!((&seen["state"], &seen["holder"], &seen["token"]), (&json!("foreign"), &Value::Null, &Value::Null));
-    assert!(!seen.to_string().contains("secret"));
-    assert_eq!(force(&replica).await["released"], true);
-    replica.append_text("x").await;
+    let impatient = bench.replica(&[("ROWLOCK_WAIT_TIMEOUT", "300ms"), ("ROWLOCK_CSV_HEADER", "token,data")]);
+    for (n, (command, values, key_type)) in FOREIGN.into_iter().enumerate() {
+        until_free(&bench).await;
+        set_foreign(&bench, command, LOCK_KEY, values);
+        let seen = status(&replica).await;
+        assert_eq!((&seen["state"], &seen["foreign_type"]), (&json!("foreign"), &json!(key_type)), "{seen}");
+        assert_eq!((&seen["holder"], &seen["token"]), (&Value::Null, &Value::Null), "{seen}");
+        let shown = bench.run(&["lock"], &[]);
+        let text = String::from_utf8_lossy(&shown.stdout).into_owned();
+        assert!(text.contains(&format!("foreign, its key is of type {key_type}")), "{shown:?}");
+        assert!(!format!("{seen}{text}").contains("secret"), "its value is not shown");
+        let (code, problem) = impatient.append(json!({"data": "waits"})).await;
+        assert_eq!((code, &problem["code"]), (503, &json!("wait_timeout")), "{key_type}: {problem}");
+        let waiting = async { replica.append_text("next").await };
+        let releasing = async {
+            until("the row waits for the lock", async || {
+                bench.redis().cli(&["llen", crate::support::QUEUE_KEY]) == "1"
+            })
+            .await;
+            if n % 2 == 0 {
+                let forced = force(&impatient).await;
+                assert_eq!((&forced["released"], &forced["holder"]), (&json!(true), &Value::Null), "{forced}");
+            } else {
+                let output = bench.run(&["lock", "release"], &[]);
+                let said = String::from_utf8_lossy(&output.stdout).into_owned();
+                assert!(said.starts_with("released: a client that is no replica held it"), "{output:?}");
+            }
+        };
+        tokio::join!(waiting, releasing);
+    }
+    assert_eq!(bench.rows().len(), FOREIGN.len());
+}
+
+#[tokio::test]
+async fn lease_replaced_by_another_type_is_lost() {
+    let bench = Bench::new(On::Redis);
+    let replica = bench.replica(&[("ROWLOCK_LOCK_TTL", "600ms"), ("ROWLOCK_CSV_HEADER", "token,data")]);
+    let replacing = async {
+        until_held(&bench).await;
+        // The row sleeps only after its token is recorded.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        set_foreign(&bench, "HSET", LOCK_KEY, &[b"other", b"1"]);
+    };
+    let ((code, problem), ()) = tokio::join!(replica.append(json!({"data": "x", "sleep": 20})), replacing);
+    assert_eq!((code, &problem["code"]), (503, &json!("lock_lost")), "{problem}");
+    assert_eq!(bench.redis().cli(&["type", LOCK_KEY]), "hash", "it is not ours to release");
+}
+
+#[tokio::test]
+async fn garbage_in_derived_keys_stops_neither_rows_nor_releases() {
+    let bench = Bench::new(On::Redis);
+    let replicas = ["one", "two"].map(|name| named(&bench, name));
+    let garbage: [(&str, &[&[u8]]); 14] = [
+        ("HSET", &[b"a", b"b"]),
+        ("RPUSH", &[b"a"]),
+        ("SADD", &[b"a"]),
+        ("ZADD", &[b"1", b"a"]),
+        ("XADD", &[b"*", b"a", b"b"]),
+        ("SET", &[b"abc"]),
+        ("SET", &[b""]),
+        ("SET", &[b"\xff\xfe"]),
+        ("SET", &[b"-5"]),
+        ("SET", &[b"1e3"]),
+        // Above 2^53, where Lua's numbers are not exact, then far above, and at the end of Redis's numbers.
+        ("SET", &[b"9007199254740993"]),
+        ("SET", &[b"9223372036854775806"]),
+        ("SET", &[b"9223372036854775807"]),
+        ("SET", &[b"99999999999999999999"]),
+    ];
+    for key in ["token", "queue", "seen"] {
+        for (command, values) in garbage {
+            let what = format!("{command} {key}");
+            until_free(&bench).await;
+            set_foreign(&bench, "SET", LOCK_KEY, &[b"foreign"]);
+            set_foreign(&bench, command, &format!("{LOCK_KEY}:{key}"), values);
+            assert_eq!(status(&replicas[0]).await["state"], "foreign", "{what}");
+            assert_eq!(bench.run(&["lock"], &[]).status.code(), Some(0), "{what}");
+            assert_eq!(force(&replicas[0]).await["released"], true, "{what}");
+            let posts = replicas.iter().map(|replica| replica.append_text("x"));
+            futures_util::future::join_all(posts).await;
+        }
+    }
+    let tokens = bench.tokens();
+    assert!(tokens.is_sorted_by(|a, b| a < b), "each row has a token of its own: {tokens:?}");
+    assert_eq!(tokens.len(), 2 * 3 * garbage.len());
+    assert!(tokens.iter().all(|&token| token < 1 << 62), "no token near the end of Redis's numbers: {tokens:?}");
 }
 
 #[tokio::test]

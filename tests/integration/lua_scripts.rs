@@ -30,6 +30,10 @@ fn release() -> String {
     [QUEUE, include_str!("../../src/lock/redis/scripts/release.lua")].concat()
 }
 
+fn renew() -> String {
+    [QUEUE, include_str!("../../src/lock/redis/scripts/renew.lua")].concat()
+}
+
 const NO_MORE: (Option<usize>, Option<&str>) = (None, None);
 
 /// Five replicas with two leases each, which they use in turn.
@@ -385,5 +389,5 @@ async fn release_with_a_lost_answer_releases_once() {
 
 #[tokio::test]
 async fn renewal_with_a_lost_answer_is_repeated() {
-    check_lost_answers(include_str!("../../src/lock/redis/scripts/renew.lua"), 1.2).await;
+    check_lost_answers(&renew(), 1.2).await;
 }

@@ -34,6 +34,7 @@ mod network_volume;
 mod reading;
 mod readme;
 mod redis_connections;
+mod redis_rejections;
 mod redis_topologies;
 mod shutdown;
 mod slow_readers;

@@ -1,5 +1,7 @@
 //! Forced releases: the lock is taken from its holder for an admin.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
 use crate::commit::{
@@ -37,7 +39,8 @@ impl Committer {
 
     /// Records a newer token first, so that the old holder can no longer write; then releases the lock.
     async fn fence_and_release(&mut self) -> Result<ForcedRelease, AppendError> {
-        let unavailable = || AppendError::LockUnavailable(FILE_LOCK_WAIT);
+        let lock = Arc::clone(&self.lock);
+        let unavailable = || AppendError::of_lock(&lock, FILE_LOCK_WAIT);
         let holder = self.lock.status().await.ok_or_else(unavailable)?.holder;
         let mut token = self.lock.next_token().await.ok_or_else(unavailable)?;
         let (now, lease) = (Instant::now(), uuid::Uuid::new_v4().as_u128());

@@ -38,7 +38,7 @@ impl Committer {
                 self.forget_repaired_fault();
                 Ok(match idle {
                     IdleOutcome::Checkpointing => CHECKPOINT_INTERVAL,
-                    _ if self.lock.is_unreachable() => UNREACHABLE_INTERVAL,
+                    _ if self.lock.is_failing() => UNREACHABLE_INTERVAL,
                     _ => IDLE_INTERVAL,
                 })
             }

@@ -88,11 +88,9 @@ impl Observers {
 
     /// Records a change of the lock for subscribers of `/events`.
     pub(super) fn lock_changed(&self, change: Change, token: FencingToken, details: impl FnOnce(&mut LockChange)) {
-        self.lock_changes.record(|| {
-            let mut event = LockChange::now(change, &self.replica, token);
-            details(&mut event);
-            event
-        });
+        let mut event = LockChange::now(change, &self.replica, token);
+        details(&mut event);
+        self.lock_changes.record(event);
     }
 
     /// Answers a batch, ignoring disconnected clients: a row that was written stays written.
@@ -107,7 +105,7 @@ impl Observers {
         let answers: Vec<_> = batch.into_iter().map(|append| (answer(&append), append)).collect();
         self.request_runtime.spawn(async move {
             for (answer, append) in answers {
-                let _ = append.answer.send(answer);
+                append.answer(answer);
             }
         });
     }

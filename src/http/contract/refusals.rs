@@ -31,15 +31,15 @@ macro_rules! refusals {
 refusals! {
     AppendRefused:
         BrokenBody BadKey SimulationOff BodyTimeout KeyInFlight BodyTooLarge BatchTooLarge UnsupportedMediaType InvalidField
-        KeyReused SyncFailed Internal QueueFull WaitTimeout RedisUnavailable LockLost FileBusy FileReplaced Draining DiskFull;
+        KeyReused SyncFailed Internal QueueFull WaitTimeout RedisUnavailable RedisRejected LockLost FileBusy FileReplaced Draining DiskFull;
     BatchRefused:
         BrokenBody BadKey BodyTimeout KeyInFlight BatchTooLarge UnsupportedMediaType InvalidField KeyReused SyncFailed
-        Internal QueueFull WaitTimeout RedisUnavailable LockLost FileBusy FileReplaced Draining DiskFull;
+        Internal QueueFull WaitTimeout RedisUnavailable RedisRejected LockLost FileBusy FileReplaced Draining DiskFull;
     RowsRefused: InvalidField NotARowStart Internal QueueFull FileBusy FileReplaced;
     FileRefused: PreconditionFailed InvalidField RangeNotSatisfiable Internal QueueFull FileBusy FileReplaced;
     EventsRefused: InvalidField Internal QueueFull FileBusy FileReplaced;
-    LockRefused: RedisUnavailable Internal;
-    ReleaseRefused: SyncFailed Internal RedisUnavailable LockLost FileBusy FileReplaced Draining DiskFull;
+    LockRefused: RedisUnavailable RedisRejected Internal;
+    ReleaseRefused: SyncFailed Internal RedisUnavailable RedisRejected LockLost FileBusy FileReplaced Draining DiskFull;
     AssetRefused: NotFound Internal QueueFull;
     ContentRefused: Internal QueueFull;
     NeverRefused: Internal;

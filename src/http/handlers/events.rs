@@ -159,7 +159,7 @@ pub(crate) async fn events(
     let resume = resume_at(&headers, parameters.take(LAST_EVENT_ID_PARAMETER))?;
     let slot = Arc::clone(&app.subscriber_slots).try_acquire_owned();
     let slot = slot.map_err(|_| ApiError::TooManySubscribers(SUBSCRIBERS_MAX))?;
-    let live = app.events.subscribe();
+    let (live, known) = app.events.subscribe();
     let (stop, catching_up) = (app.stopped.clone(), resume.is_some());
     let mut subscription = Subscription {
         live,
@@ -173,7 +173,8 @@ pub(crate) async fn events(
         _slot: slot,
     };
     let first = subscription.begin(last).await?;
-    subscription.first = vec![first, subscription.hello(caller).retry(RETRY)];
+    let known = known.iter().rev().map(|change| json_event("lock", change));
+    subscription.first = known.chain([first, subscription.hello(caller).retry(RETRY)]).collect();
     let sse = Sse::new(subscription.stream()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
     // Keeps nginx from buffering the stream.
     let headers = [

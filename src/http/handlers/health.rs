@@ -35,7 +35,7 @@ pub(crate) async fn livez(RawQuery(query): RawQuery) -> Response {
 /// Readiness: the replica accepts rows
 ///
 /// An unreachable Redis does not make a replica unready. All replicas share it, so a load balancer that removed them all would turn
-/// clear refusals into broken connections. `verbose` shows the state of the lock to callers that may read.
+/// clear refusals into broken connections. A Redis that rejects this replica does, if waiting does not help. `verbose` shows the state of the lock to callers that may read.
 #[utoipa::path(
     get,
     path = "/readyz",
@@ -44,7 +44,7 @@ pub(crate) async fn livez(RawQuery(query): RawQuery) -> Response {
     params(Verbose),
     responses(
         (status = OK, description = "`ok`, with `verbose` after one line per check.", content_type = "text/plain", body = String),
-        (status = SERVICE_UNAVAILABLE, description = "`not ready`: the replica is shutting down, a sync has failed, the volume does not answer, or the CSV was replaced or cannot be written.", content_type = "text/plain", body = String),
+        (status = SERVICE_UNAVAILABLE, description = "`not ready`: the replica is shutting down, a sync has failed, the volume does not answer, the CSV was replaced or cannot be written, or Redis rejects the replica.", content_type = "text/plain", body = String),
         NeverRefused,
     ),
 )]
@@ -68,7 +68,9 @@ pub(crate) fn is_ready(app: &App) -> bool {
     // guard: ready_volume_answers: a replica whose volume does not answer is not ready
     let volume_answers = app.appender.storage_stuck_for().is_none();
     // guard: ready_file_fits: a replica whose file was replaced or cannot be written is not ready
-    takes_rows && volume_answers && app.appender.file_fault().is_none()
+    let file_fits = app.appender.file_fault().is_none();
+    // guard: ready_lock_accepts: a replica that Redis rejects is not ready
+    takes_rows && volume_answers && file_fits && !app.appender.is_rejected_by_lock()
 }
 
 fn checks(app: &App, ready: bool) -> String {
@@ -76,13 +78,19 @@ fn checks(app: &App, ready: bool) -> String {
     let (lock, is_reachable) = app.appender.lock_state();
     let stuck_for = app.appender.storage_stuck_for();
     let file_fault = app.appender.file_fault();
+    let is_ending = app.draining.has_begun() || !app.appender.accepts_rows();
     let replica = match (ready, stuck_for, file_fault) {
         (true, ..) => "taking rows",
         (false, Some(_), _) => "waiting for the volume",
+        (false, None, _) if is_ending => "draining",
         (false, None, Some(_)) => "refusing rows",
-        (false, None, None) => "draining",
+        (false, None, None) => "rejected by Redis",
     };
-    let reach = if is_reachable { "reachable" } else { "unreachable" };
+    let reach = match app.appender.lock_outage() {
+        None => "reachable".to_owned(),
+        Some(outage) if outage.is_rejection() => format!("rejected: {outage}"),
+        Some(outage) => format!("unreachable: {outage}"),
+    };
     let volume = stuck_for.map_or("answers".to_owned(), |stuck| format!("no answer for {} s", stuck.as_secs()));
     [
         format!("[{}] replica: {replica}\n", sign(ready)),

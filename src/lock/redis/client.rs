@@ -55,27 +55,40 @@ pub(super) struct Client {
     scripts: Scripts,
 }
 
+/// A script, and whether its success shows that Redis accepts all that the lock needs.
+struct LockScript {
+    script: Script,
+    shows_all: bool,
+}
+
 struct Scripts {
-    acquire: Script,
-    renew: Script,
-    release: Script,
-    raise_token: Script,
-    status: Script,
-    next_token: Script,
-    force_release: Script,
+    acquire: LockScript,
+    renew: LockScript,
+    probe: LockScript,
+    probe_all: LockScript,
+    release: LockScript,
+    raise_token: LockScript,
+    status: LockScript,
+    next_token: LockScript,
+    force_release: LockScript,
 }
 
 impl Scripts {
     fn new() -> Self {
-        let with_queue = |script| Script::new(&[include_str!("scripts/queue.lua"), script].concat());
+        let script = |text, shows_all| {
+            let script = Script::new(&[include_str!("scripts/queue.lua"), text].concat());
+            LockScript { script, shows_all }
+        };
         Self {
-            acquire: with_queue(include_str!("scripts/acquire.lua")),
-            renew: Script::new(include_str!("scripts/renew.lua")),
-            release: with_queue(include_str!("scripts/release.lua")),
-            raise_token: with_queue(include_str!("scripts/raise_token.lua")),
-            status: with_queue(include_str!("scripts/status.lua")),
-            next_token: with_queue(include_str!("scripts/next_token.lua")),
-            force_release: with_queue(include_str!("scripts/force_release.lua")),
+            acquire: script(include_str!("scripts/acquire.lua"), true),
+            renew: script(include_str!("scripts/renew.lua"), false),
+            probe: script(include_str!("scripts/probe.lua"), false),
+            probe_all: script(include_str!("scripts/probe.lua"), true),
+            release: script(include_str!("scripts/release.lua"), false),
+            raise_token: script(include_str!("scripts/raise_token.lua"), false),
+            status: script(include_str!("scripts/status.lua"), false),
+            next_token: script(include_str!("scripts/next_token.lua"), false),
+            force_release: script(include_str!("scripts/force_release.lua"), false),
         }
     }
 }
@@ -87,6 +100,9 @@ impl Client {
         options: Options,
         health: Arc<BackendHealth>,
     ) -> Result<Self, OpenError> {
+        if topology.is_cluster() && !derived_keys_share_slot(key) {
+            return Err(OpenError::LockKey(key.to_owned()));
+        }
         let instance = uuid::Uuid::new_v4().simple();
         Ok(Self {
             committer_pool: ConnectionPool::new(topology, CheckIn::WhenIdle, &options.meter)?,
@@ -150,6 +166,12 @@ impl Client {
         self.call(&self.background_pool, &self.scripts.renew, id, None::<u64>).await
     }
 
+    /// Runs the commands of the other scripts without an effect.
+    pub(super) async fn probe(&self, all: bool) -> Result<(), AttemptError> {
+        let script = if all { &self.scripts.probe_all } else { &self.scripts.probe };
+        self.call(&self.background_pool, script, "", all.then_some(1)).await
+    }
+
     /// The same from the committer.
     pub(super) async fn renew_from_committer(&self, id: &str) -> Result<bool, AttemptError> {
         self.call(&self.committer_pool, &self.scripts.renew, id, None::<u64>).await
@@ -194,16 +216,16 @@ impl Client {
     async fn call<T: FromRedisValue>(
         &self,
         pool: &ConnectionPool,
-        script: &Script,
+        script: &LockScript,
         id: &str,
         more: impl ToRedisArgs,
     ) -> Result<T, AttemptError> {
-        let mut call = script.prepare_invoke();
+        let mut call = script.script.prepare_invoke();
         for key in &self.keys {
             call.key(key);
         }
         call.arg(id).arg(self.options.ttl.as_millis()).arg(more);
-        self.health.record(pool.run(&call).await)
+        self.health.record(pool.run(&call).await, script.shows_all)
     }
 }
 
@@ -216,11 +238,19 @@ pub(super) fn replica_of(id: &str) -> Option<&str> {
     (is_number(number) && is_number(ttl_ms) && instance.len() == 32).then_some(replica)
 }
 
+/// The part of a key that decides on its slot in a cluster: what stands between the first `{` and the next `}`, unless that is empty.
+fn hash_tag(key: &str) -> Option<&str> {
+    key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag).filter(|tag| !tag.is_empty())
+}
+
 /// A key with the hash tag of the lock's key: on a cluster, a script may only use keys of one slot.
 fn derived_key(key: &str, what: &str) -> String {
-    let has_tag =
-        key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).is_some_and(|(tag, _)| !tag.is_empty());
-    if has_tag { format!("{key}:{what}") } else { format!("{{{key}}}:{what}") }
+    if hash_tag(key).is_some() { format!("{key}:{what}") } else { format!("{{{key}}}:{what}") }
+}
+
+/// Whether the derived keys have the lock key's slot. A key with a `}` and no hash tag cannot be a hash tag itself.
+fn derived_keys_share_slot(key: &str) -> bool {
+    hash_tag(key).is_some() || !key.contains('}')
 }
 
 #[cfg(test)]
@@ -242,5 +272,21 @@ mod tests {
         assert_eq!(derived_key("a{b}c", "token"), "a{b}c:token");
         assert_eq!(derived_key("plain", "token"), "{plain}:token");
         assert_eq!(derived_key("{}x", "token"), "{{}x}:token");
+    }
+
+    #[test]
+    fn cluster_refuses_key_whose_derived_keys_leave_its_slot() {
+        // All keys of up to five of these characters.
+        let mut keys = vec![String::new()];
+        for _ in 0..5 {
+            let longer = keys.iter().flat_map(|key| ["{", "}", "a"].map(|more| format!("{key}{more}")));
+            keys = keys.iter().cloned().chain(longer).collect();
+        }
+        keys.retain(|key| !key.is_empty());
+        let hashed = |key: &str| hash_tag(key).unwrap_or(key).to_owned();
+        for key in keys {
+            let shares = hashed(&derived_key(&key, "token")) == hashed(&key);
+            assert_eq!(shares, derived_keys_share_slot(&key), "{key}");
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! All decisions are made in Lua scripts, which run one at a time. `client` calls them, `lease` keeps a granted lock alive,
 //! `notifications` receives hints from other replicas, `pool` and `topology` make connections to any kind of Redis.
 
+mod address;
 mod client;
 pub(in crate::lock) mod lease;
 mod notifications;
@@ -13,7 +14,7 @@ mod topology;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     api::lock_status::LockStatus,
@@ -26,7 +27,7 @@ use crate::{
             client::Client,
             lease::{LeaseTerms, RedisLease},
             notifications::NotificationListener,
-            topology::Topology,
+            topology::{CALL_TIMEOUT, Endpoint, Topology},
         },
         types::{AcquireAttempt, Options, QueueTicket, Reacquire},
     },
@@ -35,23 +36,23 @@ use crate::{
 /// How long a lock that was handed over lasts before its first renewal: `CLAIM_MS` in queue.lua.
 const CLAIM: Duration = Duration::from_millis(1000);
 
+/// How long the start waits for a Redis that does not answer.
+const CHECK_TIMEOUT: Duration = CALL_TIMEOUT;
+
 pub(super) struct RedisLock {
     client: Arc<Client>,
     listener: Arc<NotificationListener>,
+    topology: Arc<Topology>,
 }
 
 impl RedisLock {
     /// Background calls run on the current runtime; the lock may be acquired from another one.
-    pub(super) fn new(
-        url: &RedisUrl,
-        key: &str,
-        options: Options,
-        health: Arc<BackendHealth>,
-    ) -> Result<Self, OpenError> {
-        let topology = Arc::new(Topology::parse(url.expose(), &options.tls)?);
-        let client = Arc::new(Client::new(&topology, key, options, health)?);
-        let listener = Arc::new(NotificationListener::new(topology, client.notification_channel()));
-        Ok(Self { client, listener })
+    pub(super) fn new(url: &RedisUrl, key: &str, options: Options) -> Result<(Self, Arc<BackendHealth>), OpenError> {
+        let Endpoint { topology, name, secrets } = Endpoint::parse(url.expose(), &options.tls)?;
+        let (topology, health) = (Arc::new(topology), BackendHealth::new("redis", format!("Redis at {name}"), secrets));
+        let client = Arc::new(Client::new(&topology, key, options, Arc::clone(&health))?);
+        let listener = Arc::new(NotificationListener::new(Arc::clone(&topology), client.notification_channel()));
+        Ok((Self { client, listener, topology }, health))
     }
 
     pub(super) fn ttl(&self) -> Duration {
@@ -109,11 +110,22 @@ impl RedisLock {
         self.client.return_connection();
     }
 
-    /// Renews a lease that does not exist: the call succeeds if Redis answers.
-    pub(super) async fn probe(&self) {
+    /// Finds out whether Redis accepts the lock's commands; with `all`, also of those that must change something.
+    pub(super) async fn probe(&self, all: bool) {
         let client = Arc::clone(&self.client);
         // The client's health has the result.
-        let _ = self.client.spawn(async move { client.renew("").await.map(drop) }).await;
+        let _ = self.client.spawn(async move { client.probe(all).await }).await;
+    }
+
+    /// The same at the start, which does not wait long for it.
+    pub(super) async fn check(&self) {
+        // A time-out is no error: an unreachable Redis is waited for later.
+        let _ = timeout(CHECK_TIMEOUT, self.probe(true)).await;
+    }
+
+    /// What the server answers to the user name and password.
+    pub(super) async fn auth_answer(&self) -> Option<String> {
+        timeout(CHECK_TIMEOUT, self.topology.auth_answer()).await.ok().flatten()
     }
 
     pub(super) async fn status(&self) -> Result<LockStatus, AttemptError> {

@@ -3,6 +3,5 @@ local function is_above(a, b)
   if #a ~= #b then return #a > #b end
   return a > b
 end
-local token = redis.call('GET', KEYS[2])
-if not token or is_above(ARGV[3], token) then redis.call('SET', KEYS[2], ARGV[3], 'PX', KEEP_TOKEN_MS) end
+if is_above(ARGV[3], newest_token()) then redis.call('SET', KEYS[2], ARGV[3], 'PX', KEEP_TOKEN_MS) end
 return 1

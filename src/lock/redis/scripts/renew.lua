@@ -1,3 +1,3 @@
 -- Extends the lock to its full time to live. Returns 1, or 0 if this lease does not hold it.
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if get_holder() ~= ARGV[1] then return 0 end
 return redis.call('PEXPIRE', KEYS[1], ARGV[2])
