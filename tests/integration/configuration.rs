@@ -80,6 +80,22 @@ fn wrong_value_is_refused_with_what_is_accepted() {
 }
 
 #[test]
+fn message_of_a_start_names_no_temporary_file() {
+    let bench = Bench::new(On::Embedded);
+    // Nobody, not even root, can create a file there.
+    for folder in ["/proc", "/sys"] {
+        let csv = format!("{folder}/rows.csv");
+        for args in [&["serve"][..], &["append", "--data", "x"]] {
+            let settings = [("REDIS_CSV_FILE_NAME", &*csv), ("ROWLOCK_UNLOCKED_VOLUME", "accept")];
+            let output = bench.run(args, &settings);
+            let text = stderr(&output);
+            assert_eq!(output.status.code(), Some(1), "{text}");
+            assert!(text.contains(&csv) && !text.contains("/.") && !text.contains("at path"), "{text}");
+        }
+    }
+}
+
+#[test]
 fn redis_address_is_never_shown() {
     let bench = Bench::new(On::Embedded);
     for url in ["hush", "http://:hush@x", "rediss-sentinel://:hush@x", "redis://:hush@x:port"] {
