@@ -1,10 +1,6 @@
 //! `rowlock health`: whether a replica accepts rows. For health checks of containers without curl.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use hyper::Method;
@@ -68,18 +64,12 @@ pub(super) async fn run(config: &Config, args: Args) -> Result<(), Exit> {
 
 /// The address that these settings serve; the loopback address, if they serve all addresses.
 fn own_target(config: &Config) -> Result<Target, Exit> {
-    let listen = config.listen;
-    if listen.port() == 0 {
+    if config.listen.port() == 0 {
         return Err(Exit::new(WRONG_USAGE, "ROWLOCK_LISTEN (--listen) has port 0: give the URL"));
     }
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
     let scheme = if config.tls_cert.is_some() { "https" } else { "http" };
-    let url = format!("{scheme}://{}", SocketAddr::new(ip, listen.port()));
-    Ok(Target::parse(&url).expect("an address and a port are a URL"))
+    let url = format!("{scheme}://{}", config.listen.local_authority());
+    Ok(Target::parse(&url).expect("a host and a port are a URL"))
 }
 
 async fn get_readiness(connector: &Connector, target: &Target) -> Result<u16, String> {

@@ -12,7 +12,11 @@ use crate::{
 pub(super) async fn run(config: Config) -> Result<(), Exit> {
     server::serve(config).await.map_err(|e| {
         let code = match &e {
-            ServeError::Access(_) | ServeError::Open(_) | ServeError::Tls(_) | ServeError::Traces(_) => WRONG_USAGE,
+            ServeError::Access(_)
+            | ServeError::Open(_)
+            | ServeError::Resolve { .. }
+            | ServeError::Tls(_)
+            | ServeError::Traces(_) => WRONG_USAGE,
             ServeError::Commit(e) => open_error_code(e),
             ServeError::Fatal(commit::Fatal::SyncFailed) => SYNC_FAILED,
             ServeError::Fatal(commit::Fatal::StorageStuck | commit::Fatal::Panicked)

@@ -53,10 +53,11 @@ fn wrong_value_is_refused_with_what_is_accepted() {
         ("ROWLOCK_LISTEN", "localhost", "127.0.0.1:8080"),
         ("ROWLOCK_REPLICA", "two words", "printable ASCII"),
         ("ROWLOCK_LOCK_KEY", "a b", "printable ASCII"),
-        ("ROWLOCK_LOCK_TTL", "10", "10s or 250ms"),
+        ("ROWLOCK_LISTEN", "localhost:http", "localhost:8080"),
+        ("ROWLOCK_LOCK_TTL", "10", "10 has no unit; write 10s or 10ms"),
         ("ROWLOCK_LOCK_TTL", "1ms", "from 100ms"),
-        ("ROWLOCK_WAIT_TIMEOUT", "2h", "to 3600s"),
-        ("ROWLOCK_MAX_SLEEP", "-1s", "from 0ns"),
+        ("ROWLOCK_WAIT_TIMEOUT", "2h", "to 1h"),
+        ("ROWLOCK_MAX_SLEEP", "-1s", "from 0s"),
         ("ROWLOCK_SIMULATION", "true", "on, off"),
         ("ROWLOCK_QUEUE_ROWS", "0", "from 1"),
         ("ROWLOCK_QUEUE_BYTES", "1", "from 64"),
@@ -77,6 +78,35 @@ fn wrong_value_is_refused_with_what_is_accepted() {
         let output = bench.run(&["append", "--data", "x"], &[(variable, "")]);
         assert!(output.status.success(), "{variable}: {}", stderr(&output));
     }
+}
+
+#[test]
+fn listen_address_may_be_a_name_or_a_port_alone() {
+    let bench = Bench::new(On::Embedded);
+    let replica = bench.replica(&[("ROWLOCK_LISTEN", "localhost:0")]);
+    assert!(replica.url.starts_with("http://127.0.0.1:"), "{}", replica.url);
+    let port = replica.url.rsplit(':').next().expect("a port");
+    let listen = format!("localhost:{port}");
+    let health = bench.run(&["health"], &[("ROWLOCK_LISTEN", &listen)]);
+    assert!(health.status.success(), "{health:?}");
+    let taken = bench.run(&["serve"], &[("ROWLOCK_LISTEN", &listen)]);
+    assert!(taken.status.code() == Some(1) && stderr(&taken).contains(&listen), "{taken:?}");
+
+    let unknown = bench.run(&["serve", "--listen", "no-such-host.invalid:8080"], &[]);
+    let text = stderr(&unknown);
+    assert_eq!((unknown.status.code(), text.lines().count()), (Some(2), 1), "{text}");
+    assert!(text.contains("ROWLOCK_LISTEN (--listen): no-such-host.invalid:8080 cannot be resolved"), "{text}");
+
+    let all = bench.run(&["serve", "--listen", ":0"], &[]);
+    assert!(
+        all.status.code() == Some(2) && stderr(&all).contains("ROWLOCK_API_TOKENS"),
+        "other hosts reach it: {all:?}"
+    );
+    let port = crate::support::free_port();
+    let listen = format!(":{port}");
+    let _replica = bench.replica(&[("ROWLOCK_LISTEN", &listen), ("ROWLOCK_AUTH", "off")]);
+    let health = bench.run(&["health"], &[("ROWLOCK_LISTEN", &listen)]);
+    assert!(health.status.success(), "{health:?}");
 }
 
 #[test]
