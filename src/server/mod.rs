@@ -19,6 +19,7 @@ pub use crate::server::{tls::TlsError, traces::TracesError};
 use crate::{
     commit::{self, Appender, CommitterHandle, Fatal, peer_events::PeerEvents, reading::Reading},
     config::{Config, ListenAddress, Switch},
+    csv::{schema::Schema, suspect_header},
     http::{Access, AccessError, AppParts, Draining, Service},
     metrics::Meter,
 };
@@ -93,8 +94,10 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
         }
     };
     let (appender, committer, reading) = opened?;
+    log_columns(appender.schema());
     let events = PeerEvents::start(&appender, &reading)?;
     let listener = listen::bind(&addresses).await.map_err(|source| ServeError::Listen { address, source })?;
+    warn_of_simulation(&config, listener.local_addr()?);
     let scheme = if tls.is_some() { "https" } else { "http" };
     tracing::info!(listening = %format_args!("{scheme}://{}", listener.local_addr()?), "serving");
 
@@ -137,6 +140,22 @@ fn open_access(config: &Config, addresses: &[SocketAddr]) -> Result<Access, Serv
 
 fn is_loopback(address: &SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
+}
+
+/// Logs how the header was understood, and what about it may be a mistake.
+fn log_columns(schema: &Schema) {
+    let columns = schema.names().map_or_else(|| "none, rows hold only data".to_owned(), |names| names.join(","));
+    tracing::info!(columns, "the columns of the CSV");
+    for doubt in suspect_header::doubts(schema) {
+        tracing::warn!(%doubt, "the header of the CSV may be a mistake");
+    }
+}
+
+/// `sleep` and `skip_release` let a client hold the lock for long, so they are for tests.
+fn warn_of_simulation(config: &Config, address: SocketAddr) {
+    if config.simulation == Switch::On && !is_loopback(&address) {
+        tracing::warn!(%address, "other hosts may send sleep and skip_release; unless this is a test, set ROWLOCK_SIMULATION=off");
+    }
 }
 
 /// The running server, and what its shutdown needs.

@@ -207,6 +207,22 @@ fn public_address_without_tokens_is_refused_at_start() {
 }
 
 #[test]
+fn simulation_on_a_public_address_is_warned_about() {
+    let bench = Bench::new(On::Embedded);
+    let public = [("ROWLOCK_LISTEN", "0.0.0.0:0"), TOKENS[0]];
+    for (settings, warned) in [
+        (&public[..], true),
+        (&[public[0], public[1], ("ROWLOCK_SIMULATION", "off")], false),
+        (&[("ROWLOCK_LISTEN", "127.0.0.1:0")], false),
+        (&[("ROWLOCK_LISTEN", "localhost:0")], false),
+    ] {
+        let log = bench.replica(settings).log();
+        let line = log.lines().find(|line| line.contains("ROWLOCK_SIMULATION=off"));
+        assert_eq!(line.is_some_and(|line| line.contains("WARN")), warned, "{settings:?}: {log}");
+    }
+}
+
+#[test]
 fn malformed_tokens_end_the_start_without_being_shown() {
     let bench = Bench::new(On::Embedded);
     for tokens in

@@ -110,6 +110,31 @@ fn listen_address_may_be_a_name_or_a_port_alone() {
 }
 
 #[test]
+fn suspect_header_is_warned_about_with_its_columns() {
+    for (content, columns, doubt) in [
+        ("a;b;c\n1;2;3\n", "columns=\"a;b;c\"", "one column named `a;b;c`"),
+        ("sep=;\na;b\n", "columns=\"sep=;\"", "that line is for Excel"),
+        ("1,2\n3,4\n", "columns=\"1,2\"", "ROWLOCK_CSV_HEADER=none"),
+        ("a, b\n1,2\n", "columns=\"a, b\"", "the white space around it"),
+        ("a,data\n1,2\n", "columns=\"a,data\"", ""),
+    ] {
+        let bench = Bench::with_file(On::Embedded, content.as_bytes());
+        let replica = bench.replica(&[]);
+        let log = replica.log();
+        let line = |text: &str| log.lines().find(|line| line.contains(text)).map(str::to_owned);
+        let known = line("the columns of the CSV").expect("the start logs the columns");
+        assert!(known.contains("INFO") && known.contains(columns), "{known}");
+        let warned = line("the header of the CSV may be a mistake");
+        assert_eq!(warned.is_some(), !doubt.is_empty(), "{log}");
+        assert!(warned.is_none_or(|line| line.contains("WARN") && line.contains(doubt)), "{log}");
+        assert_eq!(bench.content(), content, "nothing is changed");
+    }
+    let latin1 = Bench::with_file(On::Embedded, b"gr\xf6\xdfe\n1\n");
+    let output = latin1.run(&["serve"], &[]);
+    assert!(output.status.code() == Some(1) && stderr(&output).contains("not UTF-8"), "{output:?}");
+}
+
+#[test]
 fn message_of_a_start_names_no_temporary_file() {
     let bench = Bench::new(On::Embedded);
     // Nobody, not even root, can create a file there.

@@ -12,7 +12,7 @@ use syn::{Attribute, ItemUse, UseTree, visit::Visit};
 const MAY_USE: [(&str, &[&str]); 19] = [
     ("cli", &["server", "api", "config", "commit", "lock", "storage", "csv", "client", "load", "simulation", "http"]),
     ("load", &["client", "csv", "random"]),
-    ("server", &["http", "commit", "config", "metrics", "client"]),
+    ("server", &["http", "commit", "config", "csv", "metrics", "client"]),
     ("http", &["api", "commit", "csv", "config", "fuzz_corpus", "metrics", "simulation", "time"]),
     (
         "commit",
