@@ -4,7 +4,7 @@ use std::{borrow::Cow, io::Read, time::Duration};
 
 use serde::Serialize;
 
-use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, WRONG_USAGE, serve::open_error_code};
+use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, WRONG_USAGE, output, serve::open_error_code};
 use crate::{
     api::acknowledgement::Acknowledgement,
     commit::{self, AppendError, Appender, Outcome},
@@ -71,7 +71,7 @@ pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
     // The lock is released after the answer. An error of the committer is in `result` as well.
     let _ = committer.ended().await;
     let ack = result.map_err(|e| Exit::new(exit_code(&e), e))?;
-    print(&ack, args.json).map_err(|e| Exit::new(FAILED, e))
+    print(&ack, args.json)
 }
 
 pub(super) fn parse_sleep(text: &str) -> Result<Duration, String> {
@@ -123,17 +123,20 @@ fn exit_code(e: &AppendError) -> u8 {
     }
 }
 
-fn print(ack: &Acknowledgement, json: bool) -> serde_json::Result<()> {
+fn print(ack: &Acknowledgement, json: bool) -> Result<(), Exit> {
     let Acknowledgement { rows, offset, bytes, token, waited_ms, held_ms, released, replayed, .. } = ack;
-    if json {
-        println!("{}", serde_json::to_string(&Output { rows: *rows, ack })?);
-        return Ok(());
-    }
     let plural = if *rows == 1 { "" } else { "s" };
+    let done = format!("appended {rows} row{plural}");
+    if json {
+        let text = serde_json::to_string(&Output { rows: *rows, ack }).map_err(|e| Exit::new(FAILED, e))?;
+        return output::print(text, &done);
+    }
     let replayed = if *replayed { "; written before, under this key" } else { "" };
     let left = if *released { "" } else { "; the lock is left to expire" };
-    println!(
-        "appended {rows} row{plural} at offset {offset} ({bytes} bytes), token {token}, waited {waited_ms} ms, held {held_ms} ms{left}{replayed}"
-    );
-    Ok(())
+    output::print(
+        format_args!(
+            "{done} at offset {offset} ({bytes} bytes), token {token}, waited {waited_ms} ms, held {held_ms} ms{left}{replayed}"
+        ),
+        &done,
+    )
 }

@@ -4,7 +4,7 @@ use std::{fmt::Write, path::PathBuf, sync::LazyLock};
 
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 
-use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, serve::open_error_code};
+use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, output, serve::open_error_code};
 use crate::{
     commit::{self, RepairError},
     config::Config,
@@ -34,18 +34,20 @@ pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
     let mut report = check(&options).await?;
     if args.repair {
         let plan = report.plan();
-        eprintln!("rowlock: {}", describe_plan(&report, plan));
+        output::tell(format_args!("rowlock: {}\n", describe_plan(&report, plan)));
         if plan != Plan::Nothing {
             let replaced = commit::repair(&config, options.clone(), plan).await;
             let replaced = replaced.map_err(|e| Exit::new(repair_error_code(&e), e))?;
-            replaced.iter().for_each(|replaced| eprintln!("rowlock: {}", describe_replaced(&report, replaced)));
+            if let Some(replaced) = &replaced {
+                output::tell(format_args!("rowlock: {}\n", describe_replaced(&report, replaced)));
+            }
             report = check(&options).await?;
         }
     }
     let text =
         if args.json { serde_json::to_string(&report).map_err(|e| Exit::new(FAILED, e))? } else { describe(&report) };
-    println!("{text}");
-    if report.whole { Ok(()) } else { Err(Exit { code: FAILED, message: String::new() }) }
+    let printed = output::print(text, if report.whole { "the CSV is whole" } else { "the CSV is not whole" });
+    if report.whole { printed } else { Err(Exit::failed(printed)) }
 }
 
 /// Runs the check on a thread that may block.

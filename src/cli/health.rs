@@ -7,7 +7,7 @@ use hyper::Method;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use crate::cli::{Exit, FAILED, WRONG_USAGE};
+use crate::cli::{Exit, FAILED, WRONG_USAGE, output};
 use crate::{
     client::{Connector, Target, Trust},
     config::Config,
@@ -58,8 +58,8 @@ pub(super) async fn run(config: &Config, args: Args) -> Result<(), Exit> {
     let health = Health { url: target.to_string(), ready: status == Some(200), status, error };
     let text =
         if args.json { serde_json::to_string(&health).map_err(|e| Exit::new(FAILED, e))? } else { describe(&health) };
-    println!("{text}");
-    if health.ready { Ok(()) } else { Err(Exit { code: FAILED, message: String::new() }) }
+    let printed = output::print(text, if health.ready { "ready" } else { "not ready" });
+    if health.ready { printed } else { Err(Exit::failed(printed)) }
 }
 
 /// The address that these settings serve; the loopback address, if they serve all addresses.

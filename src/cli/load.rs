@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::cli::{Exit, FAILED, WRONG_USAGE, append::parse_sleep};
+use crate::cli::{Exit, FAILED, WRONG_USAGE, append::parse_sleep, output};
 use crate::{
     client::{Connector, Target, Trust},
     config::{parse_run_time, parse_whole},
@@ -123,8 +123,8 @@ pub(super) fn run(args: Args) -> Result<(), Exit> {
         std::io::Write::write_all(&mut file, report.to_svg().as_bytes())
             .map_err(|e| Exit::new(FAILED, format_args!("--plot: {e}")))?;
     }
-    print(&report, args.json)?;
-    if report.is_good() { Ok(()) } else { Err(Exit { code: FAILED, message: String::new() }) }
+    let printed = print(&report, args.json);
+    if report.is_good() { printed } else { Err(Exit::failed(printed)) }
 }
 
 fn create(path: &Path) -> Result<std::fs::File, Exit> {
@@ -132,12 +132,12 @@ fn create(path: &Path) -> Result<std::fs::File, Exit> {
 }
 
 fn print(report: &Report, json: bool) -> Result<(), Exit> {
+    let done = if report.is_good() { "the load test passed" } else { "the load test failed" };
     if json {
-        println!("{}", serde_json::to_string(report).map_err(|e| Exit::new(FAILED, e))?);
+        output::print(serde_json::to_string(report).map_err(|e| Exit::new(FAILED, e))?, done)
     } else {
-        print!("{report}");
+        output::write(report, done)
     }
-    Ok(())
 }
 
 fn plan(args: &Args) -> Result<Plan, Exit> {

@@ -5,6 +5,7 @@ mod check;
 mod health;
 mod load;
 mod lock;
+mod output;
 mod serve;
 mod usage;
 
@@ -18,6 +19,8 @@ use crate::config::{Config, LogFormat, TokenSource, variable};
 const FAILED: u8 = 1;
 /// Exit code: the command or a setting is wrong.
 const WRONG_USAGE: u8 = 2;
+/// Exit code: done, but standard output did not take the result (`EX_CANTCREAT` of sysexits.h).
+const RESULT_NOT_SHOWN: u8 = 73;
 /// Exit code: a sync failed (`EX_IOERR` of sysexits.h).
 const SYNC_FAILED: u8 = 74;
 /// Exit code: the lock was not granted in time, try again (`EX_TEMPFAIL` of sysexits.h).
@@ -77,7 +80,7 @@ pub fn main() -> ExitCode {
     match parse().and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Exit { code, message }) => {
-            eprint!("{message}");
+            output::tell(message);
             ExitCode::from(code)
         }
     }
@@ -86,7 +89,7 @@ pub fn main() -> ExitCode {
 /// The failure of a command.
 struct Exit {
     code: u8,
-    /// With a line break at its end.
+    /// With a line break at its end; empty, if the result says it all.
     message: String,
 }
 
@@ -94,6 +97,11 @@ impl Exit {
     /// One line, after the program's name.
     fn new(code: u8, message: impl std::fmt::Display) -> Self {
         Self { code, message: format!("rowlock: {message}\n") }
+    }
+
+    /// The command failed as its printed result says; if the result could not be printed, the message says so.
+    fn failed(printed: Result<(), Exit>) -> Self {
+        Self { code: FAILED, message: printed.err().map(|exit| exit.message).unwrap_or_default() }
     }
 }
 
@@ -106,11 +114,15 @@ fn parse() -> Result<Cli, Exit> {
             Ok(cli)
         }
         Err(e) if e.use_stderr() => Err(usage::explain(&command, &e)),
-        Err(help) => {
-            help.print().map_err(|e| Exit::new(FAILED, e))?;
-            std::process::exit(0);
-        }
+        Err(help) => Err(show(&help)),
     }
+}
+
+/// Shows the help or the version, and ends the command.
+fn show(help: &clap::Error) -> Exit {
+    let printed = help.print().and_then(|()| std::io::Write::flush(&mut std::io::stdout()));
+    let shown = output::written(printed, "no command was run");
+    shown.err().unwrap_or(Exit { code: 0, message: String::new() })
 }
 
 /// Reads `.env` in the working directory only; the library's own search also reads parent directories.
@@ -160,7 +172,9 @@ fn start_logging(format: LogFormat, quiet: bool) {
     // The Redis client logs each failed call; the lock logs changes only.
     let default = if quiet { "warn,redis=off" } else { "info,redis=off" };
     let filter = EnvFilter::builder().parse_lossy(variable("RUST_LOG").as_deref().unwrap_or(default));
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // A line that standard error does not take is lost. The library would print an error there, and panic.
+    let builder = fmt().log_internal_errors(false);
+    let builder = builder.with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     match format {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),

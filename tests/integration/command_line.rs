@@ -1,10 +1,14 @@
-//! `rowlock append` and exit codes.
+//! Commands: `rowlock append`, exit codes, interrupts, outputs that cannot be written.
 
-use std::{io::Write, process::Stdio};
+use std::{
+    fs,
+    io::{self, Write},
+    process::{Child, Command, Output, Stdio},
+};
 
 use serde_json::Value;
 
-use crate::support::{Bench, LOCK_KEY, On};
+use crate::support::{Bench, LOCK_KEY, On, free_port, until};
 
 #[test]
 fn append_shares_lock_and_file_with_replicas() {
@@ -62,4 +66,100 @@ fn exit_codes_tell_failures_apart() {
     let away = [("REDIS_CONN_STR", "redis://127.0.0.1:1"), ("ROWLOCK_WAIT_TIMEOUT", "200ms")];
     assert_eq!(code(&["append", "--data", "x"], &away), Some(75));
     assert!(bench.rows().is_empty());
+}
+
+fn signal(child: &Child, name: &str) {
+    let sent = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
+    assert!(sent.expect("kill runs").success());
+}
+
+/// A standard stream that fails at once: on a full disk, or to a reader that is gone.
+fn broken_stream(fault: &str) -> Stdio {
+    match fault {
+        "full" => fs::File::options().write(true).open("/dev/full").expect("a device").into(),
+        _ => io::pipe().expect("a pipe").1.into(),
+    }
+}
+
+const FAULTS: [&str; 2] = ["full", "closed"];
+
+fn run_with_stdout(bench: &Bench, args: &[&str], fault: &str) -> Output {
+    let mut command = bench.command(&[]);
+    command.args(args).stdin(Stdio::null()).stdout(broken_stream(fault)).stderr(Stdio::piped());
+    command.output().expect("ends")
+}
+
+#[tokio::test]
+async fn result_that_cannot_be_shown_has_an_exit_code_of_its_own() {
+    let bench = Bench::new(On::Redis);
+    let replica = bench.replica(&[]);
+    let csv = bench.csv.display().to_string();
+    let nowhere = format!("http://127.0.0.1:{}", free_port());
+    let broken = bench.folder().join("broken.csv");
+    fs::write(&broken, "a,b\n1\n").expect("writable");
+    let broken = broken.display().to_string();
+    let load = ["load", "--url", &replica.url, "--requests", "3", "--verify-http"];
+    let failing_load = ["load", "--url", &nowhere, "--requests", "3"];
+    let table: [(&[&str], i32, &str, usize); 12] = [
+        (&["append", "--data", "x"], 73, "appended 1 row;", 1),
+        (&["append", "--data", "x", "--skip-release", "--sleep", "0.1"], 73, "appended 1 row;", 1),
+        (&["check", &csv], 73, "the CSV is whole;", 0),
+        (&["check", &broken], 1, "the CSV is not whole;", 0),
+        (&["lock"], 73, "the lock was looked up;", 0),
+        (&["lock", "status"], 73, "the lock was looked up;", 0),
+        (&["lock", "release"], 73, "the lock", 0),
+        (&["health", &replica.url], 73, "ready;", 0),
+        (&["health", &nowhere], 1, "not ready;", 0),
+        (&load, 73, "the load test passed;", 3),
+        (&failing_load, 1, "the load test failed;", 0),
+        (&["check", &csv, "--repair"], 73, "the CSV is whole;", 0),
+    ];
+    for fault in FAULTS {
+        for (args, code, done, rows) in &table {
+            for json in [&[][..], &["--json"]] {
+                let args = [args, json].concat();
+                let before = bench.rows().len();
+                let output = run_with_stdout(&bench, &args, fault);
+                let stderr = String::from_utf8_lossy(&output.stderr);
+                assert_eq!(output.status.code(), Some(*code), "{args:?} {fault}: {stderr}");
+                let line = stderr.lines().find(|line| line.contains("standard output cannot be written"));
+                assert!(line.is_some_and(|line| line.contains(done)), "{args:?} {fault}: {stderr}");
+                assert!(!stderr.contains("panicked"), "{stderr}");
+                assert_eq!(bench.rows().len(), before + rows, "{args:?} {fault}");
+            }
+        }
+        for args in [&["--help"][..], &["-h"], &["--version"], &["append", "--help"], &["help", "load"]] {
+            let output = run_with_stdout(&bench, args, fault);
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert_eq!((output.status.code(), stderr.lines().count()), (Some(73), 1), "{args:?} {fault}: {stderr}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn broken_standard_error_changes_no_result() {
+    let bench = Bench::new(On::Embedded);
+    for fault in FAULTS {
+        for (args, code) in [
+            (&["append", "--data", "x"][..], 0),
+            (&["append", "--data", "x", "--sleep", "soon"], 2),
+            (&["frobnicate"], 2),
+            (&["check", "--repair"], 0),
+            (&["check", "nowhere.csv"], 1),
+        ] {
+            let mut command = bench.command(&[("ROWLOCK_UNKNOWN", "makes a warning")]);
+            let output = command.args(args).stdout(Stdio::null()).stderr(broken_stream(fault)).output().expect("ends");
+            assert_eq!(output.status.code(), Some(code), "{args:?} {fault}");
+        }
+        // Each request is a line of the log.
+        let address = format!("127.0.0.1:{}", free_port());
+        let mut server = bench.command(&[("ROWLOCK_LISTEN", &address)]);
+        let mut server = server.stderr(broken_stream(fault)).spawn().expect("runs");
+        let url = format!("http://{address}");
+        until("it serves", async || bench.run(&["health", &url], &[]).status.success()).await;
+        let load = bench.run(&["load", "--url", &url, "--requests", "20", "--verify-http"], &[]);
+        signal(&server, "TERM");
+        assert!(load.status.success(), "{fault}: {load:?}");
+        assert_eq!(server.wait().expect("ends").code(), Some(0), "{fault}");
+    }
 }
