@@ -4,7 +4,12 @@ use std::{borrow::Cow, io::Read, time::Duration};
 
 use serde::Serialize;
 
-use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, WRONG_USAGE, output, serve::open_error_code};
+use crate::cli::{
+    Exit, FAILED, SYNC_FAILED, TRY_AGAIN, WRONG_USAGE,
+    interrupt::{self, Interrupt},
+    output,
+    serve::open_error_code,
+};
 use crate::{
     api::acknowledgement::Acknowledgement,
     commit::{self, AppendError, Appender, Outcome},
@@ -56,7 +61,11 @@ pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
     let lines = if args.data == "-" { read_lines(config.queue_bytes)? } else { vec![args.data] };
     // This batch has the queue to itself, so it may fill it.
     let config = Config { queue_rows: config.queue_rows.max(lines.len()), queue_bytes: usize::MAX, ..config };
-    let opened = commit::open(&config, Default::default()).await;
+    let mut interrupt = Interrupt::listen().map_err(|e| Exit::new(FAILED, e))?;
+    let opened = tokio::select! {
+        opened = commit::open(&config, Default::default()) => opened,
+        code = interrupt.received() => return Err(interrupt::not_written(code)),
+    };
     let (appender, mut committer) = opened.map_err(|e| Exit::new(open_error_code(&e), e))?;
     let rows = rows(&appender, lines)?;
     if rows.is_empty() {
@@ -66,12 +75,42 @@ pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
         let accepted = format_args!("--idempotency-key: accepted: 1 to {KEY_BYTES_MAX} printable ASCII characters");
         Key::new(&text, &rows).ok_or_else(|| Exit::new(WRONG_USAGE, accepted))
     });
-    let result = appender.append(rows, simulation, key.transpose()?).await;
+    let result = append(&appender, rows, simulation, key.transpose()?, &mut interrupt).await;
     appender.close();
-    // The lock is released after the answer. An error of the committer is in `result` as well.
-    let _ = committer.ended().await;
-    let ack = result.map_err(|e| Exit::new(exit_code(&e), e))?;
-    print(&ack, args.json)
+    tokio::select! {
+        // The lock is released after the answer. An error of the committer is in `result` as well.
+        _ = committer.ended() => {}
+        // The lock then expires by itself.
+        _ = interrupt.received() => {}
+    }
+    print(&result?, args.json)
+}
+
+/// Appends the rows. A signal ends the wait for the lock and the sleep, but not the write.
+async fn append(
+    appender: &Appender,
+    rows: Rows,
+    simulation: Simulation,
+    key: Option<Key>,
+    interrupt: &mut Interrupt,
+) -> Result<Acknowledgement, Exit> {
+    let appended = appender.append(rows, simulation, key);
+    tokio::pin!(appended);
+    let (result, interrupted) = tokio::select! {
+        result = &mut appended => (result, None),
+        code = interrupt.received() => {
+            appender.refuse_waiting();
+            tokio::select! {
+                result = &mut appended => (result, Some(code)),
+                // The volume may not answer for long.
+                code = interrupt.received() => interrupt::end_at_once(code),
+            }
+        }
+    };
+    result.map_err(|e| match (e, interrupted) {
+        (AppendError::Draining, Some(code)) => interrupt::not_written(code),
+        (e, _) => Exit::new(exit_code(&e), e),
+    })
 }
 
 pub(super) fn parse_sleep(text: &str) -> Result<Duration, String> {
@@ -89,6 +128,8 @@ fn read_lines(bytes_max: usize) -> Result<Vec<String>, Exit> {
             format_args!("standard input: more than {bytes_max} bytes (ROWLOCK_QUEUE_BYTES); nothing appended"),
         ));
     }
+    // Editors and PowerShell begin a file with a BOM.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     Ok(text.lines().map(str::to_owned).collect())
 }
 

@@ -3,6 +3,7 @@
 mod append;
 mod check;
 mod health;
+mod interrupt;
 mod load;
 mod lock;
 mod output;

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::support::{Bench, LOCK_KEY, On, free_port, until};
+use crate::support::{Bench, LOCK_KEY, On, QUEUE_KEY, free_port, until, until_held};
 
 #[test]
 fn append_shares_lock_and_file_with_replicas() {
@@ -49,6 +49,33 @@ fn lines_of_standard_input_are_one_batch() {
     assert!(rows.iter().enumerate().all(|(n, row)| row["data"] == format!("line {n}") && row["token"] == "1"));
 }
 
+/// Appends this standard input by `--data -`.
+fn append_lines(bench: &Bench, input: &str) -> Output {
+    let mut command = bench.command(&[]);
+    command.args(["append", "--data", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("runs");
+    child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("taken");
+    child.wait_with_output().expect("ends")
+}
+
+#[test]
+fn standard_input_may_have_a_bom_and_crlf() {
+    for (input, expected) in [
+        ("\u{feff}one\r\ntwo\r\n", &["one", "two"][..]),
+        ("\u{feff}one", &["one"]),
+        ("one\n\u{feff}two\n", &["one", "\u{feff}two"]),
+        ("\u{feff}\u{feff}one\n", &["\u{feff}one"]),
+        ("one\n\ntwo", &["one", "", "two"]),
+    ] {
+        let bench = Bench::new(On::Embedded);
+        let output = append_lines(&bench, input);
+        assert!(output.status.success(), "{input:?}: {output:?}");
+        assert_eq!(bench.rows().iter().map(|row| &*row["data"]).collect::<Vec<_>>(), expected, "{input:?}");
+    }
+    let bench = Bench::new(On::Embedded);
+    assert_eq!(append_lines(&bench, "\u{feff}").status.code(), Some(1), "a BOM alone is no row");
+}
+
 #[test]
 fn exit_codes_tell_failures_apart() {
     let bench = Bench::new(On::Redis);
@@ -71,6 +98,53 @@ fn exit_codes_tell_failures_apart() {
 fn signal(child: &Child, name: &str) {
     let sent = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
     assert!(sent.expect("kill runs").success());
+}
+
+/// Starts `rowlock append`, to be interrupted.
+fn begin_append(bench: &Bench, args: &[&str]) -> Child {
+    let mut command = bench.command(&[("ROWLOCK_LOCK_TTL", "1h"), ("ROWLOCK_WAIT_TIMEOUT", "1h")]);
+    command.args(["append", "--data", "x"]).args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().expect("runs")
+}
+
+/// It must end with this code, and say that the row was not written.
+fn assert_interrupted(bench: &Bench, child: Child, code: i32) {
+    let output = child.wait_with_output().expect("ends");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    assert_eq!(stderr.lines().filter(|line| line.contains("interrupted: nothing was written")).count(), 1, "{stderr}");
+    assert!(output.stdout.is_empty() && bench.rows().is_empty());
+}
+
+#[tokio::test]
+async fn interrupted_sleep_releases_the_lock() {
+    for on in [On::Redis, On::Embedded] {
+        for (name, code) in [("INT", 130), ("TERM", 143)] {
+            for args in [&["--sleep", "60"][..], &["--sleep", "60", "--skip-release"]] {
+                let bench = Bench::new(on);
+                let child = begin_append(&bench, args);
+                until_held(&bench).await;
+                signal(&child, name);
+                assert_interrupted(&bench, child, code);
+                // The time to live of the interrupted one is an hour.
+                let next = bench.run(&["append", "--data", "y"], &[("ROWLOCK_WAIT_TIMEOUT", "5s")]);
+                assert!(next.status.success(), "{name} {args:?}: {next:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn interrupted_wait_gives_up_its_place_in_the_queue() {
+    for (name, code) in [("INT", 130), ("TERM", 143)] {
+        let bench = Bench::new(On::Redis);
+        bench.redis().cli(&["set", LOCK_KEY, "foreign"]);
+        let child = begin_append(&bench, &[]);
+        until("it waits", async || bench.redis().cli(&["exists", QUEUE_KEY]) == "1").await;
+        signal(&child, name);
+        assert_interrupted(&bench, child, code);
+        assert_eq!(bench.redis().cli(&["exists", QUEUE_KEY]), "0", "{name}");
+    }
 }
 
 /// A standard stream that fails at once: on a full disk, or to a reader that is gone.
