@@ -22,6 +22,17 @@ use crate::{
     simulation::Simulation,
 };
 
+pub(super) const EXAMPLES: &str = "\
+Exit codes: 0 appended; 1 failed; 2 wrong usage or a wrong setting; 73 appended, but standard output did not take the result;
+74 a sync failed, and it is unknown whether the row stands; 75 the lock was not granted in time, try again; 130 or 143 interrupted
+by SIGINT or SIGTERM before the row was written, with the lock released. After 0 and 73 the row stands.
+
+Examples:
+  rowlock append --data hello
+  rowlock append --csv /data/rows.csv --redis redis://localhost --data hello --idempotency-key order-17
+  rowlock append --data - <lines.txt                   each line is a row; all are appended, or none
+  rowlock append --data hello --sleep 5                hold the lock for 5 s before the write; Ctrl-C releases it";
+
 /// The arguments of `rowlock append`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

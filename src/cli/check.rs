@@ -14,6 +14,15 @@ use crate::{
 /// Shorter files are read too quickly for a progress bar.
 const PROGRESS_BYTES_MIN: u64 = 64 << 20;
 
+pub(super) const EXAMPLES: &str = "\
+Exit codes: 0 the CSV is whole, and true to its journal; 1 it is not, or it cannot be checked; 2 wrong usage or a wrong setting;
+73 whole, but standard output did not take the result; 74 a sync failed; 75 another process holds the file, try again.
+
+Examples:
+  rowlock check rows.csv
+  rowlock check rows.csv --json
+  rowlock check rows.csv --repair                      says what it will change, then changes it under the lock";
+
 /// The arguments of `rowlock check`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

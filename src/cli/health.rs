@@ -16,6 +16,13 @@ use crate::{
 /// Less than the timeout of a probe on container platforms.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
+pub(super) const EXAMPLES: &str = "\
+Exit codes: 0 ready; 1 not ready; 2 wrong usage or a wrong setting; 73 ready, but standard output did not take the result.
+
+Examples:
+  rowlock health                                       the replica of these settings, on this host
+  rowlock health https://rows.example.com --ca ca.pem";
+
 /// The arguments of `rowlock health`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

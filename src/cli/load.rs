@@ -29,6 +29,8 @@ requests with an unknown outcome are retried as well. Retries end after 60 s.
 no refused or never sent row is there, no line is torn, and the order of rows and tokens is right. Other rows may be in the file.
 An interrupt (Ctrl-C) ends the run with a report once all requests are answered; a second one ends it at once.
 
+Exit codes: 0 passed; 1 failed; 2 wrong usage; 73 passed, but standard output did not take the result.
+
 Examples:
   rowlock load --url http://127.0.0.1:8080 --requests 100000 --verify rows.csv
   rowlock load --url http://a:8080 --url http://b:8080 --duration 30s --concurrency 256 --verify-http
@@ -74,7 +76,7 @@ pub(super) struct Args {
     #[arg(long)]
     keys: bool,
     /// Seed of the row data; random unless given.
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", value_parser = parse_seed)]
     seed: Option<u64>,
     /// API token with the role `append`, and `read` for --verify-http. Prefer the variable: other users can see a command line.
     #[arg(long, value_name = "T", env = "ROWLOCK_LOAD_TOKEN", hide_env_values = true)]
@@ -211,6 +213,10 @@ fn parse_batch(text: &str) -> Result<u64, String> {
 fn parse_every(text: &str) -> Result<NonZeroU64, String> {
     let every = parse_whole(text, 1, 1_000_000_000)?;
     Ok(NonZeroU64::new(every).expect("at least 1"))
+}
+
+fn parse_seed(text: &str) -> Result<u64, String> {
+    parse_whole(text, 0, u64::MAX)
 }
 
 fn parse_rate(text: &str) -> Result<f64, String> {

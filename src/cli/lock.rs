@@ -9,6 +9,15 @@ use crate::{
     config::Config,
 };
 
+pub(super) const EXAMPLES: &str = "\
+Exit codes: 0 done; 1 failed; 2 wrong usage or a wrong setting; 73 done, but standard output did not take the result; 74 a sync
+failed; 75 the lock cannot be reached, or another process holds the file, try again.
+
+Examples:
+  rowlock lock                                         the holder and the waiters
+  rowlock lock --redis redis://localhost --json
+  rowlock lock release                                 take the lock from its holder";
+
 /// The arguments of `rowlock lock`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

@@ -8,9 +8,10 @@ mod load;
 mod lock;
 mod output;
 mod serve;
+mod settings;
 mod usage;
 
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -29,8 +30,8 @@ const TRY_AGAIN: u8 = 75;
 
 /// Many replicas, one CSV: rows posted over HTTP are appended under one lock.
 ///
-/// Without a command, rowlock serves. Each option is also an environment variable. Variables are also read from a `.env` file
-/// in the working directory; variables of the environment take precedence over it.
+/// Without a command, rowlock serves. Each setting is an option and an environment variable. Variables are also read from a `.env`
+/// file in the working directory; variables of the environment take precedence over it.
 #[derive(Debug, Parser)]
 #[command(name = "rowlock", version, after_help = EXAMPLES)]
 struct Cli {
@@ -62,14 +63,19 @@ Examples:
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve HTTP until SIGTERM or SIGINT (the default).
+    #[command(after_help = serve::EXAMPLES)]
     Serve,
     /// Append to the CSV without a server, under the same lock.
+    #[command(after_help = append::EXAMPLES)]
     Append(append::Args),
     /// Show the lock's holder and waiters, or release the lock by force.
+    #[command(after_help = lock::EXAMPLES)]
     Lock(lock::Args),
     /// Check the CSV against its journal, and repair it.
+    #[command(after_help = check::EXAMPLES)]
     Check(check::Args),
     /// Check whether a replica is ready: exits 0 if it is, 1 if not. For container health checks.
+    #[command(after_help = health::EXAMPLES)]
     Health(health::Args),
     /// Load-test replicas, and verify that the CSV holds every acknowledged row.
     #[command(after_help = load::EXAMPLES)]
@@ -108,15 +114,20 @@ impl Exit {
 
 fn parse() -> Result<Cli, Exit> {
     read_dotenv()?;
-    let mut command = usage::without_replica_options(usage::without_empty_variables(Cli::command()));
-    match command.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| Cli::from_arg_matches(&matches)) {
-        Ok(mut cli) => {
-            cli.config.api_tokens = variable(TokenSource::VARIABLE).as_deref().map(TokenSource::parse);
-            Ok(cli)
-        }
-        Err(e) if e.use_stderr() => Err(usage::explain(&command, &e)),
-        Err(help) => Err(show(&help)),
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let mut command = settings::for_arguments(Cli::command(), &arguments)?;
+    let matches = match command.try_get_matches_from_mut(arguments) {
+        Ok(matches) => matches,
+        Err(e) if e.use_stderr() => return Err(usage::explain(&command, &e)),
+        Err(help) => return Err(show(&help)),
+    };
+    settings::refuse_unused_flags(&command, &matches)?;
+    let mut cli = Cli::from_arg_matches(&matches).map_err(|e| usage::explain(&command, &e))?;
+    if matches!(cli.command, None | Some(Command::Serve)) {
+        let tokens = usage::text_of_variable(TokenSource::VARIABLE)?;
+        cli.config.api_tokens = tokens.as_deref().map(TokenSource::parse);
     }
+    Ok(cli)
 }
 
 /// Shows the help or the version, and ends the command.

@@ -1,7 +1,9 @@
 //! Access: tokens and roles, listen addresses and TLS. No secret is ever shown.
 
 use std::{
+    ffi::OsStr,
     fs,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -234,6 +236,11 @@ fn malformed_tokens_end_the_start_without_being_shown() {
         assert!(stderr.contains("ROWLOCK_API_TOKENS"), "{stderr}");
         assert!(!stderr.replace("hush-file", "").contains("hush"), "{stderr}");
     }
+    let mut broken = bench.command(&[]);
+    let broken = broken.arg("serve").env("ROWLOCK_API_TOKENS", OsStr::from_bytes(b"admin:\xff-hush-hush-hush"));
+    let output = broken.output().expect("ends");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && stderr.contains("ROWLOCK_API_TOKENS"), "never open: {stderr}");
     let help = bench.run(&["--help"], &TOKENS);
     assert!(!String::from_utf8_lossy(&help.stdout).contains("secret"));
     let flag = bench.run(&["serve", "--api-tokens", "append:x"], &[]);

@@ -237,3 +237,44 @@ async fn broken_standard_error_changes_no_result() {
         assert_eq!(server.wait().expect("ends").code(), Some(0), "{fault}");
     }
 }
+
+#[test]
+fn wrong_value_of_an_unused_variable_is_harmless() {
+    let bench = Bench::new(On::Embedded);
+    assert!(bench.run(&["append", "--data", "x"], &[]).status.success());
+    let csv = bench.csv.display().to_string();
+    // Each command with a variable that it uses, and one that it does not.
+    for (args, used, unused) in [
+        (&["append", "--data", "x"][..], "ROWLOCK_LOCK_TTL", "ROWLOCK_GRACE"),
+        (&["append", "--data", "x"], "ROWLOCK_MAX_SLEEP", "ROWLOCK_LISTEN"),
+        (&["append", "--data", "x"], "ROWLOCK_QUEUE_BYTES", "ROWLOCK_QUEUE_ROWS"),
+        (&["check", &csv], "ROWLOCK_IDEMPOTENCY_KEYS", "ROWLOCK_MAX_SLEEP"),
+        (&["lock"], "ROWLOCK_WAIT_TIMEOUT", "ROWLOCK_FORMULA_GUARD"),
+        (&["lock", "status"], "ROWLOCK_REPLICA", "ROWLOCK_RATE_LIMIT"),
+    ] {
+        let code = |variable| bench.run(args, &[(variable, "wrong value")]).status.code();
+        assert_eq!((code(used), code(unused)), (Some(2), Some(0)), "{args:?} {used} {unused}");
+    }
+}
+
+#[test]
+fn flag_of_a_setting_that_the_command_does_not_use_is_refused() {
+    let bench = Bench::new(On::Embedded);
+    for (args, flag) in [
+        (&["append", "--data", "x", "--grace", "1s"][..], "--grace"),
+        (&["--max-connections", "5", "append", "--data", "x"], "--max-connections"),
+        (&["check", "--formula-guard", "on"], "--formula-guard"),
+        (&["lock", "status", "--listen", ":1"], "--listen"),
+        (&["health", "--csv", "a.csv"], "--csv"),
+        (&["load", "--url", "http://127.0.0.1:1", "--requests", "1", "--lock-ttl", "1s"], "--lock-ttl"),
+    ] {
+        let output = bench.run(args, &[]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), stderr.lines().count()), (Some(2), 1), "{args:?}: {stderr}");
+        assert!(stderr.contains(flag), "{args:?}: {stderr}");
+    }
+    // A flag of all commands may stand before the command.
+    let csv = bench.folder().join("other.csv");
+    let output = bench.run(&["--csv", &csv.display().to_string(), "append", "--data", "x"], &[]);
+    assert!(output.status.success() && csv.exists(), "{output:?}");
+}

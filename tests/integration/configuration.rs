@@ -1,6 +1,6 @@
 //! Flags, variables and `.env`: precedence, wrong values, secrets.
 
-use std::{fs, process::Output};
+use std::{collections::BTreeSet, ffi::OsStr, fs, os::unix::ffi::OsStrExt, process::Output};
 
 use crate::support::{Bench, On, Redis};
 
@@ -74,9 +74,68 @@ fn wrong_value_is_refused_with_what_is_accepted() {
         assert_eq!(output.status.code(), Some(2), "{variable}={value}: {text}");
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(text.contains(variable) && text.contains(&format!("{value:?}")) && text.contains(accepted), "{text}");
-        // An empty value counts as unset.
-        let output = bench.run(&["append", "--data", "x"], &[(variable, "")]);
+    }
+}
+
+/// All variables that the help names.
+fn variables(bench: &Bench) -> BTreeSet<String> {
+    let texts = [&["--help"][..], &["load", "--help"]].map(|args| bench.run(args, &[]).stdout);
+    let text = String::from_utf8(texts.concat()).expect("UTF-8");
+    let names = text.split("[env: ").skip(1).filter_map(|rest| rest.split(']').next()).map(str::to_owned);
+    let names: BTreeSet<_> = names.collect();
+    assert!(names.len() > 30 && names.contains("ROWLOCK_API_TOKENS"), "{names:?}");
+    names
+}
+
+#[test]
+fn empty_value_of_each_variable_counts_as_unset() {
+    let bench = Bench::new(On::Embedded);
+    for variable in variables(&bench) {
+        let output = bench.run(&["append", "--data", "x"], &[(&variable, "")]);
         assert!(output.status.success(), "{variable}: {}", stderr(&output));
+    }
+}
+
+/// What Rust's `Debug` and its parsers print, and users of a command should not have to read.
+const INTERNALS: [&str; 12] =
+    ["Some(", "None", "Ok(", "Err(", "Error {", "Os {", "kind:", "Kind", "\\u{", "\\x", "0ns", "invalid digit"];
+
+#[test]
+fn wrong_value_of_each_variable_is_told_in_words() {
+    let bench = Bench::new(On::Embedded);
+    let values: [&[u8]; 9] = [
+        b"10",
+        b"-1",
+        b"x y",
+        b"99999999999999999999",
+        "\u{301}\u{1f980}".as_bytes(),
+        b"two\nlines",
+        b"@/nowhere/at-all",
+        b"NaN",
+        b"not \xff UTF-8",
+    ];
+    for variable in variables(&bench) {
+        for value in values {
+            let mut command = bench.command(&[("ROWLOCK_LISTEN", "0.0.0.0:0")]);
+            command.env(&variable, OsStr::from_bytes(value)).env("RUST_LOG", "off");
+            // Without tokens the address is refused, so that a start with a value that is accepted ends as well.
+            let output = if variable == "ROWLOCK_AUTH" || variable == "ROWLOCK_LISTEN" {
+                command.args(["append", "--data", "x"]).output()
+            } else {
+                command.arg("serve").output()
+            };
+            let output = output.expect("ends");
+            let text = stderr(&output);
+            let context = format!("{variable}={}: {text}", String::from_utf8_lossy(value));
+            assert!(text.lines().count() <= 1, "{context}");
+            for internal in INTERNALS {
+                assert!(!text.contains(internal), "{internal}: {context}");
+            }
+            if !text.contains("ROWLOCK_LISTEN (--listen): other hosts reach") && !output.status.success() {
+                assert_eq!(output.status.code(), Some(2), "{context}");
+                assert!(text.contains(&*variable), "{context}");
+            }
+        }
     }
 }
 
