@@ -2,6 +2,7 @@
 
 mod append;
 mod check;
+mod environment;
 mod health;
 mod interrupt;
 mod load;
@@ -164,6 +165,7 @@ fn dotenv_line(text: &str) -> String {
 
 fn run(cli: Cli) -> Result<(), Exit> {
     start_logging(cli.config.log_format, !matches!(cli.command, None | Some(Command::Serve)));
+    environment::warn_of_unknown_variables(&Cli::command());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| Exit::new(FAILED, e))?;
     let result = match cli.command {
         None | Some(Command::Serve) => runtime.block_on(serve::run(cli.config)),

@@ -139,6 +139,45 @@ fn wrong_value_of_each_variable_is_told_in_words() {
     }
 }
 
+/// The warnings about unknown variables of a command that otherwise succeeds.
+fn unknown_variables(bench: &Bench, settings: &[(&str, &str)]) -> Vec<String> {
+    let output = bench.run(&["append", "--data", "x"], settings);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = stderr(&output);
+    text.lines().filter(|line| line.contains("no setting has the name of this variable")).map(str::to_owned).collect()
+}
+
+#[test]
+fn unknown_variable_is_warned_about_with_the_nearest_name() {
+    let bench = Bench::new(On::Embedded);
+    for (name, nearest) in [
+        ("ROWLOCK_API_TOKEN", "nearest=\"ROWLOCK_API_TOKENS\""),
+        ("ROWLOCK_LOAD_TOKENS", "nearest=\"ROWLOCK_LOAD_TOKEN\""),
+        ("ROWLOCK_WAIT_TIME_OUT", "nearest=\"ROWLOCK_WAIT_TIMEOUT\""),
+        ("REDIS_CONN_STRING", "nearest=\"REDIS_CONN_STR\""),
+        ("REDIS_CSV_FILENAME", "nearest=\"REDIS_CSV_FILE_NAME\""),
+        ("ROWLOCK_NONSENSE", ""),
+    ] {
+        let lines = unknown_variables(&bench, &[(name, "hush-hush")]);
+        assert_eq!(lines.len(), 1, "{name}: {lines:?}");
+        assert!(lines[0].contains("WARN") && lines[0].contains(&format!("variable=\"{name}\"")), "{lines:?}");
+        assert!(lines[0].contains(nearest) && !lines[0].contains("hush"), "{lines:?}");
+        assert_eq!(lines[0].contains("nearest"), !nearest.is_empty(), "{lines:?}");
+    }
+    fs::write(bench.folder().join(".env"), "ROWLOCK_GRAZE=1s\n").expect("writable");
+    let lines = unknown_variables(&bench, &[]);
+    assert!(lines.len() == 1 && lines[0].contains("nearest=\"ROWLOCK_GRACE\""), "{lines:?}");
+}
+
+#[test]
+fn known_variables_are_not_warned_about() {
+    let bench = Bench::new(On::Embedded);
+    let names = variables(&bench);
+    let known: Vec<_> = names.iter().map(|name| (&**name, "")).collect();
+    let known = [&known[..], &[("REDIS_URL", "x"), ("REDIS_CSV_FILE_NAME", "rows.csv"), ("PATH", "/bin")]].concat();
+    assert_eq!(unknown_variables(&bench, &known), Vec::<String>::new());
+}
+
 #[test]
 fn listen_address_may_be_a_name_or_a_port_alone() {
     let bench = Bench::new(On::Embedded);
