@@ -116,7 +116,7 @@ impl Exit {
 fn parse() -> Result<Cli, Exit> {
     read_dotenv()?;
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    let mut command = settings::for_arguments(Cli::command(), &arguments)?;
+    let mut command = settings::for_arguments(Cli::command(), &arguments);
     let matches = match command.try_get_matches_from_mut(arguments) {
         Ok(matches) => matches,
         Err(e) if e.use_stderr() => return Err(usage::explain(&command, &e)),

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::{Arg, ArgMatches, Args, Command, builder::Resettable, parser::ValueSource};
 
 use crate::{
-    cli::{Exit, WRONG_USAGE, usage},
+    cli::{Exit, WRONG_USAGE},
     config::{
         Config,
         heading::{FILE, LOCK, PROCESS, SIMULATION},
@@ -34,24 +34,16 @@ fn unused(command: &str) -> Vec<String> {
 
 /// The command line in which the command that these arguments name reads the variables of its own settings only, so that a
 /// wrong value of another one does no harm. An empty variable counts as unset.
-///
-/// # Errors
-/// Wrong usage, if such a variable is not UTF-8.
-pub(super) fn for_arguments(command: Command, arguments: &[OsString]) -> Result<Command, Exit> {
-    let name = command_of(command.clone(), arguments);
-    let unused = name.as_deref().map(unused).unwrap_or_default();
+pub(super) fn for_arguments(command: Command, arguments: &[OsString]) -> Command {
+    let unused = command_of(command.clone(), arguments).map(|name| unused(&name)).unwrap_or_default();
     let mut command = command.mut_args(|arg| {
         let is_empty = arg.get_env().is_some_and(|name| std::env::var_os(name).is_some_and(|value| value.is_empty()));
         let is_unused = unused.iter().any(|id| arg.get_id() == id.as_str());
         if is_empty || is_unused { arg.env(Resettable::Reset) } else { arg }
     });
-    usage::refuse_broken_text(&command)?;
-    if let Some(subcommand) = name.and_then(|name| command.find_subcommand(name)) {
-        usage::refuse_broken_text(subcommand)?;
-    }
     // Copies the settings into the commands.
     command.build();
-    Ok(hide_unused(command))
+    hide_unused(command)
 }
 
 /// The command that these arguments name; `None` if there is none, or if they are wrong.

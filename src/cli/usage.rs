@@ -10,17 +10,13 @@ use clap::{
 
 use crate::cli::{Exit, WRONG_USAGE};
 
-/// Refuses a variable whose value is not UTF-8, unless it is a path. The value is not shown, because it may be a secret.
-///
-/// # Errors
-/// Wrong usage, which names the variable.
-pub(super) fn refuse_broken_text(command: &Command) -> Result<(), Exit> {
+/// The variable whose value is not UTF-8, if there is one. The value is not shown, because it may be a secret.
+fn broken_text(command: &Command) -> Option<Exit> {
     let is_path = |parser: &ValueParser| parser.type_id() == clap::value_parser!(PathBuf).type_id();
-    for arg in command.get_arguments().filter(|arg| !is_path(arg.get_value_parser())) {
-        let Some(name) = arg.get_env().and_then(|name| name.to_str()) else { continue };
-        text_of_variable(name)?;
-    }
-    Ok(())
+    let texts = command.get_arguments().filter(|arg| !is_path(arg.get_value_parser()));
+    let mut variables = texts.filter_map(|arg| arg.get_env()?.to_str());
+    let broken = variables.find_map(|name| text_of_variable(name).err());
+    broken.or_else(|| command.get_subcommands().find_map(broken_text))
 }
 
 /// The value of a variable; `None` if it is unset or empty.
@@ -37,6 +33,11 @@ pub(super) fn text_of_variable(name: &str) -> Result<Option<String>, Exit> {
 
 /// Explains a wrong value in one line. Other errors keep clap's text, with usage and hints.
 pub(super) fn explain(command: &Command, error: &clap::Error) -> Exit {
+    let broken = (error.kind() == ErrorKind::InvalidUtf8).then(|| broken_text(command)).flatten();
+    broken.unwrap_or_else(|| explain_value(command, error))
+}
+
+fn explain_value(command: &Command, error: &clap::Error) -> Exit {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
         _ => None,

@@ -139,6 +139,18 @@ fn wrong_value_of_each_variable_is_told_in_words() {
     }
 }
 
+#[test]
+fn help_is_shown_in_spite_of_wrong_variables() {
+    let bench = Bench::new(On::Embedded);
+    let variables = variables(&bench);
+    for args in [&["--help"][..], &["--version"], &["append", "--help"], &["help", "load"], &["load", "--help"]] {
+        let mut command = bench.command(&[]);
+        let broken = variables.iter().map(|name| (name, OsStr::from_bytes(b"not \xff UTF-8")));
+        let output = command.args(args).envs(broken).output().expect("ends");
+        assert!(output.status.success() && output.stderr.is_empty(), "{args:?}: {}", stderr(&output));
+    }
+}
+
 /// The warnings about unknown variables of a command that otherwise succeeds.
 fn unknown_variables(bench: &Bench, settings: &[(&str, &str)]) -> Vec<String> {
     let output = bench.run(&["append", "--data", "x"], settings);
