@@ -7,6 +7,9 @@
 #[cfg(debug_assertions)]
 pub(crate) use armed::{hit, partial_len};
 
+/// The variables that are read here.
+pub(crate) const VARIABLES: &[&str] = if cfg!(debug_assertions) { &["ROWLOCK_TEST_POINTS"] } else { &[] };
+
 #[cfg(debug_assertions)]
 mod armed {
     use std::{
@@ -20,8 +23,9 @@ mod armed {
 
     use rustix::process::{Signal, getpid, kill_process};
 
-    static FOLDER: LazyLock<Option<PathBuf>> =
-        LazyLock::new(|| std::env::var_os("ROWLOCK_TEST_POINTS").map(Into::into));
+    use crate::failpoints::VARIABLES;
+
+    static FOLDER: LazyLock<Option<PathBuf>> = LazyLock::new(|| std::env::var_os(VARIABLES[0]).map(Into::into));
 
     /// Kills or stops this process if the point is armed.
     pub(crate) fn hit(point: &str) {

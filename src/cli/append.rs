@@ -4,7 +4,12 @@ use std::{borrow::Cow, io::Read, time::Duration};
 
 use serde::Serialize;
 
-use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, WRONG_USAGE, serve::open_error_code};
+use crate::cli::{
+    Exit, FAILED, SYNC_FAILED, TRY_AGAIN, WRONG_USAGE,
+    interrupt::{self, Interrupt},
+    output,
+    serve::open_error_code,
+};
 use crate::{
     api::acknowledgement::Acknowledgement,
     commit::{self, AppendError, Appender, Outcome},
@@ -16,6 +21,17 @@ use crate::{
     },
     simulation::Simulation,
 };
+
+pub(super) const EXAMPLES: &str = "\
+Exit codes: 0 appended; 1 failed; 2 wrong usage or a wrong setting; 73 appended, but standard output did not take the result;
+74 a sync failed, and it is unknown whether the row stands; 75 the lock was not granted in time, try again; 130 or 143 interrupted
+by SIGINT or SIGTERM before the row was written, with the lock released. After 0 and 73 the row stands.
+
+Examples:
+  rowlock append --data hello
+  rowlock append --csv /data/rows.csv --redis redis://localhost --data hello --idempotency-key order-17
+  rowlock append --data - <lines.txt                   each line is a row; all are appended, or none
+  rowlock append --data hello --sleep 5                hold the lock for 5 s before the write; Ctrl-C releases it";
 
 /// The arguments of `rowlock append`.
 #[derive(Debug, clap::Args)]
@@ -56,7 +72,11 @@ pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
     let lines = if args.data == "-" { read_lines(config.queue_bytes)? } else { vec![args.data] };
     // This batch has the queue to itself, so it may fill it.
     let config = Config { queue_rows: config.queue_rows.max(lines.len()), queue_bytes: usize::MAX, ..config };
-    let opened = commit::open(&config, Default::default()).await;
+    let mut interrupt = Interrupt::listen().map_err(|e| Exit::new(FAILED, e))?;
+    let opened = tokio::select! {
+        opened = commit::open(&config, Default::default()) => opened,
+        code = interrupt.received() => return Err(interrupt::not_written(code)),
+    };
     let (appender, mut committer) = opened.map_err(|e| Exit::new(open_error_code(&e), e))?;
     let rows = rows(&appender, lines)?;
     if rows.is_empty() {
@@ -66,12 +86,42 @@ pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
         let accepted = format_args!("--idempotency-key: accepted: 1 to {KEY_BYTES_MAX} printable ASCII characters");
         Key::new(&text, &rows).ok_or_else(|| Exit::new(WRONG_USAGE, accepted))
     });
-    let result = appender.append(rows, simulation, key.transpose()?).await;
+    let result = append(&appender, rows, simulation, key.transpose()?, &mut interrupt).await;
     appender.close();
-    // The lock is released after the answer. An error of the committer is in `result` as well.
-    let _ = committer.ended().await;
-    let ack = result.map_err(|e| Exit::new(exit_code(&e), e))?;
-    print(&ack, args.json).map_err(|e| Exit::new(FAILED, e))
+    tokio::select! {
+        // The lock is released after the answer. An error of the committer is in `result` as well.
+        _ = committer.ended() => {}
+        // The lock then expires by itself.
+        _ = interrupt.received() => {}
+    }
+    print(&result?, args.json)
+}
+
+/// Appends the rows. A signal ends the wait for the lock and the sleep, but not the write.
+async fn append(
+    appender: &Appender,
+    rows: Rows,
+    simulation: Simulation,
+    key: Option<Key>,
+    interrupt: &mut Interrupt,
+) -> Result<Acknowledgement, Exit> {
+    let appended = appender.append(rows, simulation, key);
+    tokio::pin!(appended);
+    let (result, interrupted) = tokio::select! {
+        result = &mut appended => (result, None),
+        code = interrupt.received() => {
+            appender.refuse_waiting();
+            tokio::select! {
+                result = &mut appended => (result, Some(code)),
+                // The volume may not answer for long.
+                code = interrupt.received() => interrupt::end_at_once(code),
+            }
+        }
+    };
+    result.map_err(|e| match (e, interrupted) {
+        (AppendError::Draining, Some(code)) => interrupt::not_written(code),
+        (e, _) => Exit::new(exit_code(&e), e),
+    })
 }
 
 pub(super) fn parse_sleep(text: &str) -> Result<Duration, String> {
@@ -89,6 +139,8 @@ fn read_lines(bytes_max: usize) -> Result<Vec<String>, Exit> {
             format_args!("standard input: more than {bytes_max} bytes (ROWLOCK_QUEUE_BYTES); nothing appended"),
         ));
     }
+    // Editors and PowerShell begin a file with a BOM.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     Ok(text.lines().map(str::to_owned).collect())
 }
 
@@ -125,17 +177,20 @@ fn exit_code(e: &AppendError) -> u8 {
     }
 }
 
-fn print(ack: &Acknowledgement, json: bool) -> serde_json::Result<()> {
+fn print(ack: &Acknowledgement, json: bool) -> Result<(), Exit> {
     let Acknowledgement { rows, offset, bytes, token, waited_ms, held_ms, released, replayed, .. } = ack;
-    if json {
-        println!("{}", serde_json::to_string(&Output { rows: *rows, ack })?);
-        return Ok(());
-    }
     let plural = if *rows == 1 { "" } else { "s" };
+    let done = format!("appended {rows} row{plural}");
+    if json {
+        let text = serde_json::to_string(&Output { rows: *rows, ack }).map_err(|e| Exit::new(FAILED, e))?;
+        return output::print(text, &done);
+    }
     let replayed = if *replayed { "; written before, under this key" } else { "" };
     let left = if *released { "" } else { "; the lock is left to expire" };
-    println!(
-        "appended {rows} row{plural} at offset {offset} ({bytes} bytes), token {token}, waited {waited_ms} ms, held {held_ms} ms{left}{replayed}"
-    );
-    Ok(())
+    output::print(
+        format_args!(
+            "{done} at offset {offset} ({bytes} bytes), token {token}, waited {waited_ms} ms, held {held_ms} ms{left}{replayed}"
+        ),
+        &done,
+    )
 }

@@ -4,7 +4,7 @@ use std::{fmt::Write, path::PathBuf, sync::LazyLock};
 
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 
-use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, serve::open_error_code};
+use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, output, serve::open_error_code};
 use crate::{
     commit::{self, RepairError},
     config::Config,
@@ -16,6 +16,15 @@ use crate::{
 
 /// Shorter files are read too quickly for a progress bar.
 const PROGRESS_BYTES_MIN: u64 = 64 << 20;
+
+pub(super) const EXAMPLES: &str = "\
+Exit codes: 0 the CSV is whole, and true to its journal; 1 it is not, or it cannot be checked; 2 wrong usage or a wrong setting;
+73 whole, but standard output did not take the result; 74 a sync failed; 75 another process holds the file, try again.
+
+Examples:
+  rowlock check rows.csv
+  rowlock check rows.csv --json
+  rowlock check rows.csv --repair                      says what it will change, then changes it under the lock";
 
 /// The arguments of `rowlock check`.
 #[derive(Debug, clap::Args)]
@@ -57,25 +66,27 @@ pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
         CheckOptions { path: config.csv.clone(), header: config.csv_header.clone(), keys: config.idempotency_keys };
     let mut checked = check(&options).await;
     if let (Some(_), Err(OpenError::Missing(path))) = (args.repair, &checked) {
-        eprintln!("rowlock: will create {} with its header, since it is missing", path.display());
+        output::tell(format_args!("rowlock: will create {} with its header, since it is missing\n", path.display()));
         storage::create_missing(&options).map_err(|e| Exit::new(FAILED, e))?;
         checked = check(&options).await;
     }
     let mut report = checked.map_err(|e| Exit::new(check_error_code(&e), e))?;
     if let Some(repair) = args.repair {
         let plan = report.plan(repair.into());
-        eprintln!("rowlock: {}", describe_plan(&report, plan));
+        output::tell(format_args!("rowlock: {}\n", describe_plan(&report, plan)));
         if plan != Plan::Nothing {
             let replaced = commit::repair(&config, options.clone(), plan).await;
             let replaced = replaced.map_err(|e| Exit::new(repair_error_code(&e), e))?;
-            replaced.iter().for_each(|replaced| eprintln!("rowlock: {}", describe_replaced(&report, replaced)));
+            if let Some(replaced) = &replaced {
+                output::tell(format_args!("rowlock: {}\n", describe_replaced(&report, replaced)));
+            }
             report = check(&options).await.map_err(|e| Exit::new(check_error_code(&e), e))?;
         }
     }
     let text =
         if args.json { serde_json::to_string(&report).map_err(|e| Exit::new(FAILED, e))? } else { describe(&report) };
-    println!("{text}");
-    if report.whole { Ok(()) } else { Err(Exit { code: FAILED, message: String::new() }) }
+    let printed = output::print(text, if report.whole { "the CSV is whole" } else { "the CSV is not whole" });
+    if report.whole { printed } else { Err(Exit::failed(printed)) }
 }
 
 /// Runs the check on a thread that may block.

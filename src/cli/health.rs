@@ -1,17 +1,13 @@
 //! `rowlock health`: whether a replica accepts rows. For health checks of containers without curl.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use hyper::Method;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use crate::cli::{Exit, FAILED, WRONG_USAGE};
+use crate::cli::{Exit, FAILED, WRONG_USAGE, output};
 use crate::{
     client::{Connector, Target, Trust},
     config::Config,
@@ -19,6 +15,13 @@ use crate::{
 
 /// Less than the timeout of a probe on container platforms.
 const TIMEOUT: Duration = Duration::from_secs(2);
+
+pub(super) const EXAMPLES: &str = "\
+Exit codes: 0 ready; 1 not ready; 2 wrong usage or a wrong setting; 73 ready, but standard output did not take the result.
+
+Examples:
+  rowlock health                                       the replica of these settings, on this host
+  rowlock health https://rows.example.com --ca ca.pem";
 
 /// The arguments of `rowlock health`.
 #[derive(Debug, clap::Args)]
@@ -62,24 +65,18 @@ pub(super) async fn run(config: &Config, args: Args) -> Result<(), Exit> {
     let health = Health { url: target.to_string(), ready: status == Some(200), status, error };
     let text =
         if args.json { serde_json::to_string(&health).map_err(|e| Exit::new(FAILED, e))? } else { describe(&health) };
-    println!("{text}");
-    if health.ready { Ok(()) } else { Err(Exit { code: FAILED, message: String::new() }) }
+    let printed = output::print(text, if health.ready { "ready" } else { "not ready" });
+    if health.ready { printed } else { Err(Exit::failed(printed)) }
 }
 
 /// The address that these settings serve; the loopback address, if they serve all addresses.
 fn own_target(config: &Config) -> Result<Target, Exit> {
-    let listen = config.listen;
-    if listen.port() == 0 {
+    if config.listen.port() == 0 {
         return Err(Exit::new(WRONG_USAGE, "ROWLOCK_LISTEN (--listen) has port 0: give the URL"));
     }
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
     let scheme = if config.tls_cert.is_some() { "https" } else { "http" };
-    let url = format!("{scheme}://{}", SocketAddr::new(ip, listen.port()));
-    Ok(Target::parse(&url).expect("an address and a port are a URL"))
+    let url = format!("{scheme}://{}", config.listen.local_authority());
+    Ok(Target::parse(&url).expect("a host and a port are a URL"))
 }
 
 async fn get_readiness(connector: &Connector, target: &Target) -> Result<u16, String> {

@@ -2,12 +2,21 @@
 
 use serde::Serialize;
 
-use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, serve::open_error_code};
+use crate::cli::{Exit, FAILED, SYNC_FAILED, TRY_AGAIN, output, serve::open_error_code};
 use crate::{
     api::lock_status::{ForcedRelease, LockState, LockStatus, Waiter},
     commit::{self, AppendError, LockStatusError},
     config::Config,
 };
+
+pub(super) const EXAMPLES: &str = "\
+Exit codes: 0 done; 1 failed; 2 wrong usage or a wrong setting; 73 done, but standard output did not take the result; 74 a sync
+failed; 75 the lock cannot be reached, or another process holds the file, try again.
+
+Examples:
+  rowlock lock                                         the holder and the waiters
+  rowlock lock --redis redis://localhost --json
+  rowlock lock release                                 take the lock from its holder";
 
 /// The arguments of `rowlock lock`.
 #[derive(Debug, clap::Args)]
@@ -28,10 +37,10 @@ enum Action {
 }
 
 pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
-    let text = match args.action.unwrap_or(Action::Status) {
+    let (text, done) = match args.action.unwrap_or(Action::Status) {
         Action::Status => {
             let status = commit::lock_status(&config).await.map_err(|e| Exit::new(status_error_code(&e), e))?;
-            text(&status, args.json, describe)
+            (text(&status, args.json, describe), "the lock was looked up")
         }
         Action::Release => {
             let opened = commit::open(&config, Default::default()).await;
@@ -40,11 +49,12 @@ pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
             appender.close();
             // An error of the committer is in `released` as well.
             let _ = committer.ended().await;
-            text(&released.map_err(|e| Exit::new(exit_code(&e), e))?, args.json, describe_release)
+            let released = released.map_err(|e| Exit::new(exit_code(&e), e))?;
+            let done = if released.released { "the lock was released" } else { "nothing held the lock" };
+            (text(&released, args.json, describe_release), done)
         }
     };
-    println!("{}", text.map_err(|e| Exit::new(FAILED, e))?);
-    Ok(())
+    output::print(text.map_err(|e| Exit::new(FAILED, e))?, done)
 }
 
 fn status_error_code(e: &LockStatusError) -> u8 {

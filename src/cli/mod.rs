@@ -2,13 +2,17 @@
 
 mod append;
 mod check;
+mod environment;
 mod health;
+mod interrupt;
 mod load;
 mod lock;
+mod output;
 mod serve;
+mod settings;
 mod usage;
 
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -18,6 +22,8 @@ use crate::config::{Config, LogFormat, TokenSource, variable};
 const FAILED: u8 = 1;
 /// Exit code: the command or a setting is wrong.
 const WRONG_USAGE: u8 = 2;
+/// Exit code: done, but standard output did not take the result (`EX_CANTCREAT` of sysexits.h).
+const RESULT_NOT_SHOWN: u8 = 73;
 /// Exit code: a sync failed (`EX_IOERR` of sysexits.h).
 const SYNC_FAILED: u8 = 74;
 /// Exit code: the lock was not granted in time, try again (`EX_TEMPFAIL` of sysexits.h).
@@ -25,8 +31,8 @@ const TRY_AGAIN: u8 = 75;
 
 /// Many replicas, one CSV: rows posted over HTTP are appended under one lock.
 ///
-/// Without a command, rowlock serves. Each option is also an environment variable. Variables are also read from a `.env` file
-/// in the working directory; variables of the environment take precedence over it.
+/// Without a command, rowlock serves. Each setting is an option and an environment variable. Variables are also read from a `.env`
+/// file in the working directory; variables of the environment take precedence over it.
 #[derive(Debug, Parser)]
 #[command(name = "rowlock", version, after_help = EXAMPLES)]
 struct Cli {
@@ -58,14 +64,19 @@ Examples:
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve HTTP until SIGTERM or SIGINT (the default).
+    #[command(after_help = serve::EXAMPLES)]
     Serve,
     /// Append to the CSV without a server, under the same lock.
+    #[command(after_help = append::EXAMPLES)]
     Append(append::Args),
     /// Show the lock's holder and waiters, or release the lock by force.
+    #[command(after_help = lock::EXAMPLES)]
     Lock(lock::Args),
     /// Check the CSV against its journal, and repair it.
+    #[command(after_help = check::EXAMPLES)]
     Check(check::Args),
     /// Check whether a replica is ready: exits 0 if it is, 1 if not. For container health checks.
+    #[command(after_help = health::EXAMPLES)]
     Health(health::Args),
     /// Load-test replicas, and verify that the CSV holds every acknowledged row.
     #[command(after_help = load::EXAMPLES)]
@@ -77,7 +88,7 @@ pub fn main() -> ExitCode {
     match parse().and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Exit { code, message }) => {
-            eprint!("{message}");
+            output::tell(message);
             ExitCode::from(code)
         }
     }
@@ -86,7 +97,7 @@ pub fn main() -> ExitCode {
 /// The failure of a command.
 struct Exit {
     code: u8,
-    /// With a line break at its end.
+    /// With a line break at its end; empty, if the result says it all.
     message: String,
 }
 
@@ -95,22 +106,36 @@ impl Exit {
     fn new(code: u8, message: impl std::fmt::Display) -> Self {
         Self { code, message: format!("rowlock: {message}\n") }
     }
+
+    /// The command failed as its printed result says; if the result could not be printed, the message says so.
+    fn failed(printed: Result<(), Exit>) -> Self {
+        Self { code: FAILED, message: printed.err().map(|exit| exit.message).unwrap_or_default() }
+    }
 }
 
 fn parse() -> Result<Cli, Exit> {
     read_dotenv()?;
-    let mut command = usage::without_replica_options(usage::without_empty_variables(Cli::command()));
-    match command.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| Cli::from_arg_matches(&matches)) {
-        Ok(mut cli) => {
-            cli.config.api_tokens = variable(TokenSource::VARIABLE).as_deref().map(TokenSource::parse);
-            Ok(cli)
-        }
-        Err(e) if e.use_stderr() => Err(usage::explain(&command, &e)),
-        Err(help) => {
-            help.print().map_err(|e| Exit::new(FAILED, e))?;
-            std::process::exit(0);
-        }
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let mut command = settings::for_arguments(Cli::command(), &arguments);
+    let matches = match command.try_get_matches_from_mut(arguments) {
+        Ok(matches) => matches,
+        Err(e) if e.use_stderr() => return Err(usage::explain(&command, &e)),
+        Err(help) => return Err(show(&help)),
+    };
+    settings::refuse_unused_flags(&command, &matches)?;
+    let mut cli = Cli::from_arg_matches(&matches).map_err(|e| usage::explain(&command, &e))?;
+    if matches!(cli.command, None | Some(Command::Serve)) {
+        let tokens = usage::text_of_variable(TokenSource::VARIABLE)?;
+        cli.config.api_tokens = tokens.as_deref().map(TokenSource::parse);
     }
+    Ok(cli)
+}
+
+/// Shows the help or the version, and ends the command.
+fn show(help: &clap::Error) -> Exit {
+    let printed = help.print().and_then(|()| std::io::Write::flush(&mut std::io::stdout()));
+    let shown = output::written(printed, "no command was run");
+    shown.err().unwrap_or(Exit { code: 0, message: String::new() })
 }
 
 /// Reads `.env` in the working directory only; the library's own search also reads parent directories.
@@ -140,6 +165,7 @@ fn dotenv_line(text: &str) -> String {
 
 fn run(cli: Cli) -> Result<(), Exit> {
     start_logging(cli.config.log_format, !matches!(cli.command, None | Some(Command::Serve)));
+    environment::warn_of_unknown_variables(&Cli::command());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| Exit::new(FAILED, e))?;
     let result = match cli.command {
         None | Some(Command::Serve) => runtime.block_on(serve::run(cli.config)),
@@ -160,7 +186,9 @@ fn start_logging(format: LogFormat, quiet: bool) {
     // The Redis client logs each failed call; the lock logs changes only.
     let default = if quiet { "warn,redis=off" } else { "info,redis=off" };
     let filter = EnvFilter::builder().parse_lossy(variable("RUST_LOG").as_deref().unwrap_or(default));
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // A line that standard error does not take is lost. The library would print an error there, and panic.
+    let builder = fmt().log_internal_errors(false);
+    let builder = builder.with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     match format {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),

@@ -1,35 +1,43 @@
 //! Usage errors in one line that names the variable, the value, and what is accepted.
 
+use std::path::PathBuf;
+
 use clap::{
     Command,
-    builder::Resettable,
+    builder::ValueParser,
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
 use crate::cli::{Exit, WRONG_USAGE};
 
-/// An empty variable counts as unset.
-pub(super) fn without_empty_variables(command: Command) -> Command {
-    command.mut_args(|arg| {
-        let empty = arg.get_env().is_some_and(|name| std::env::var_os(name).is_some_and(|value| value.is_empty()));
-        if empty { arg.env(Resettable::Reset) } else { arg }
-    })
+/// The variable whose value is not UTF-8, if there is one. The value is not shown, because it may be a secret.
+fn broken_text(command: &Command) -> Option<Exit> {
+    let is_path = |parser: &ValueParser| parser.type_id() == clap::value_parser!(PathBuf).type_id();
+    let texts = command.get_arguments().filter(|arg| !is_path(arg.get_value_parser()));
+    let mut variables = texts.filter_map(|arg| arg.get_env()?.to_str());
+    let broken = variables.find_map(|name| text_of_variable(name).err());
+    broken.or_else(|| command.get_subcommands().find_map(broken_text))
 }
 
-/// Hides the settings of a replica in the help of `load`, which uses none of them.
-pub(super) fn without_replica_options(mut command: Command) -> Command {
-    // Propagates global options to the subcommands.
-    command.build();
-    command.mut_subcommand("load", |load| {
-        load.mut_args(|arg| {
-            let is_global = arg.is_global_set();
-            arg.hide(is_global)
-        })
-    })
+/// The value of a variable; `None` if it is unset or empty.
+///
+/// # Errors
+/// Wrong usage, if the value is not UTF-8.
+pub(super) fn text_of_variable(name: &str) -> Result<Option<String>, Exit> {
+    let value = std::env::var_os(name).map(std::ffi::OsString::into_string).transpose();
+    let value = value.map_err(|_| {
+        Exit::new(WRONG_USAGE, format_args!("{name}: its value is not accepted, because it is not UTF-8"))
+    })?;
+    Ok(value.filter(|value| !value.is_empty()))
 }
 
 /// Explains a wrong value in one line. Other errors keep clap's text, with usage and hints.
 pub(super) fn explain(command: &Command, error: &clap::Error) -> Exit {
+    let broken = (error.kind() == ErrorKind::InvalidUtf8).then(|| broken_text(command)).flatten();
+    broken.unwrap_or_else(|| explain_value(command, error))
+}
+
+fn explain_value(command: &Command, error: &clap::Error) -> Exit {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
         _ => None,
@@ -47,7 +55,12 @@ pub(super) fn explain(command: &Command, error: &clap::Error) -> Exit {
         Some(variable) => format!("{} ({flag})", variable.to_string_lossy()),
         None => flag.to_owned(),
     };
-    Exit::new(WRONG_USAGE, format_args!("{name}: {value:?} is not accepted; accepted: {}", accepted(error)))
+    Exit::new(WRONG_USAGE, format_args!("{name}: {} is not accepted; accepted: {}", quoted(value), accepted(error)))
+}
+
+/// The value in quotes, on one line.
+fn quoted(value: &str) -> String {
+    serde_json::Value::from(value).to_string()
 }
 
 fn accepted(error: &clap::Error) -> String {
@@ -55,7 +68,7 @@ fn accepted(error: &clap::Error) -> String {
         return source.to_string();
     }
     match error.get(ContextKind::ValidValue) {
-        Some(ContextValue::Strings(values)) => values.join(", "),
-        _ => "see --help".to_owned(),
+        Some(ContextValue::Strings(values)) if !values.is_empty() => values.join(", "),
+        _ => "a value that is not empty".to_owned(),
     }
 }

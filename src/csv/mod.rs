@@ -12,3 +12,4 @@ pub mod rows;
 pub(crate) mod scanner;
 pub mod schema;
 pub(crate) mod strict_quotes;
+pub(crate) mod suspect_header;

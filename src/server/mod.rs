@@ -2,13 +2,13 @@
 
 mod answer_stream;
 mod connections;
+mod listen;
 mod tls;
 mod traces;
 
 use std::{future::pending, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
-    net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::watch,
     task::JoinHandle,
@@ -19,7 +19,8 @@ use crate::server::{connections::Connections, tls::Tls, traces::Traces};
 pub use crate::server::{tls::TlsError, traces::TracesError};
 use crate::{
     commit::{self, Appender, CommitterHandle, Fatal, peer_events::PeerEvents, reading::Reading},
-    config::{Config, Switch},
+    config::{Config, ListenAddress, Switch},
+    csv::{schema::Schema, suspect_header},
     http::{Access, AccessError, AppParts, Draining, Service},
     metrics::Meter,
 };
@@ -38,6 +39,14 @@ pub enum ServeError {
         "ROWLOCK_LISTEN (--listen): other hosts reach {0} and would need no token; accepted: a loopback address, or tokens in ROWLOCK_API_TOKENS, or ROWLOCK_AUTH=off if this is intended"
     )]
     Open(SocketAddr),
+    /// The host name of the address is unknown.
+    #[error("ROWLOCK_LISTEN (--listen): {address} cannot be resolved: {source}")]
+    Resolve {
+        /// `ROWLOCK_LISTEN`.
+        address: ListenAddress,
+        /// The resolver's answer.
+        source: std::io::Error,
+    },
     /// Certificate or key cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -51,7 +60,7 @@ pub enum ServeError {
     #[error("cannot listen on {address}: {source}")]
     Listen {
         /// `ROWLOCK_LISTEN`.
-        address: SocketAddr,
+        address: ListenAddress,
         /// The system's answer.
         source: std::io::Error,
     },
@@ -71,7 +80,10 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     let shutdown = shutdown_signal()?;
     // A random name is made once, for all uses.
     config.replica = Some(config.replica_name());
-    let access = Arc::new(open_access(&config)?);
+    let address = config.listen.clone();
+    let resolved = listen::resolve(&address).await;
+    let addresses = resolved.map_err(|source| ServeError::Resolve { address: address.clone(), source })?;
+    let access = Arc::new(open_access(&config, &addresses)?);
     let tls = Tls::load(&config)?.map(Arc::new);
     reload_on_signal(Arc::clone(&access), tls.clone())?;
     let traces = Traces::from_env(&config.replica_name())?;
@@ -83,9 +95,10 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
         }
     };
     let (appender, committer, reading) = opened?;
+    log_columns(appender.schema());
     let events = PeerEvents::start(&appender, &reading)?;
-    let address = config.listen;
-    let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
+    let listener = listen::bind(&addresses).await.map_err(|source| ServeError::Listen { address, source })?;
+    warn_of_simulation(&config, listener.local_addr()?);
     let scheme = if tls.is_some() { "https" } else { "http" };
     tracing::info!(listening = %format_args!("{scheme}://{}", listener.local_addr()?), "serving");
 
@@ -119,12 +132,32 @@ async fn open(config: &Config) -> Result<(Appender, CommitterHandle, Reading), c
 }
 
 /// Loads the tokens. Without tokens, only a loopback address may be served, unless `ROWLOCK_AUTH` is `off`.
-fn open_access(config: &Config) -> Result<Access, ServeError> {
+fn open_access(config: &Config, addresses: &[SocketAddr]) -> Result<Access, ServeError> {
     let access = Access::load(config.api_tokens.clone())?;
-    if access.is_open() && config.auth == Switch::On && !config.listen.ip().to_canonical().is_loopback() {
-        return Err(ServeError::Open(config.listen));
+    match addresses.iter().find(|address| !is_loopback(address)) {
+        Some(reached) if access.is_open() && config.auth == Switch::On => Err(ServeError::Open(*reached)),
+        _ => Ok(access),
     }
-    Ok(access)
+}
+
+fn is_loopback(address: &SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+/// Logs how the header was understood, and what about it may be a mistake.
+fn log_columns(schema: &Schema) {
+    let columns = schema.names().map_or_else(|| "none, rows hold only data".to_owned(), |names| names.join(","));
+    tracing::info!(columns, "the columns of the CSV");
+    for doubt in suspect_header::doubts(schema) {
+        tracing::warn!(%doubt, "the header of the CSV may be a mistake");
+    }
+}
+
+/// `sleep` and `skip_release` let a client hold the lock for long, so they are for tests.
+fn warn_of_simulation(config: &Config, address: SocketAddr) {
+    if config.simulation == Switch::On && !is_loopback(&address) {
+        tracing::warn!(%address, "other hosts may send sleep and skip_release; unless this is a test, set ROWLOCK_SIMULATION=off");
+    }
 }
 
 /// The running server, and what its shutdown needs.

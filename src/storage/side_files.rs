@@ -72,11 +72,11 @@ pub(crate) fn ensure_exists(path: &Path, schema: &Schema) -> Result<(), OpenErro
         let directory = parent_directory(path);
         // The process's umask still applies.
         let permissions = Permissions::from_mode(0o666);
-        let mut file =
-            tempfile::Builder::new().prefix(TEMPORARY_PREFIX).permissions(permissions).tempfile_in(directory)?;
+        let mut builder = tempfile::Builder::new();
+        let file = builder.prefix(TEMPORARY_PREFIX).permissions(permissions).tempfile_in(directory);
+        let file = file.map_err(without_path)?;
         if let Some(header) = schema.header() {
-            file.write_all(&header)?;
-            file.write_all(b"\n")?;
+            file.as_file().write_all(&[&*header, b"\n"].concat())?;
         }
         persist_new(file, path)
     };
@@ -180,10 +180,19 @@ fn ensure_side_file(path: &Path, csv: &Path, fill: impl FnOnce(&File) -> io::Res
 
 /// A temporary file in the CSV's directory, with the CSV's owner and mode.
 fn new_side_file(csv: &Path, fill: impl FnOnce(&File) -> io::Result<()>) -> io::Result<NamedTempFile> {
-    let file = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempfile_in(parent_directory(csv))?;
+    let file =
+        tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempfile_in(parent_directory(csv)).map_err(without_path)?;
     fill(file.as_file())?;
     copy_owner_and_mode(file.as_file(), csv)?;
     Ok(file)
+}
+
+/// The system's error alone: the path of a temporary file in it means nothing to a reader, and the caller names the CSV.
+fn without_path(e: io::Error) -> io::Error {
+    let Some(named) = e.get_ref() else { return e };
+    let text = named.to_string();
+    let system = text.split_once(" at path ").map_or(&*text, |(system, _)| system);
+    io::Error::new(e.kind(), system)
 }
 
 /// Syncs the file, renames it over an existing one, and syncs the directory.
@@ -264,6 +273,21 @@ mod tests {
             });
             assert_eq!(names(folder.path()), ["rows.csv"]);
         }
+    }
+
+    #[test]
+    fn errors_of_temporary_files_do_not_name_them() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let kept = without_path(io::Error::from_raw_os_error(28));
+        assert_eq!(
+            (kept.kind(), kept.to_string()),
+            (ErrorKind::StorageFull, io::Error::from_raw_os_error(28).to_string())
+        );
+        let named =
+            tempfile::Builder::new().tempfile_in(folder.path().join("missing")).map(drop).expect_err("no folder");
+        assert!(named.to_string().contains("at path"), "{named}");
+        let kept = without_path(named);
+        assert_eq!((kept.kind(), kept.to_string()), (ErrorKind::NotFound, io::Error::from_raw_os_error(2).to_string()));
     }
 
     #[test]

@@ -1,14 +1,20 @@
 //! Access: tokens and roles, listen addresses and TLS. No secret is ever shown.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    ffi::OsStr,
+    fs,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 
-use crate::support::{Bench, On, Replica, free_port, until};
+use crate::support::{Bench, On, PATIENCE, Replica, free_port, until};
 
 const TOKENS: [(&str, &str); 1] =
-    [("ROWLOCK_API_TOKENS", "append:append-secret-1,read:read-secret-1,admin:admin-secret-1")];
+    [("ROWLOCK_API_TOKENS", "append:append-secret-of-tests,read:read-secret-of-tests,admin:admin-secret-of-tests")];
 
 async fn ask(replica: &Replica, method: &Method, path: &str, authorization: &str) -> Response {
     let mut request = replica.request(method.clone(), path);
@@ -25,7 +31,13 @@ async fn ask(replica: &Replica, method: &Method, path: &str, authorization: &str
 async fn each_role_reaches_its_routes_and_no_others() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&TOKENS);
-    let roles = ["", "Bearer append-secret-1", "Bearer read-secret-1", "bearer admin-secret-1", "Bearer wrong"];
+    let roles = [
+        "",
+        "Bearer append-secret-of-tests",
+        "Bearer read-secret-of-tests",
+        "bearer admin-secret-of-tests",
+        "Bearer wrong",
+    ];
     for (method, path, statuses) in [
         (Method::POST, "/append", [401, 201, 403, 201, 401]),
         (Method::POST, "/append/batch", [401, 422, 403, 422, 401]),
@@ -59,7 +71,7 @@ async fn refusal_names_the_missing_token_or_role() {
         ("Bearer x", 401, "unauthorized", "Bearer realm=\"rowlock\", error=\"invalid_token\""),
         ("Basic YTpi", 401, "unauthorized", "Bearer realm=\"rowlock\", error=\"invalid_token\""),
         ("Bearer", 401, "unauthorized", "Bearer realm=\"rowlock\", error=\"invalid_token\""),
-        ("Bearer read-secret-1", 403, "forbidden", "Bearer realm=\"rowlock\", error=\"insufficient_scope\""),
+        ("Bearer read-secret-of-tests", 403, "forbidden", "Bearer realm=\"rowlock\", error=\"insufficient_scope\""),
     ] {
         let response = ask(&replica, &Method::POST, "/append", authorization).await;
         let sent = response.headers()["www-authenticate"].to_str().expect("text").to_owned();
@@ -74,38 +86,109 @@ async fn refusal_names_the_missing_token_or_role() {
 async fn probes_are_answered_and_show_checks_to_readers_only() {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&TOKENS);
-    for (authorization, sees) in
-        [("", false), ("Bearer wrong", false), ("Bearer append-secret-1", false), ("Bearer read-secret-1", true)]
-    {
+    for (authorization, sees) in [
+        ("", false),
+        ("Bearer wrong", false),
+        ("Bearer append-secret-of-tests", false),
+        ("Bearer read-secret-of-tests", true),
+    ] {
         let response = ask(&replica, &Method::GET, "/readyz?verbose", authorization).await;
         assert_eq!(response.status(), 200);
         assert_eq!(response.text().await.expect("text").contains("embedded"), sees, "{authorization}");
     }
 }
 
+/// A file of tokens that a test rewrites while a replica uses it.
+struct TokenFile(PathBuf);
+
+impl TokenFile {
+    fn new(bench: &Bench, content: &str) -> Self {
+        let file = Self(bench.folder().join("tokens"));
+        file.write(content);
+        file
+    }
+
+    fn write(&self, content: &str) {
+        fs::write(&self.0, content).expect("writable");
+    }
+
+    fn setting(&self) -> (&'static str, String) {
+        ("ROWLOCK_API_TOKENS", format!("@{}", self.0.display()))
+    }
+}
+
+async fn append_status(replica: &Replica, token: &str) -> u16 {
+    ask(replica, &Method::POST, "/append", &format!("Bearer {token}")).await.status().as_u16()
+}
+
 #[tokio::test]
 async fn sighup_reloads_the_token_file_and_keeps_it_if_broken() {
     let bench = Bench::new(On::Embedded);
-    let file = bench.folder().join("tokens");
-    fs::write(&file, "# tokens\nappend:first # the shop\n\nread:reader,admin:root\n").expect("writable");
-    let replica = bench.replica(&[("ROWLOCK_API_TOKENS", &format!("@{}", file.display()))]);
-    let status = async |token: &str| ask(&replica, &Method::POST, "/append", &format!("Bearer {token}")).await.status();
-    assert_eq!(
-        (status("first").await, status("root").await, status("second").await),
-        (201.try_into().expect("a status"), 201.try_into().expect("a status"), 401.try_into().expect("a status"))
-    );
-    fs::write(&file, "append:second\n").expect("writable");
+    let tokens = "# tokens\nappend:token-called-first # the shop\n\nread:token-called-reader,admin:token-called-root\n";
+    let file = TokenFile::new(&bench, tokens);
+    let (name, value) = file.setting();
+    let replica = bench.replica(&[(name, &value)]);
+    let status = async |name: &str| append_status(&replica, &format!("token-called-{name}")).await;
+    assert_eq!((status("first").await, status("root").await, status("second").await), (201, 201, 401));
+    file.write("append:token-called-second\n");
     replica.signal("HUP");
     until("the new token is known", async || status("second").await == 201).await;
     assert_eq!(status("first").await, 401);
-    for broken in ["append:third\nwrite:hush\n", "", "append:third\nhush\n"] {
-        fs::write(&file, broken).expect("writable");
+    let third = "append:token-called-third";
+    for broken in
+        [&*format!("{third}\nwrite:hush\n"), "", &format!("{third}\nhush\n"), &format!("{third}\nappend:hush\n")]
+    {
+        file.write(broken);
         let before = replica.log().matches("ROWLOCK_API_TOKENS").count();
         replica.signal("HUP");
         until("the failure is logged", async || replica.log().matches("ROWLOCK_API_TOKENS").count() > before).await;
-        assert_eq!((status("second").await.as_u16(), status("third").await.as_u16()), (201, 401));
+        assert_eq!((status("second").await, status("third").await), (201, 401));
     }
     assert!(!replica.log().contains("hush"), "{}", replica.log());
+}
+
+#[tokio::test]
+async fn hash_within_a_token_of_a_file_belongs_to_it() {
+    let bench = Bench::new(On::Embedded);
+    let file = TokenFile::new(&bench, "append:token#with#hashes\t# the shop\n#append:token-in-a-comment\n");
+    let (name, value) = file.setting();
+    let replica = bench.replica(&[(name, &value)]);
+    for (token, expected) in [("token#with#hashes", 201), ("token", 401), ("token-in-a-comment", 401)] {
+        assert_eq!(append_status(&replica, token).await, expected, "{token}");
+    }
+}
+
+#[tokio::test]
+async fn removed_token_ends_its_event_streams_and_no_others() {
+    let bench = Bench::new(On::Embedded);
+    let file = TokenFile::new(&bench, "read:token-that-leaves,admin:token-that-changes,read:token-that-stays\n");
+    let (name, value) = file.setting();
+    let replica = bench.replica(&[(name, &value)]);
+    let subscribe = async |token: &str| {
+        let mut stream = ask(&replica, &Method::GET, "/events", &format!("Bearer {token}")).await;
+        assert_eq!(stream.status(), 200);
+        let hello = stream.chunk().await.expect("a stream").expect("an event");
+        assert!(hello.starts_with(b"event: hello"), "{hello:?}");
+        stream
+    };
+    let mut stays = subscribe("token-that-stays").await;
+    let gone = [subscribe("token-that-leaves").await, subscribe("token-that-changes").await];
+    file.write("append:token-that-changes,read:token-that-stays\n");
+    replica.signal("HUP");
+    for mut stream in gone {
+        let ended = async { while stream.chunk().await.expect("an orderly end").is_some() {} };
+        tokio::time::timeout(PATIENCE, ended).await.expect("the stream of a removed token ends");
+    }
+    assert_eq!(append_status(&replica, "token-that-changes").await, 201);
+    let rows = async {
+        loop {
+            let chunk = stays.chunk().await.expect("a stream").expect("the stream goes on");
+            if String::from_utf8_lossy(&chunk).contains("event: rows") {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, rows).await.expect("rows reach the token that stays");
 }
 
 #[test]
@@ -126,15 +209,38 @@ fn public_address_without_tokens_is_refused_at_start() {
 }
 
 #[test]
+fn simulation_on_a_public_address_is_warned_about() {
+    let bench = Bench::new(On::Embedded);
+    let public = [("ROWLOCK_LISTEN", "0.0.0.0:0"), TOKENS[0]];
+    for (settings, warned) in [
+        (&public[..], true),
+        (&[public[0], public[1], ("ROWLOCK_SIMULATION", "off")], false),
+        (&[("ROWLOCK_LISTEN", "127.0.0.1:0")], false),
+        (&[("ROWLOCK_LISTEN", "localhost:0")], false),
+    ] {
+        let log = bench.replica(settings).log();
+        let line = log.lines().find(|line| line.contains("ROWLOCK_SIMULATION=off"));
+        assert_eq!(line.is_some_and(|line| line.contains("WARN")), warned, "{settings:?}: {log}");
+    }
+}
+
+#[test]
 fn malformed_tokens_end_the_start_without_being_shown() {
     let bench = Bench::new(On::Embedded);
-    for tokens in ["hush", "writer:hush", "append:hush,read:", "append:hu sh", "@/nowhere/hush-file", ","] {
+    for tokens in
+        ["hush", "writer:hush", "append:hush,read:", "append:hu sh", "append:hush", "@/nowhere/hush-file", ","]
+    {
         let output = bench.run(&["serve"], &[("ROWLOCK_API_TOKENS", tokens)]);
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!((output.status.code(), stderr.lines().count()), (Some(2), 1), "{stderr}");
         assert!(stderr.contains("ROWLOCK_API_TOKENS"), "{stderr}");
         assert!(!stderr.replace("hush-file", "").contains("hush"), "{stderr}");
     }
+    let mut broken = bench.command(&[]);
+    let broken = broken.arg("serve").env("ROWLOCK_API_TOKENS", OsStr::from_bytes(b"admin:\xff-hush-hush-hush"));
+    let output = broken.output().expect("ends");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && stderr.contains("ROWLOCK_API_TOKENS"), "never open: {stderr}");
     let help = bench.run(&["--help"], &TOKENS);
     assert!(!String::from_utf8_lossy(&help.stdout).contains("secret"));
     let flag = bench.run(&["serve", "--api-tokens", "append:x"], &[]);

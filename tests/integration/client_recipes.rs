@@ -75,14 +75,14 @@ fn lossy_proxy(replica: String) -> (String, Arc<AtomicUsize>) {
 /// Runs the recipe. It must print the acknowledgement, and leave one row.
 fn writes_one_row(language: &str, file: &str, command: &[&str]) {
     let bench = Bench::new(On::Embedded);
-    let replica = bench.replica(&[("ROWLOCK_API_TOKENS", "append:recipe")]);
+    let replica = bench.replica(&[("ROWLOCK_API_TOKENS", "append:token-of-a-recipe")]);
     let (url, forwarded) = lossy_proxy(replica.url.clone());
     fs::write(bench.folder().join(file), recipe(language)).expect("writable");
     let output = Command::new(command[0])
         .args(&command[1..])
         .arg(file)
         .current_dir(bench.folder())
-        .envs([("ROWLOCK_URL", url.as_str()), ("ROWLOCK_TOKEN", "recipe")])
+        .envs([("ROWLOCK_URL", url.as_str()), ("ROWLOCK_TOKEN", "token-of-a-recipe")])
         .stdin(Stdio::null())
         .output()
         .unwrap_or_else(|e| panic!("{} runs: {e}", command[0]));

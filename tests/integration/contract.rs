@@ -114,14 +114,14 @@ fn schemathesis_finds_no_answer_outside_the_contract() {
         ("ROWLOCK_CSV_HEADER", "timestamp,replica,token,key,a,b,c"),
         ("ROWLOCK_LOCK_TTL", "100ms"),
         ("ROWLOCK_MAX_SLEEP", "50ms"),
-        ("ROWLOCK_API_TOKENS", "admin:schemathesis"),
+        ("ROWLOCK_API_TOKENS", "admin:token-of-schemathesis"),
     ]);
     let root = env!("CARGO_MANIFEST_DIR");
     let output = python_tool("st")
         .args(["--no-color", "--config-file", &format!("{root}/schemathesis.toml")])
         .args(["run", &format!("{root}/openapi.yaml"), "--url", &replica.url])
         // One of its checks sends no token or another one, and expects a refusal.
-        .args(["-H", "Authorization: Bearer schemathesis"])
+        .args(["-H", "Authorization: Bearer token-of-schemathesis"])
         .args(["-c", "all", "-n", "180", "--seed", "1", "--request-timeout", "5"])
         // One worker: with several threads, the parser of Python 3.11 may fail with a SystemError.
         .args(["--workers", "1"])

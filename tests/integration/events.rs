@@ -132,13 +132,18 @@ async fn hello_reports_roles_and_accepted_settings() {
 
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[
-        ("ROWLOCK_API_TOKENS", "read:reads,append:both,read:both,admin:all"),
+        (
+            "ROWLOCK_API_TOKENS",
+            "read:token-that-reads,append:token-that-does-both,read:token-that-does-both,admin:token-that-does-all",
+        ),
         ("ROWLOCK_SIMULATION", "off"),
         ("ROWLOCK_CSV_HEADER", "none"),
     ]);
-    for (token, roles) in
-        [("reads", json!(["read"])), ("both", json!(["append", "read"])), ("all", json!(["append", "read", "admin"]))]
-    {
+    for (token, roles) in [
+        ("token-that-reads", json!(["read"])),
+        ("token-that-does-both", json!(["append", "read"])),
+        ("token-that-does-all", json!(["append", "read", "admin"])),
+    ] {
         let request = replica.request(Method::GET, "/events").bearer_auth(token);
         let mut response = request.send().await.expect("an answer");
         let chunk = response.chunk().await.expect("a stream").expect("an event");

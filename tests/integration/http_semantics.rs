@@ -143,8 +143,8 @@ async fn json_answers_end_with_a_newline() {
     const JSON: &str = "application/json";
     const PROBLEM: &str = "application/problem+json";
     let bench = Bench::new(On::Embedded);
-    let replica = bench.replica(&[("ROWLOCK_API_TOKENS", "admin:all,read:reads")]);
-    let request = |method: Method, path: &str| replica.request(method, path).bearer_auth("all");
+    let replica = bench.replica(&[("ROWLOCK_API_TOKENS", "admin:token-of-an-admin,read:token-of-a-reader")]);
+    let request = |method: Method, path: &str| replica.request(method, path).bearer_auth("token-of-an-admin");
     let post = |path: &str, content_type: &str, body: &'static str| {
         request(Method::POST, path).header("content-type", content_type).body(body)
     };
@@ -168,5 +168,5 @@ async fn json_answers_end_with_a_newline() {
     check_json_line(request(Method::GET, "/nothing"), 404, PROBLEM).await;
     check_json_line(request(Method::PUT, "/lock"), 405, PROBLEM).await;
     check_json_line(replica.request(Method::GET, "/rows"), 401, PROBLEM).await;
-    check_json_line(replica.request(Method::DELETE, "/lock").bearer_auth("reads"), 403, PROBLEM).await;
+    check_json_line(replica.request(Method::DELETE, "/lock").bearer_auth("token-of-a-reader"), 403, PROBLEM).await;
 }

@@ -37,6 +37,34 @@ fn help_of_each_command_is_unchanged() {
 }
 
 #[test]
+fn help_of_a_command_shows_its_own_settings_with_examples() {
+    let bench = Bench::new(On::Embedded);
+    let help = |args: &[&str]| String::from_utf8(bench.run(args, &[]).stdout).expect("UTF-8");
+    for (command, shown, hidden) in [
+        (
+            "append",
+            &["--csv", "--redis", "--lock-key", "--wait-timeout", "--formula-guard", "--max-sleep"][..],
+            "--listen",
+        ),
+        ("check", &["--csv", "--csv-header", "--idempotency-keys", "--unlocked-volume"], "--formula-guard"),
+        ("lock", &["--csv", "--redis", "--redis-ca", "--lock-ttl"], "--max-sleep"),
+        ("health", &["--listen", "--tls-cert"], "--csv"),
+        ("load", &["--url", "--log-format"], "--redis"),
+        ("serve", &["--listen", "--csv", "--redis", "--grace", "--tls-cert", "--body-limit"], "--url"),
+    ] {
+        let text = help(&[command, "--help"]);
+        let has = |flag: &str| text.split_whitespace().any(|word| word == flag);
+        for flag in shown {
+            assert!(has(flag), "{command} {flag}: {text}");
+        }
+        assert!(!text.contains(&format!("  {hidden} ")), "{command} {hidden}: {text}");
+        assert!(text.contains("\nExamples:\n  rowlock ") && text.contains("Exit codes: 0"), "{command}: {text}");
+        assert_eq!(help(&["help", command]), text, "{command}");
+    }
+    assert!(!help(&["lock", "release", "--help"]).contains("--listen"));
+}
+
+#[test]
 fn metric_names_are_unchanged() {
     let names: String = rowlock::metrics::names().map(|name| format!("{name}\n")).collect();
     assert_unchanged("metrics.txt", &names);

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use crate::support::python_tool;
+use crate::support::{Bench, On, python_tool};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/kubernetes");
 /// The newest version that the tool has schemas for, and an old one that is still common.
@@ -76,4 +76,22 @@ fn stop_timeouts_exceed_drain_and_grace_time() {
     let balancer = read("../haproxy/haproxy.cfg");
     let answer = seconds(rowlock, "ROWLOCK_WAIT_TIMEOUT:-") + seconds(rowlock, "ROWLOCK_MAX_SLEEP:-");
     assert!(seconds(&balancer, "timeout server ") > answer);
+}
+
+#[test]
+fn replica_with_the_settings_of_the_manifests_warns_of_nothing() {
+    let config = read("config.yaml");
+    let settings = config.split("\ndata:\n").nth(1).expect("settings").lines();
+    let settings: Vec<_> = settings.filter_map(|line| line.trim().split_once(": ")).collect();
+    let text = |value: &str| value.trim_matches('"').to_owned();
+    let mut settings: Vec<_> = settings.into_iter().filter(|(name, _)| !name.starts_with('#')).collect();
+    assert!(settings.iter().any(|(name, value)| *name == "ROWLOCK_SIMULATION" && text(value) == "off"), "{config}");
+    settings.retain(|(name, _)| !matches!(*name, "REDIS_CSV_FILE_NAME" | "ROWLOCK_LISTEN" | "ROWLOCK_LOG_FORMAT"));
+    let settings: Vec<_> = settings.into_iter().map(|(name, value)| (name, text(value))).collect();
+    let mut settings: Vec<_> = settings.iter().map(|(name, value)| (*name, &**value)).collect();
+    settings.extend([("ROWLOCK_LISTEN", "0.0.0.0:0"), ("ROWLOCK_API_TOKENS", "admin:token-of-an-administrator")]);
+    // What Kubernetes adds for the service.
+    settings.extend([("ROWLOCK_SERVICE_HOST", "10.0.0.1"), ("ROWLOCK_PORT", "tcp://10.0.0.1:80")]);
+    let log = Bench::new(On::Embedded).replica(&settings).log();
+    assert!(log.contains("INFO") && !log.contains("WARN"), "{log}");
 }

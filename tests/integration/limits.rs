@@ -123,20 +123,23 @@ async fn bodies_share_the_budget_of_queue_bytes() {
 #[tokio::test]
 async fn client_over_its_rate_limit_is_refused_with_a_delay() {
     let bench = Bench::new(On::Embedded);
-    let settings = [("ROWLOCK_RATE_LIMIT", "1:3"), ("ROWLOCK_API_TOKENS", "append:one,append:two,read:three")];
+    let settings = [
+        ("ROWLOCK_RATE_LIMIT", "1:3"),
+        ("ROWLOCK_API_TOKENS", "append:token-of-client-one,append:token-of-client-two"),
+    ];
     let replica = bench.replica(&settings);
     let post = async |token: &str| {
         let request = replica.post(&json!({"data": "x"})).header("authorization", format!("Bearer {token}"));
         request.send().await.expect("an answer")
     };
     for left in [2, 1, 0] {
-        let response = post("one").await;
+        let response = post("token-of-client-one").await;
         assert_eq!(response.status(), 201);
         assert_eq!(response.headers()["ratelimit-policy"], "\"client\";q=3;w=3");
         let sent = response.headers()["ratelimit"].to_str().expect("text").to_owned();
         assert!(sent.starts_with(&format!("\"client\";r={left};t=")), "{sent}");
     }
-    let response = post("one").await;
+    let response = post("token-of-client-one").await;
     assert_eq!(response.status(), 429);
     assert_eq!(
         (&response.headers()["retry-after"], &response.headers()["ratelimit"]),
@@ -147,7 +150,7 @@ async fn client_over_its_rate_limit_is_refused_with_a_delay() {
         (&problem["code"], &problem["outcome"], &problem["retryable"]),
         (&json!("rate_limited"), &json!("not_written"), &json!(true))
     );
-    assert_eq!(post("two").await.status(), 201, "another token has its own limit");
+    assert_eq!(post("token-of-client-two").await.status(), 201, "another token has its own limit");
     let statuses = [post("wrong").await, post("wrong").await, post("wrong").await, post("wrong").await];
     assert_eq!(
         statuses.map(|response| response.status().as_u16()),
@@ -155,7 +158,7 @@ async fn client_over_its_rate_limit_is_refused_with_a_delay() {
         "guesses are limited by address"
     );
     assert_eq!(answer(replica.request(Method::GET, "/readyz")).await.0, 200, "a probe is never refused");
-    until("a request is accepted again", async || post("one").await.status() == 201).await;
+    until("a request is accepted again", async || post("token-of-client-one").await.status() == 201).await;
 }
 
 /// Sends requests without pauses. Returns how often each status came, and the milliseconds that each accepted row took.

@@ -91,9 +91,9 @@ async fn page_has_a_strict_policy_and_keeps_to_it() {
 #[tokio::test]
 async fn page_is_public_and_its_data_is_not() {
     let bench = Bench::new(On::Embedded);
-    let replica = bench.replica(&[("ROWLOCK_API_TOKENS", "read:secret-1")]);
+    let replica = bench.replica(&[("ROWLOCK_API_TOKENS", "read:token-of-a-reader")]);
     for (path, _) in files() {
-        for authorization in ["", "Bearer secret-1", "Bearer wrong"] {
+        for authorization in ["", "Bearer token-of-a-reader", "Bearer wrong"] {
             let request = replica.request(Method::GET, &path).header("authorization", authorization);
             assert_eq!(request.send().await.expect("an answer").status(), 200, "{path} {authorization}");
         }

@@ -200,14 +200,16 @@ async fn refusal_is_retried_after_its_retry_after() {
 #[tokio::test(flavor = "multi_thread")]
 async fn token_is_never_printed_and_a_refused_run_gives_up() {
     let bench = Bench::new(On::Embedded);
-    let replica =
-        bench.replica(&[("ROWLOCK_API_TOKENS", "append:secret-a,read:secret-r,append:secret-b,read:secret-b")]);
+    let replica = bench.replica(&[(
+        "ROWLOCK_API_TOKENS",
+        "append:secret-token-of-a,read:secret-token-of-r,append:secret-token-of-b,read:secret-token-of-b",
+    )]);
     let urls = [&*replica.url];
     let (code, report) = load(&bench, &urls, &["--duration", "1h"], &[]);
     assert_eq!((code, &report["requests"]["acknowledged"]), (Some(1), &json!(0)));
     assert!(report["gave_up"].as_str().is_some_and(|why| why.contains("401, unauthorized")), "{report}");
     let token = |token| [("ROWLOCK_LOAD_TOKEN", token)];
-    let (code, report) = load(&bench, &urls, &["--requests", "20", "--verify-http"], &token("secret-a"));
+    let (code, report) = load(&bench, &urls, &["--requests", "20", "--verify-http"], &token("secret-token-of-a"));
     assert_eq!((code, &report["requests"]["acknowledged"]), (Some(1), &json!(20)));
     assert!(
         report["verification"]["error"].as_str().is_some_and(|why| why.contains("--token with the role `read`")),
@@ -215,10 +217,10 @@ async fn token_is_never_printed_and_a_refused_run_gives_up() {
     );
     assert!(!report.to_string().contains("secret"));
     assert_passed(
-        &load(&bench, &urls, &["--requests", "20", "--verify-http", "--token", "secret-b"], &token("wrong")),
+        &load(&bench, &urls, &["--requests", "20", "--verify-http", "--token", "secret-token-of-b"], &token("wrong")),
         20,
     );
-    let help = bench.run(&["load", "--help"], &token("secret-a"));
+    let help = bench.run(&["load", "--help"], &token("secret-token-of-a"));
     assert!(!String::from_utf8_lossy(&help.stdout).contains("secret"));
 }
 

@@ -10,9 +10,25 @@ use syn::{Attribute, ItemUse, UseTree, visit::Visit};
 
 /// Each top module, and the ones that it may use.
 const MAY_USE: [(&str, &[&str]); 19] = [
-    ("cli", &["server", "api", "config", "commit", "lock", "storage", "csv", "client", "load", "simulation", "http"]),
+    (
+        "cli",
+        &[
+            "server",
+            "api",
+            "config",
+            "commit",
+            "failpoints",
+            "lock",
+            "storage",
+            "csv",
+            "client",
+            "load",
+            "simulation",
+            "http",
+        ],
+    ),
     ("load", &["client", "csv", "random"]),
-    ("server", &["http", "commit", "config", "metrics", "client"]),
+    ("server", &["http", "commit", "config", "csv", "metrics", "client"]),
     ("http", &["api", "commit", "csv", "config", "fuzz_corpus", "metrics", "simulation", "time"]),
     (
         "commit",

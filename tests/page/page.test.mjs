@@ -273,7 +273,7 @@ describe("three replicas", () => {
 describe("with tokens", () => {
   let [fleet, one] = [];
   before(async () => {
-    fleet = await Fleet.start(["one"], { ROWLOCK_API_TOKENS: "read:reader-1,append:appender-1,admin:admin-1" });
+    fleet = await Fleet.start(["one"], { ROWLOCK_API_TOKENS: "read:token-of-a-reader,append:token-of-an-appender,admin:token-of-an-admin" });
     [one] = fleet.replicas;
   });
   after(() => fleet?.end());
@@ -292,13 +292,13 @@ describe("with tokens", () => {
     await enter(page, "wrong");
     await waitForText(page, "#token-wrong", "none of the replica's");
 
-    await enter(page, "reader-1");
+    await enter(page, "token-of-a-reader");
     await waitForLive(page);
     assert.deepEqual(await sections(page), [...SEEN, "replicas"]);
     assert.equal(await page.locator("#force").isVisible(), false);
     await page.getByRole("button", { name: "Forget the token" }).click();
 
-    await enter(page, "appender-1");
+    await enter(page, "token-of-an-appender");
     await page.locator("#narrow").waitFor();
     assert.deepEqual(await sections(page), ["try"]);
     await send(page, { data: "by an appender" });
@@ -306,7 +306,7 @@ describe("with tokens", () => {
     await waitForText(page, "#curl", 'curl -H "Authorization: Bearer $TOKEN" --data-urlencode');
     await page.getByRole("button", { name: "Forget the token" }).click();
 
-    await enter(page, "admin-1");
+    await enter(page, "token-of-an-admin");
     await waitForLive(page);
     assert.deepEqual(await sections(page), [...SEEN, "try", "replicas"]);
     assert.equal(await page.locator("#force").isVisible(), true);
@@ -316,7 +316,7 @@ describe("with tokens", () => {
     assert.match(csv, /^timestamp,replica,token,data\n.*by an appender\n$/);
     const kept = await page.evaluate(() => [{ ...localStorage }, document.cookie, Object.keys(sessionStorage)]);
     assert.deepEqual(kept, [{}, "", ["rowlock-token"]]);
-    assert.doesNotMatch(await page.content(), /admin-1/);
+    assert.doesNotMatch(await page.content(), /token-of-an-admin/);
     await close(page);
   });
 });

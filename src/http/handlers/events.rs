@@ -11,7 +11,7 @@ use axum::{
         sse::{Event as SseEvent, KeepAlive, Sse},
     },
 };
-use futures_util::{Stream, stream};
+use futures_util::{Stream, StreamExt, stream};
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, watch};
 use utoipa::{
@@ -175,7 +175,8 @@ pub(crate) async fn events(
     let first = subscription.begin(last).await?;
     let known = known.iter().rev().map(|change| json_event("lock", change));
     subscription.first = known.chain([first, subscription.hello(caller).retry(RETRY)]).collect();
-    let sse = Sse::new(subscription.stream()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
+    let revoked = Arc::clone(&subscription.app.access).revoked(caller, Role::Read);
+    let sse = Sse::new(subscription.stream().take_until(revoked)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
     // Keeps nginx from buffering the stream.
     let headers = [
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
