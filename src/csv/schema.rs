@@ -189,7 +189,10 @@ impl Schema {
     /// An empty list of rows for these columns.
     pub fn rows(&self) -> Rows {
         let runs = self.segments.iter().filter(|segment| matches!(segment, Segment::Data(_))).count();
-        Rows::new(if self.names.is_some() { runs } else { 1 }, self.guards_formulas)
+        match self.names {
+            Some(_) => Rows::new(runs, Some(self.data_names.len()), self.guards_formulas),
+            None => Rows::new(1, None, self.guards_formulas),
+        }
     }
 
     /// Assigns `data` to the data columns, quotes it, and adds it to `rows`.
