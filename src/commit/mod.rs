@@ -6,6 +6,7 @@
 mod appender;
 mod committer;
 mod error;
+mod file_room;
 mod in_flight;
 mod lock_changes;
 mod open;
@@ -19,5 +20,6 @@ pub use crate::api::{lock_status::ForcedRelease, outcome::Outcome};
 pub use crate::commit::appender::Appender;
 pub use crate::commit::committer::Fatal;
 pub use crate::commit::error::AppendError;
+pub(crate) use crate::commit::file_room::FileRoom;
 pub use crate::commit::open::{CommitterHandle, LockStatusError, OpenError, lock_status, open};
 pub use crate::commit::repair::{RepairError, repair};

@@ -49,6 +49,9 @@ impl Segment {
     }
 }
 
+/// The cell of an `ActionType` column.
+const ACTION: &[u8] = b"append";
+
 /// `data` of a request. `None` is a null, which becomes an empty cell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Data<'a> {
@@ -58,6 +61,18 @@ pub enum Data<'a> {
     List(Vec<Option<Cow<'a, str>>>),
     /// The data columns by name.
     Object(Vec<(Cow<'a, str>, Option<Cow<'a, str>>)>),
+}
+
+impl Data<'_> {
+    /// Bytes of the cells' text.
+    pub(crate) fn bytes(&self) -> usize {
+        let bytes = |cell: &Option<Cow<'_, str>>| cell.as_deref().map_or(0, str::len);
+        match self {
+            Self::Text(text) => text.len(),
+            Self::List(cells) => cells.iter().map(bytes).sum(),
+            Self::Object(cells) => cells.iter().map(|(_, cell)| bytes(cell)).sum(),
+        }
+    }
 }
 
 /// For each data column the index of its cell in an input line; `None` leaves the column empty.
@@ -296,6 +311,11 @@ impl Schema {
         if columns[at].is_some() { Err(refused("named twice".to_owned())) } else { Ok(&mut columns[at]) }
     }
 
+    /// How many cells a row may have; `None` where the first row decides.
+    pub(crate) fn data_columns(&self) -> Option<usize> {
+        self.names.as_ref().map(|_| self.data_names.len())
+    }
+
     fn refuse_without_data_columns(&self) -> Result<(), InvalidField> {
         let has_none = self.names.is_some() && self.data_names.is_empty();
         if has_none { Err(InvalidField::new("data", "the file's header has no data column")) } else { Ok(()) }
@@ -306,7 +326,9 @@ impl Schema {
         if self.names.is_none() { Err(InvalidField::new("data", detail)) } else { Ok(()) }
     }
 
-    fn refuse_too_many(&self, cells: usize) -> Result<(), InvalidField> {
+    /// # Errors
+    /// If the file has fewer data columns.
+    pub(crate) fn refuse_too_many(&self, cells: usize) -> Result<(), InvalidField> {
         let most = self.data_names.len();
         if self.names.is_none() || cells <= most {
             return Ok(());
@@ -339,6 +361,19 @@ impl Schema {
         std::str::from_utf8(record.get(at)?).ok()?.parse().ok()
     }
 
+    /// Bytes that a row has in the file besides its data runs and its line end. A headerless row may have more commas.
+    pub(crate) fn service_bytes(&self, service: &ServiceCells<'_>) -> usize {
+        let cell = |segment: &Segment| match segment {
+            Segment::Timestamp => service.timestamp.len(),
+            Segment::Replica => service.replica.len(),
+            Segment::Token => service.token.to_string().len(),
+            Segment::Key => service.key.len(),
+            Segment::Action => ACTION.len(),
+            Segment::Data(_) => 0,
+        };
+        self.segments.iter().map(cell).sum::<usize>() + self.segments.len().saturating_sub(1)
+    }
+
     /// Appends one line for each row. A headerless row is filled up to the layout's width.
     pub fn write_rows(&self, out: &mut Vec<u8>, rows: &Rows, service: &ServiceCells<'_>, layout: RowLayout<'_>) {
         let RowLayout { headerless_width, line_end } = layout;
@@ -367,7 +402,7 @@ impl Schema {
                 Segment::Replica => service.replica,
                 Segment::Token => token.as_bytes(),
                 Segment::Key => service.key,
-                Segment::Action => b"append",
+                Segment::Action => ACTION,
                 Segment::Data(_) => runs.next().expect("a row has a run for each data segment"),
             });
         }

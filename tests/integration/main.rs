@@ -2,6 +2,7 @@
 
 mod access;
 mod bad_requests;
+mod batch_memory;
 mod batches;
 mod check_command;
 mod client_recipes;

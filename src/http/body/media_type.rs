@@ -75,11 +75,11 @@ fn utf8_mime(value: &HeaderValue) -> Option<Mime> {
 pub(crate) fn schemas() -> Value {
     json!({
         "CsvRows": {
-            "description": "With `header=present`, the default, the first record names data columns; the other columns stay empty. With `header=absent`, cells fill the data columns from the left. All records have the same number of cells.",
+            "description": "With `header=present`, the default, the first record names data columns; the other columns stay empty. With `header=absent`, cells fill the data columns from the left. All records have the same number of cells, and lines end with LF or CRLF. In a CSV of one column, a blank line between two records is a row with an empty cell; other blank lines are skipped.",
             "type": "string",
         },
         "JsonLines": {
-            "description": "One JSON value per line; each is a value that `data` accepts. Also application/ndjson and application/jsonl.",
+            "description": "One JSON value per line; each is a value that `data` accepts. Blank lines are skipped. Also application/ndjson and application/jsonl.",
             "type": "string",
         },
         "JsonRows": {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Data"}},

@@ -53,7 +53,7 @@ pub(crate) async fn append(State(app): State<App>, request: Request) -> Result<R
         Err(e) => return Err(read::refuse(&headers, body, e).await),
     };
     let body = read::read(&headers, body, app.limits.body_bytes_max, &app.body_budget).await?;
-    let request = AppendRequest::parse(media_type, &body, app.limits.sleep_max)?;
+    let request = AppendRequest::parse(media_type, &body, app.appender.schema(), app.limits.sleep_max)?;
     if request.simulation.wants_own_turn() && !app.limits.simulation {
         return Err(ApiError::SimulationOff);
     }
