@@ -27,7 +27,7 @@ pub(crate) enum ApiError {
     BodyTooLarge(usize),
     #[error("the body did not arrive within {0:?}")]
     BodyTimeout(Duration),
-    #[error("Content-Type: accepted: application/json or application/x-www-form-urlencoded, in UTF-8")]
+    #[error("Content-Type: accepted: application/json, application/x-www-form-urlencoded or text/plain, in UTF-8")]
     UnsupportedMediaType,
     #[error(
         "Content-Type: accepted: text/csv (header=present or header=absent), application/x-ndjson or application/json, in UTF-8"
@@ -152,7 +152,7 @@ impl Code {
             Self::BodyTooLarge => CodeFacts::permanent(S::PAYLOAD_TOO_LARGE, "The body is too large"),
             Self::BatchTooLarge => CodeFacts::permanent(S::PAYLOAD_TOO_LARGE, "The batch is too large"),
             Self::UnsupportedMediaType => {
-                CodeFacts::permanent(S::UNSUPPORTED_MEDIA_TYPE, "The media type of the body is not accepted")
+                CodeFacts::permanent(S::UNSUPPORTED_MEDIA_TYPE, "The media type or coding of the body is not accepted")
             }
             Self::RangeNotSatisfiable => {
                 CodeFacts::permanent(S::RANGE_NOT_SATISFIABLE, "The file does not have this range")
@@ -255,7 +255,7 @@ impl ApiError {
     fn accepted(&self) -> Option<(HeaderName, &'static str)> {
         match self {
             Self::UnsupportedMediaType => {
-                Some((header::ACCEPT, "application/json, application/x-www-form-urlencoded"))
+                Some((header::ACCEPT, "application/json, application/x-www-form-urlencoded, text/plain"))
             }
             Self::UnsupportedBatchType => Some((header::ACCEPT, "text/csv, application/x-ndjson, application/json")),
             Self::UnsupportedEncoding => Some((header::ACCEPT_ENCODING, "gzip, zstd, identity")),

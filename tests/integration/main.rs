@@ -27,6 +27,7 @@ mod lock_api;
 mod lock_queue;
 mod locking;
 mod lua_scripts;
+mod media_types;
 mod metrics;
 mod module_boundaries;
 mod network_volume;

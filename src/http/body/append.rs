@@ -1,4 +1,4 @@
-//! Parses a body of `/append`, JSON or a form, and checks every field.
+//! Parses a body of `/append`, JSON, a form or plain text, and checks every field.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -14,7 +14,10 @@ use crate::http::{
     error::ApiError,
 };
 use crate::{
-    csv::schema::{Data, InvalidField, Schema},
+    csv::{
+        bom::BOM,
+        schema::{Data, InvalidField, Schema},
+    },
     simulation::Simulation,
 };
 
@@ -36,10 +39,12 @@ impl<'a> AppendRequest<'a> {
         schema: &Schema,
         sleep_max: Duration,
     ) -> Result<Self, ApiError> {
+        let body = body.strip_prefix(BOM).unwrap_or(body);
         let text = std::str::from_utf8(body).map_err(|_| ApiError::BrokenBody("the body is not UTF-8".to_owned()))?;
         match media_type {
             MediaType::Json => Self::from_json(text, schema, sleep_max),
             MediaType::Form => Self::from_form(text, sleep_max),
+            MediaType::Text => Ok(Self { data: Data::Text(Cow::Borrowed(text)), simulation: Simulation::default() }),
         }
     }
 
@@ -106,6 +111,7 @@ pub(crate) fn schemas() -> Value {
                 "skip_release": {"type": "string", "enum": ["true", "false", "1", "0"], "default": "false"},
             },
         },
+        "AppendText": {"type": "string", "description": "The cell of the first data column. No NUL characters."},
         "Data": {
             "description": "A string fills the first data column, an array fills the data columns from the left, an object fills them by name. Missing and null cells are empty; numbers keep their text. No NUL characters. With ROWLOCK_FORMULA_GUARD=on, a cell that a spreadsheet would run as a formula is written with an apostrophe in front.",
             "oneOf": [
