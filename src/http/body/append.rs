@@ -221,7 +221,6 @@ impl<'de> Visitor<'de> for FirstItems {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
         let mut items = Vec::new();
-        // guard: cells_bounded: a row with more cells than the file has columns takes bounded memory
         while items.len() < self.0
             && let Some(item) = seq.next_element()?
         {
