@@ -18,6 +18,7 @@ use crate::commit::{
     committer::{Committer, Observers},
     error::AppendError,
     file_fault::{FileFault, LastFileFault},
+    file_room::FileRoom,
     in_flight::InFlight,
     lock_changes::LockChanges,
     queue::{Bounds, PendingAppend, Queue, QueueLoad},
@@ -94,6 +95,11 @@ impl Appender {
     /// The columns that rows must fit.
     pub fn schema(&self) -> &Schema {
         &self.schema
+    }
+
+    /// What one request with this key may write to the file.
+    pub(crate) fn file_room(&self, key: Option<&str>) -> FileRoom {
+        FileRoom::new(self.batch_bytes_max, &self.schema, &self.replica, key)
     }
 
     /// This replica's name.

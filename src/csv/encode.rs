@@ -3,6 +3,7 @@
 use crate::csv::{
     bom::BOM,
     formula_guard::{GUARD, is_formula},
+    rows::GuardPositions,
 };
 
 /// Appends cells with commas between them and no line ending. An empty cell that is `alone` in its row is quoted, since the
@@ -11,7 +12,7 @@ pub(super) fn encode_cells<'a>(
     cells: impl Iterator<Item = &'a str>,
     alone: bool,
     out: &mut Vec<u8>,
-    mut guards: Option<&mut Vec<usize>>,
+    mut guards: Option<&mut GuardPositions>,
 ) {
     let start = out.len();
     for (nth, cell) in cells.enumerate() {
@@ -25,7 +26,7 @@ pub(super) fn encode_cells<'a>(
     }
 }
 
-fn encode_cell(cell: &[u8], out: &mut Vec<u8>, guards: Option<&mut Vec<usize>>) {
+fn encode_cell(cell: &[u8], out: &mut Vec<u8>, guards: Option<&mut GuardPositions>) {
     // Readers skip an unquoted U+FEFF at the start of a file as a BOM, and some at the start of a line.
     let is_bare = !cell.starts_with(BOM)
         && memchr::memchr3(b',', b'"', b'\n', cell).or_else(|| memchr::memchr(b'\r', cell)).is_none();
@@ -71,10 +72,10 @@ mod tests {
                 assert_eq!(record.iter().collect::<Vec<_>>(), cells);
             }
         }
-        let (mut encoded, mut guards) = (Vec::new(), Vec::new());
+        let (mut encoded, mut guards) = (Vec::new(), GuardPositions::default());
         encode_cells(["\u{feff}=1", "\u{feff}1"].into_iter(), false, &mut encoded, Some(&mut guards));
         assert_eq!(String::from_utf8(encoded).expect("UTF-8"), "\"'\u{feff}=1\",\"\u{feff}1\"");
-        assert_eq!(guards, [1]);
+        assert_eq!(guards.iter().collect::<Vec<_>>(), [1]);
     }
 
     #[test]

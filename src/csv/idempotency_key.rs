@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     fn rows(runs_per_row: usize, all: &[(&[&str], usize)]) -> Rows {
-        let mut rows = Rows::new(runs_per_row, false);
+        let mut rows = Rows::new(runs_per_row, None, false);
         for (runs, cells) in all {
             runs.iter().for_each(|run| rows.push_run(|text, _| text.extend_from_slice(run.as_bytes())));
             rows.end_row(*cells);

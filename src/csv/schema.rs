@@ -6,8 +6,8 @@ use crate::{
     csv::{
         bom::record_reader,
         encode::encode_cells,
+        header_error::HeaderError,
         rows::{Row, Rows},
-        strict_quotes::QuoteFault,
     },
     fencing::FencingToken,
 };
@@ -50,6 +50,9 @@ impl Segment {
     }
 }
 
+/// The cell of an `ActionType` column.
+const ACTION: &[u8] = b"append";
+
 /// `data` of a request. `None` is a null, which becomes an empty cell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Data<'a> {
@@ -59,6 +62,18 @@ pub enum Data<'a> {
     List(Vec<Option<Cow<'a, str>>>),
     /// The data columns by name.
     Object(Vec<(Cow<'a, str>, Option<Cow<'a, str>>)>),
+}
+
+impl Data<'_> {
+    /// Bytes of the cells' text.
+    pub(crate) fn bytes(&self) -> usize {
+        let bytes = |cell: &Option<Cow<'_, str>>| cell.as_deref().map_or(0, str::len);
+        match self {
+            Self::Text(text) => text.len(),
+            Self::List(cells) => cells.iter().map(bytes).sum(),
+            Self::Object(cells) => cells.iter().map(|(_, cell)| bytes(cell)).sum(),
+        }
+    }
 }
 
 /// For each data column the index of its cell in an input line; `None` leaves the column empty.
@@ -102,41 +117,6 @@ pub struct RowLayout<'a> {
     pub headerless_width: usize,
     /// Ends each row.
     pub line_end: &'a [u8],
-}
-
-/// Why a header is not valid.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum HeaderError {
-    /// A column without a name.
-    #[error("column {0} of the header has no name")]
-    Empty(usize),
-    /// Two columns with one name.
-    #[error("the header names column {0:?} twice")]
-    Duplicate(String),
-    /// Not UTF-8.
-    #[error("the header is not UTF-8")]
-    NotUtf8,
-    /// Blank, or several records with a carriage return between them.
-    #[error("the first line is not one CSV record; accepted: a header that ends with LF or CRLF")]
-    NotOneRecord,
-    /// A NUL byte, as a power cut leaves it.
-    #[error("the header has NUL bytes; write it anew, or move the file away")]
-    Nul,
-    /// A quote that opens in the header and is not closed.
-    #[error("a quote in the header is never closed")]
-    OpenQuote,
-    /// Text behind a closing quote, which CSV readers read differently.
-    #[error("the header has text behind a closing quote")]
-    TextBehindQuote,
-}
-
-impl From<QuoteFault> for HeaderError {
-    fn from(fault: QuoteFault) -> Self {
-        match fault {
-            QuoteFault::TextBehindQuote(_) => Self::TextBehindQuote,
-            QuoteFault::NotClosed(_) => Self::OpenQuote,
-        }
-    }
 }
 
 impl Schema {
@@ -208,7 +188,10 @@ impl Schema {
     /// An empty list of rows for these columns.
     pub fn rows(&self) -> Rows {
         let runs = self.segments.iter().filter(|segment| matches!(segment, Segment::Data(_))).count();
-        Rows::new(if self.names.is_some() { runs } else { 1 }, self.guards_formulas)
+        match self.names {
+            Some(_) => Rows::new(runs, Some(self.data_names.len()), self.guards_formulas),
+            None => Rows::new(1, None, self.guards_formulas),
+        }
     }
 
     /// Assigns `data` to the data columns, quotes it, and adds it to `rows`.
@@ -312,6 +295,11 @@ impl Schema {
         if columns[at].is_some() { Err(refused("named twice".to_owned())) } else { Ok(&mut columns[at]) }
     }
 
+    /// How many cells a row may have; `None` where the first row decides.
+    pub(crate) fn data_columns(&self) -> Option<usize> {
+        self.names.as_ref().map(|_| self.data_names.len())
+    }
+
     fn refuse_without_data_columns(&self) -> Result<(), InvalidField> {
         let has_none = self.names.is_some() && self.data_names.is_empty();
         if has_none { Err(InvalidField::new("data", "the file's header has no data column")) } else { Ok(()) }
@@ -322,7 +310,9 @@ impl Schema {
         if self.names.is_none() { Err(InvalidField::new("data", detail)) } else { Ok(()) }
     }
 
-    fn refuse_too_many(&self, cells: usize) -> Result<(), InvalidField> {
+    /// # Errors
+    /// If the file has fewer data columns.
+    pub(crate) fn refuse_too_many(&self, cells: usize) -> Result<(), InvalidField> {
         let most = self.data_names.len();
         if self.names.is_none() || cells <= most {
             return Ok(());
@@ -355,6 +345,19 @@ impl Schema {
         std::str::from_utf8(record.get(at)?).ok()?.parse().ok()
     }
 
+    /// Bytes that a row has in the file besides its data runs and its line end. A headerless row may have more commas.
+    pub(crate) fn service_bytes(&self, service: &ServiceCells<'_>) -> usize {
+        let cell = |segment: &Segment| match segment {
+            Segment::Timestamp => service.timestamp.len(),
+            Segment::Replica => service.replica.len(),
+            Segment::Token => service.token.to_string().len(),
+            Segment::Key => service.key.len(),
+            Segment::Action => ACTION.len(),
+            Segment::Data(_) => 0,
+        };
+        self.segments.iter().map(cell).sum::<usize>() + self.segments.len().saturating_sub(1)
+    }
+
     /// Appends one line for each row. A headerless row is filled up to the layout's width.
     pub fn write_rows(&self, out: &mut Vec<u8>, rows: &Rows, service: &ServiceCells<'_>, layout: RowLayout<'_>) {
         let RowLayout { headerless_width, line_end } = layout;
@@ -383,7 +386,7 @@ impl Schema {
                 Segment::Replica => service.replica,
                 Segment::Token => token.as_bytes(),
                 Segment::Key => service.key,
-                Segment::Action => b"append",
+                Segment::Action => ACTION,
                 Segment::Data(_) => runs.next().expect("a row has a run for each data segment"),
             });
         }

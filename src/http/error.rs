@@ -3,7 +3,7 @@
 use std::{io::ErrorKind, time::Duration};
 
 use axum::{
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
@@ -27,14 +27,16 @@ pub(crate) enum ApiError {
     BodyTooLarge(usize),
     #[error("the body did not arrive within {0:?}")]
     BodyTimeout(Duration),
-    #[error("accepted: application/json or application/x-www-form-urlencoded, in UTF-8")]
+    #[error("Content-Type: accepted: application/json, application/x-www-form-urlencoded or text/plain, in UTF-8")]
     UnsupportedMediaType,
     #[error(
-        "accepted: text/csv (header=present or header=absent), application/x-ndjson or application/json, in UTF-8, plain or with Content-Encoding gzip or zstd"
+        "Content-Type: accepted: text/csv (header=present or header=absent), application/x-ndjson or application/json, in UTF-8"
     )]
     UnsupportedBatchType,
-    #[error("the decoded body is larger than {0} bytes (ROWLOCK_BATCH_LIMIT)")]
-    BatchTooLarge(usize),
+    #[error("Content-Encoding: accepted: gzip, zstd or identity, once")]
+    UnsupportedEncoding,
+    #[error("{0}")]
+    BatchTooLarge(String),
     #[error("{}", if *.unknown_token { "the token is not known" } else { "Authorization: accepted: Bearer, a space and a token" })]
     Unauthorized { unknown_token: bool },
     #[error("the token's role does not permit this; needed: {0}")]
@@ -161,7 +163,7 @@ impl Code {
             Self::BodyTooLarge => CodeFacts::permanent(S::PAYLOAD_TOO_LARGE, "The body is too large"),
             Self::BatchTooLarge => CodeFacts::permanent(S::PAYLOAD_TOO_LARGE, "The batch is too large"),
             Self::UnsupportedMediaType => {
-                CodeFacts::permanent(S::UNSUPPORTED_MEDIA_TYPE, "The media type of the body is not accepted")
+                CodeFacts::permanent(S::UNSUPPORTED_MEDIA_TYPE, "The media type or coding of the body is not accepted")
             }
             Self::RangeNotSatisfiable => {
                 CodeFacts::permanent(S::RANGE_NOT_SATISFIABLE, "The file does not have this range")
@@ -198,7 +200,9 @@ impl ApiError {
             Self::BadKey => Code::BadKey,
             Self::BodyTooLarge(_) => Code::BodyTooLarge,
             Self::BodyTimeout(_) => Code::BodyTimeout,
-            Self::UnsupportedMediaType | Self::UnsupportedBatchType => Code::UnsupportedMediaType,
+            Self::UnsupportedMediaType | Self::UnsupportedBatchType | Self::UnsupportedEncoding => {
+                Code::UnsupportedMediaType
+            }
             Self::Unauthorized { .. } => Code::Unauthorized,
             Self::Forbidden(_) => Code::Forbidden,
             Self::RateLimited(_) => Code::RateLimited,
@@ -238,6 +242,7 @@ impl ApiError {
             | Self::BodyTimeout(_)
             | Self::UnsupportedMediaType
             | Self::UnsupportedBatchType
+            | Self::UnsupportedEncoding
             | Self::BatchTooLarge(_)
             | Self::Unauthorized { .. }
             | Self::Forbidden(_)
@@ -261,6 +266,18 @@ impl ApiError {
             Self::Unauthorized { unknown_token: false } => Some("Bearer realm=\"rowlock\""),
             Self::Unauthorized { unknown_token: true } => Some("Bearer realm=\"rowlock\", error=\"invalid_token\""),
             Self::Forbidden(_) => Some("Bearer realm=\"rowlock\", error=\"insufficient_scope\""),
+            _ => None,
+        }
+    }
+
+    /// What a 415 accepts, after RFC 9110, 15.5.16.
+    fn accepted(&self) -> Option<(HeaderName, &'static str)> {
+        match self {
+            Self::UnsupportedMediaType => {
+                Some((header::ACCEPT, "application/json, application/x-www-form-urlencoded, text/plain"))
+            }
+            Self::UnsupportedBatchType => Some((header::ACCEPT, "text/csv, application/x-ndjson, application/json")),
+            Self::UnsupportedEncoding => Some((header::ACCEPT_ENCODING, "gzip, zstd, identity")),
             _ => None,
         }
     }
@@ -334,6 +351,9 @@ impl IntoResponse for ApiError {
         }
         if let Some(challenge) = self.challenge() {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
+        if let Some((name, accepted)) = self.accepted() {
+            response.headers_mut().insert(name, HeaderValue::from_static(accepted));
         }
         if matches!(self, Self::BodyTooLarge(_) | Self::BatchTooLarge(_)) {
             // The rest of the body may still arrive, so this connection cannot carry another request.

@@ -86,6 +86,7 @@ fn torn(at: u64, text: &[u8], fault: QuoteFault, found: &mut impl FnMut(u64, Lin
     let why = match fault {
         QuoteFault::TextBehindQuote(_) => "text behind a closing quote",
         QuoteFault::NotClosed(_) => "a quote that is never closed",
+        QuoteFault::LoneCarriageReturn(_) => "a carriage return without a line feed",
     };
     let end = memchr(b'\n', text).map_or(text.len(), |at| at + 1);
     found(at, Line::Torn(without_line_end(&text[..end]), why));

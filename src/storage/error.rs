@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    csv::schema::{HeaderError, InvalidField},
+    csv::{header_error::HeaderError, schema::InvalidField},
     fencing::FencingToken,
     storage::{
         journal::{FORMAT, HeaderFault},

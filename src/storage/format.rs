@@ -4,10 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use crate::{
     csv::{
-        bom::BOM,
-        row_splitter::without_line_end,
-        scanner,
-        schema::{HeaderError, Schema},
+        bom::BOM, header_error::HeaderError, row_splitter::without_line_end, scanner, schema::Schema,
         strict_quotes::check_quotes,
     },
     storage::{

@@ -122,7 +122,7 @@ async fn chunk_boundaries_do_not_change_the_rows() {
 #[tokio::test]
 async fn wrong_line_is_refused_before_the_rest_arrives() {
     let bench = Bench::new(On::Embedded);
-    let replica = bench.replica(&SETTINGS);
+    let replica = bench.replica(&[SETTINGS[0], ("ROWLOCK_JOURNAL_BYTES", "64MiB")]);
     let sound = |line: &str| line.repeat((1 << 20) / line.len());
     let bodies = [
         (CSV, format!("city\n{}a,b\n", sound("Oslo\n")), "line 209717: 2 cells"),
@@ -360,6 +360,7 @@ fn wrong_csv() -> Vec<BadBatch<'static>> {
         (CSV, b"city\n\"Oslo\n".to_vec(), 400, "broken_body", "", "line 2: a quote that is not closed"),
         (CSV, b"city\na\n\"b\"c\n".to_vec(), 400, "broken_body", "", "line 3: text after a closing quote"),
         (CSV, b"city\n\"a\" \n".to_vec(), 400, "broken_body", "", "line 2: text after"),
+        (CSV, b"city\nx\ry\n".to_vec(), 400, "broken_body", "", "line 2: a carriage return"),
         (CSV, b"city\na\n\xff\n".to_vec(), 400, "broken_body", "", "line 3: not UTF-8"),
         (CSV, long.into_bytes(), 413, "batch_too_large", "", "larger than 65536 bytes"),
         (CSV, many.into_bytes(), 413, "batch_too_large", "", "larger than 65536 bytes"),

@@ -2,6 +2,7 @@
 
 mod access;
 mod bad_requests;
+mod batch_memory;
 mod batches;
 mod changed_files;
 mod check_command;
@@ -28,6 +29,7 @@ mod lock_api;
 mod lock_queue;
 mod locking;
 mod lua_scripts;
+mod media_types;
 mod metrics;
 mod module_boundaries;
 mod network_volume;

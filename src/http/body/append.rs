@@ -1,17 +1,23 @@
-//! Parses a body of `/append`, JSON or a form, and checks every field.
+//! Parses a body of `/append`, JSON, a form or plain text, and checks every field.
 
 use std::{borrow::Cow, time::Duration};
 
 use percent_encoding::percent_decode;
 use serde::{
-    Deserialize,
-    de::{MapAccess, Visitor},
+    Deserialize, Deserializer,
+    de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::{Value, json, value::RawValue};
 
-use crate::http::{body::media_type::MediaType, error::ApiError};
+use crate::http::{
+    body::{media_type::MediaType, text::CELLS_MAX},
+    error::ApiError,
+};
 use crate::{
-    csv::schema::{Data, InvalidField},
+    csv::{
+        bom::BOM,
+        schema::{Data, InvalidField, Schema},
+    },
     simulation::Simulation,
 };
 
@@ -27,19 +33,28 @@ const FIELDS: [&str; 3] = ["data", "sleep", "skip_release"];
 impl<'a> AppendRequest<'a> {
     /// # Errors
     /// `BrokenBody`, or `InvalidField` with the name of the first wrong field; `sleep` may be at most `sleep_max`.
-    pub(crate) fn parse(media_type: MediaType, body: &'a [u8], sleep_max: Duration) -> Result<Self, ApiError> {
+    pub(crate) fn parse(
+        media_type: MediaType,
+        body: &'a [u8],
+        schema: &Schema,
+        sleep_max: Duration,
+    ) -> Result<Self, ApiError> {
+        let body = body.strip_prefix(BOM).unwrap_or(body);
         let text = std::str::from_utf8(body).map_err(|_| ApiError::BrokenBody("the body is not UTF-8".to_owned()))?;
         match media_type {
-            MediaType::Json => Self::from_json(text, sleep_max),
+            MediaType::Json => Self::from_json(text, schema, sleep_max),
             MediaType::Form => Self::from_form(text, sleep_max),
+            MediaType::Text => Ok(Self { data: Data::Text(Cow::Borrowed(text)), simulation: Simulation::default() }),
         }
     }
 
-    fn from_json(text: &'a str, sleep_max: Duration) -> Result<Self, ApiError> {
-        let object = parse_json::<Object<'a>>(text, "body", "a JSON object with data, sleep, skip_release")?;
-        let [data, sleep, skip_release] = pick(object.0)?;
+    fn from_json(text: &'a str, schema: &Schema, sleep_max: Duration) -> Result<Self, ApiError> {
+        const ACCEPTED: &str = "a JSON object with data, sleep, skip_release";
+        // A field more than there are names is unknown or repeated, so the rest need not be kept.
+        let fields = parse_json(FirstEntries(FIELDS.len() + 1), text, "body", ACCEPTED)?;
+        let [data, sleep, skip_release] = pick(fields)?;
         let data = match data {
-            Some(raw) => json_data(raw)?,
+            Some(raw) => json_data(raw, schema)?,
             None => return Err(missing_data()),
         };
         let sleep = sleep.map(|raw| parse_sleep(raw.get(), sleep_max)).transpose()?.unwrap_or_default();
@@ -96,6 +111,7 @@ pub(crate) fn schemas() -> Value {
                 "skip_release": {"type": "string", "enum": ["true", "false", "1", "0"], "description": "As in JSON."},
             },
         },
+        "AppendText": {"type": "string", "description": "The cell of the first data column. No NUL characters."},
         "Data": {
             "description": "A string fills the first data column, an array fills the data columns from the left, an object fills them by name. Missing and null cells are empty; numbers keep their text. No NUL characters. With ROWLOCK_FORMULA_GUARD=on, a cell that a spreadsheet would run as a formula is written with an apostrophe in front.",
             "oneOf": [
@@ -152,38 +168,84 @@ fn form_field(pair: &str) -> Result<(Cow<'_, str>, Cow<'_, str>), ApiError> {
     Ok((form_text(name)?, form_text(value)?))
 }
 
-/// A JSON object that keeps the order and repetition of its names and the text of its values.
-struct Object<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+/// The first entries of a JSON object, at most so many, in order and with repetitions. The text of the values is kept.
+struct FirstEntries(usize);
+
+/// The first items of a JSON array, at most so many, and the number of all.
+struct FirstItems(usize);
 
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries;
-        impl<'de> Visitor<'de> for Entries {
-            type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
+impl<'de> DeserializeSeed<'de> for FirstEntries {
+    type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
 
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut entries = Vec::with_capacity(FIELDS.len());
-                while let Some((Text(name), value)) = map.next_entry()? {
-                    entries.push((name, value));
-                }
-                Ok(entries)
-            }
+impl<'de> Visitor<'de> for FirstEntries {
+    type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut entries = Vec::with_capacity(self.0.min(FIELDS.len()));
+        while entries.len() < self.0
+            && let Some((Text(name), value)) = map.next_entry()?
+        {
+            entries.push((name, value));
         }
-        deserializer.deserialize_map(Entries).map(Object)
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(entries)
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for FirstItems {
+    type Value = (Vec<&'de RawValue>, usize);
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for FirstItems {
+    type Value = (Vec<&'de RawValue>, usize);
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let mut items = Vec::new();
+        while items.len() < self.0
+            && let Some(item) = seq.next_element()?
+        {
+            items.push(item);
+        }
+        let mut count = items.len();
+        while seq.next_element::<IgnoredAny>()?.is_some() {
+            count += 1;
+        }
+        Ok((items, count))
     }
 }
 
 /// # Errors
 /// `BrokenBody` if the text is not JSON, `InvalidField` if it is JSON of another shape.
-pub(crate) fn parse_json<'a, T: Deserialize<'a>>(text: &'a str, field: &str, accepted: &str) -> Result<T, ApiError> {
-    serde_json::from_str(text).map_err(|e| {
+pub(crate) fn parse_json<'a, S: DeserializeSeed<'a>>(
+    seed: S,
+    text: &'a str,
+    field: &str,
+    accepted: &str,
+) -> Result<S::Value, ApiError> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let parsed = seed.deserialize(&mut deserializer);
+    let whole = parsed.and_then(|value| deserializer.end().map(|()| value));
+    whole.map_err(|e| {
         if e.is_data() {
             InvalidField::new(field, format!("accepted: {accepted}")).into()
         } else {
@@ -193,18 +255,25 @@ pub(crate) fn parse_json<'a, T: Deserialize<'a>>(text: &'a str, field: &str, acc
 }
 
 /// # Errors
-/// `InvalidField`, if the value is not a string, an array of scalars or an object of scalars.
-pub(crate) fn json_data(raw: &RawValue) -> Result<Data<'_>, ApiError> {
+/// `InvalidField`, if the value is not a string, an array of scalars or an object of scalars, or has more cells than a row may have.
+pub(crate) fn json_data<'a>(raw: &'a RawValue, schema: &Schema) -> Result<Data<'a>, ApiError> {
     const ACCEPTED: &str = "a string, an array or an object";
     match raw.get().as_bytes()[0] {
         b'"' => Ok(Data::Text(json_string(raw.get())?)),
         b'[' => {
-            let items: Vec<&RawValue> = parse_json(raw.get(), "data", ACCEPTED)?;
+            let most = schema.data_columns().unwrap_or(CELLS_MAX);
+            let (items, count) = parse_json(FirstItems(most), raw.get(), "data", ACCEPTED)?;
+            schema.refuse_too_many(count)?;
+            if count > most {
+                return Err(InvalidField::new("data", format!("more than {most} cells")).into());
+            }
             let cells = items.into_iter().enumerate().map(|(at, item)| json_cell(item, || format!("data[{at}]")));
             Ok(Data::List(cells.collect::<Result<_, _>>()?))
         }
         b'{' => {
-            let Object(entries) = parse_json(raw.get(), "data", ACCEPTED)?;
+            // An entry more than the file has columns is unknown or repeated, so the schema refuses the row without the rest.
+            let most = schema.data_columns().unwrap_or_default() + 1;
+            let entries = parse_json(FirstEntries(most), raw.get(), "data", ACCEPTED)?;
             let cells = entries.into_iter().map(|(name, value)| {
                 let cell = json_cell(value, || format!("data.{name}"))?;
                 Ok::<_, ApiError>((name, cell))
@@ -238,7 +307,7 @@ mod tests {
     use super::*;
 
     fn parse(media_type: MediaType, body: &str) -> Result<AppendRequest<'_>, ApiError> {
-        AppendRequest::parse(media_type, body.as_bytes(), Duration::from_secs(60))
+        AppendRequest::parse(media_type, body.as_bytes(), &Schema::headerless(), Duration::from_secs(60))
     }
 
     #[test]

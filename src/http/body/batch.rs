@@ -10,6 +10,7 @@ use crate::http::{
     body::{
         batch_csv::CsvParser,
         batch_json::{ArrayParser, LineParser},
+        batch_rows::{BatchLimits, BatchRows},
         media_type::BatchType,
     },
     error::ApiError,
@@ -17,8 +18,7 @@ use crate::http::{
 
 /// Accepts a body in pieces that may be cut anywhere, even within a character.
 pub(crate) struct BatchParser<'a> {
-    schema: &'a Schema,
-    rows: Rows,
+    rows: BatchRows<'a>,
     format: Format,
     /// How many bytes of a byte order mark have arrived; `None` once the beginning of the body is known.
     bom: Option<usize>,
@@ -31,14 +31,24 @@ enum Format {
 }
 
 impl<'a> BatchParser<'a> {
-    pub(crate) fn new(batch_type: BatchType, schema: &'a Schema) -> Self {
+    pub(crate) fn new(batch_type: BatchType, schema: &'a Schema, limits: BatchLimits) -> Self {
         let format = match batch_type {
             BatchType::CsvWithHeader => Format::Csv(Box::new(CsvParser::new(true))),
             BatchType::CsvWithoutHeader => Format::Csv(Box::new(CsvParser::new(false))),
             BatchType::JsonLines => Format::Lines(LineParser::default()),
             BatchType::JsonArray => Format::Array(ArrayParser::default()),
         };
-        Self { schema, rows: schema.rows(), format, bom: Some(0) }
+        Self { rows: BatchRows::new(schema, limits), format, bom: Some(0) }
+    }
+
+    /// Memory that the parser and its rows take.
+    pub(crate) fn held_bytes(&self) -> usize {
+        let of_parser = match &self.format {
+            Format::Csv(parser) => parser.held_bytes(),
+            Format::Lines(parser) => parser.held_bytes(),
+            Format::Array(parser) => parser.held_bytes(),
+        };
+        self.rows.held_bytes() + of_parser
     }
 
     /// Parses the next piece.
@@ -59,42 +69,56 @@ impl<'a> BatchParser<'a> {
     }
 
     fn parse(&mut self, piece: &[u8]) -> Result<(), ApiError> {
-        let Self { schema, rows, format, .. } = self;
+        let Self { rows, format, .. } = self;
         match format {
-            Format::Csv(parser) => parser.push(piece, schema, rows),
-            Format::Lines(parser) => parser.push(piece, schema, rows),
-            Format::Array(parser) => parser.push(piece, schema, rows),
+            Format::Csv(parser) => parser.push(piece, rows),
+            Format::Lines(parser) => parser.push(piece, rows),
+            Format::Array(parser) => parser.push(piece, rows),
         }
     }
 
-    /// All rows, after the last piece.
+    /// The rows, after the last piece.
     ///
     /// # Errors
     /// If the body is incomplete or has no rows.
-    pub(crate) fn finish(mut self) -> Result<Rows, ApiError> {
+    pub(crate) fn finish(mut self) -> Result<ParsedBatch, ApiError> {
         if let Some(seen) = self.bom {
             self.parse(&BOM[..seen])?;
         }
-        let Self { schema, mut rows, format, .. } = self;
-        match format {
-            Format::Csv(mut parser) => parser.finish(schema, &mut rows),
-            Format::Lines(mut parser) => parser.finish(schema, &mut rows),
-            Format::Array(parser) => parser.finish(),
+        let Self { mut rows, format, .. } = self;
+        let skipped_lines = match format {
+            Format::Csv(parser) => parser.finish(&mut rows),
+            Format::Lines(parser) => parser.finish(&mut rows),
+            Format::Array(parser) => parser.finish().map(|()| 0),
         }?;
+        let rows = rows.into_rows();
         if rows.is_empty() {
             return Err(InvalidField::new("body", "no rows; accepted: at least one").into());
         }
-        Ok(rows)
+        Ok(ParsedBatch { rows, skipped_lines })
     }
+}
+
+/// A whole batch.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ParsedBatch {
+    pub(crate) rows: Rows,
+    /// Blank lines that are not rows.
+    pub(crate) skipped_lines: u64,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commit::FileRoom;
 
-    fn parse(batch_type: BatchType, pieces: &[&[u8]]) -> Result<Rows, String> {
+    fn limits(schema: &Schema) -> BatchLimits {
+        BatchLimits::new(64 << 20, FileRoom::new(64 << 20, schema, "one", None))
+    }
+
+    fn parse(batch_type: BatchType, pieces: &[&[u8]]) -> Result<ParsedBatch, String> {
         let schema = Schema::from_header(b"token,city,people").expect("a header");
-        let mut parser = BatchParser::new(batch_type, &schema);
+        let mut parser = BatchParser::new(batch_type, &schema, limits(&schema));
         let pushed = pieces.iter().try_for_each(|piece| parser.push(piece));
         pushed.and_then(|()| parser.finish()).map_err(|e| format!("{e:?}"))
     }

@@ -1,14 +1,14 @@
 //! Parses JSON as it arrives, line by line or element by element.
 
+use std::marker::PhantomData;
+
 use serde_json::value::RawValue;
 
-use crate::csv::{
-    rows::Rows,
-    schema::{InvalidField, Schema},
-};
+use crate::csv::schema::InvalidField;
 use crate::http::{
     body::{
         append::{json_data, parse_json},
+        batch_rows::BatchRows,
         text::{line_ends, not_utf8},
     },
     error::ApiError,
@@ -29,41 +29,62 @@ impl Carry {
             return act(end);
         }
         self.push(end);
-        act(&std::mem::take(&mut self.0))
+        let result = act(&self.0);
+        self.0.clear();
+        result
     }
 }
 
-/// Parses one JSON value per line; blank lines are ignored.
+/// Parses one JSON value per line. Blank lines are skipped and counted.
 #[derive(Default)]
 pub(super) struct LineParser {
     carry: Carry,
     /// How many lines have ended.
     lines: u64,
+    /// How many of them were blank.
+    blank_lines: u64,
 }
 
 impl LineParser {
-    pub(crate) fn push(&mut self, mut piece: &[u8], schema: &Schema, rows: &mut Rows) -> Result<(), ApiError> {
+    /// Memory of the line that is arriving.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.carry.0.capacity()
+    }
+
+    pub(crate) fn push(&mut self, mut piece: &[u8], rows: &mut BatchRows<'_>) -> Result<(), ApiError> {
         while let Some(end) = memchr::memchr(b'\n', piece) {
-            self.end_line(&piece[..end], schema, rows)?;
+            let is_blank = self.end_line(&piece[..end], rows)?;
+            self.blank_lines += u64::from(is_blank);
             piece = &piece[end + 1..];
         }
+        self.check_line(piece, rows)?;
         self.carry.push(piece);
         Ok(())
     }
 
-    pub(crate) fn finish(&mut self, schema: &Schema, rows: &mut Rows) -> Result<(), ApiError> {
-        self.end_line(b"", schema, rows)
+    /// Returns the number of blank lines.
+    pub(crate) fn finish(mut self, rows: &mut BatchRows<'_>) -> Result<u64, ApiError> {
+        // Spaces behind the last line end are not a line.
+        self.end_line(b"", rows)?;
+        Ok(self.blank_lines)
     }
 
-    fn end_line(&mut self, end: &[u8], schema: &Schema, rows: &mut Rows) -> Result<(), ApiError> {
+    fn check_line(&self, more: &[u8], rows: &BatchRows<'_>) -> Result<(), ApiError> {
+        rows.limits.check_row(self.carry.0.len() + more.len(), || format!("line {}", self.lines + 1))
+    }
+
+    /// Whether the line is blank.
+    fn end_line(&mut self, end: &[u8], rows: &mut BatchRows<'_>) -> Result<bool, ApiError> {
+        self.check_line(end, rows)?;
         self.lines += 1;
         let number = self.lines;
         self.carry.end(end, |line| {
             let line = text_of(line, number)?;
-            if line.trim().is_empty() {
-                return Ok(());
+            let is_blank = line.trim().is_empty();
+            if !is_blank {
+                push_row(line, rows).map_err(|e| placed(format_args!("line {number}"), e))?;
             }
-            push_row(line, schema, rows).map_err(|e| placed(format_args!("line {number}"), e))
+            Ok(is_blank)
         })
     }
 }
@@ -99,7 +120,12 @@ fn is_space(byte: u8) -> bool {
 }
 
 impl ArrayParser {
-    pub(crate) fn push(&mut self, mut piece: &[u8], schema: &Schema, rows: &mut Rows) -> Result<(), ApiError> {
+    /// Memory of the element that is arriving.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.carry.0.capacity()
+    }
+
+    pub(crate) fn push(&mut self, mut piece: &[u8], rows: &mut BatchRows<'_>) -> Result<(), ApiError> {
         while !piece.is_empty() {
             match self.state {
                 ArrayState::Before | ArrayState::After => {
@@ -115,10 +141,12 @@ impl ArrayParser {
                 }
                 ArrayState::Inside => {
                     let Some(end) = self.end_of_element(piece) else {
+                        self.check_element(piece, rows)?;
                         self.carry.push(piece);
                         return Ok(());
                     };
-                    self.end_element(&piece[..end], piece[end] == b']', schema, rows)?;
+                    self.check_element(&piece[..end], rows)?;
+                    self.end_element(&piece[..end], piece[end] == b']', rows)?;
                     piece = &piece[end + 1..];
                 }
                 ArrayState::NoArray => {
@@ -136,7 +164,8 @@ impl ArrayParser {
             ArrayState::Inside => Err(ApiError::BrokenBody("not JSON: the array is not closed".to_owned())),
             ArrayState::Before | ArrayState::NoArray => self.carry.end(b"", |text| {
                 let text = text_of(text, self.line_ends + 1)?;
-                parse_json::<Vec<&RawValue>>(text, "body", "an array of values that data accepts").map(|_| ())
+                let seed = PhantomData::<Vec<&RawValue>>;
+                parse_json(seed, text, "body", "an array of values that data accepts").map(|_| ())
             }),
         }
     }
@@ -165,7 +194,11 @@ impl ArrayParser {
         None
     }
 
-    fn end_element(&mut self, end: &[u8], is_last: bool, schema: &Schema, rows: &mut Rows) -> Result<(), ApiError> {
+    fn check_element(&self, more: &[u8], rows: &BatchRows<'_>) -> Result<(), ApiError> {
+        rows.limits.check_row(self.carry.0.len() + more.len(), || format!("row {}", self.elements + 1))
+    }
+
+    fn end_element(&mut self, end: &[u8], is_last: bool, rows: &mut BatchRows<'_>) -> Result<(), ApiError> {
         if is_last {
             self.state = ArrayState::After;
         }
@@ -177,7 +210,7 @@ impl ArrayParser {
             if is_empty_array {
                 return Ok(());
             }
-            push_row(text_of(element, ends + 1)?, schema, rows).map_err(|e| placed(format_args!("row {number}"), e))
+            push_row(text_of(element, ends + 1)?, rows).map_err(|e| placed(format_args!("row {number}"), e))
         })
     }
 }
@@ -187,9 +220,9 @@ fn text_of(bytes: &[u8], line: u64) -> Result<&str, ApiError> {
 }
 
 /// Parses one row, a value that `data` accepts.
-fn push_row(text: &str, schema: &Schema, rows: &mut Rows) -> Result<(), ApiError> {
-    let raw: &RawValue = parse_json(text, "body", "a string, an array or an object")?;
-    Ok(schema.push(&json_data(raw)?, rows)?)
+fn push_row(text: &str, rows: &mut BatchRows<'_>) -> Result<(), ApiError> {
+    let raw = parse_json(PhantomData::<&RawValue>, text, "body", "a string, an array or an object")?;
+    rows.push(&json_data(raw, rows.schema)?)
 }
 
 /// Prefixes the detail of an error with its place.

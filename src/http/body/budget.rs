@@ -7,7 +7,7 @@ use std::sync::{
 
 use crate::http::error::ApiError;
 
-/// Bytes for all bodies together. A body reserves the bytes that have arrived.
+/// Bytes for all bodies together. A body reserves the memory that is kept of it: its text or its rows, and the decoder's window.
 #[derive(Debug, Clone)]
 pub(crate) struct BodyBudget {
     used: Arc<AtomicUsize>,
@@ -32,11 +32,17 @@ pub(super) struct BodyReservation<'a> {
 }
 
 impl BodyReservation<'_> {
+    /// Changes the reservation to this many bytes.
+    ///
     /// # Errors
     /// `BodyBudgetExceeded`, if other bodies hold too much of the budget.
-    pub(super) fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
-        self.bytes += bytes;
-        let all = self.budget.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
+    pub(super) fn resize(&mut self, bytes: usize) -> Result<(), ApiError> {
+        let before = std::mem::replace(&mut self.bytes, bytes);
+        let Some(more) = bytes.checked_sub(before) else {
+            self.budget.used.fetch_sub(before - bytes, Ordering::Relaxed);
+            return Ok(());
+        };
+        let all = self.budget.used.fetch_add(more, Ordering::Relaxed) + more;
         // A body that is alone may be larger than the budget: its own limit bounds it.
         // guard: bodies_bounded: bodies in flight use bounded memory
         if all > self.budget.bytes_max && all > self.bytes { Err(ApiError::BodyBudgetExceeded) } else { Ok(()) }

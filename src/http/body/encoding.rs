@@ -2,7 +2,10 @@
 
 use std::{io, pin::Pin};
 
-use async_compression::tokio::bufread::{GzipDecoder, ZstdDecoder};
+use async_compression::{
+    tokio::bufread::{GzipDecoder, ZstdDecoder},
+    zstd::DParameter,
+};
 use axum::{
     body::{Body, Bytes},
     http::{HeaderMap, header},
@@ -11,8 +14,16 @@ use futures_util::{Stream, TryStreamExt};
 use http_body_util::BodyDataStream;
 use tokio_util::io::{ReaderStream, StreamReader};
 
+use crate::http::error::ApiError;
+
 /// The size of the pieces that a decoder returns.
 const PIECE_BYTES: usize = 64 << 10;
+
+/// How far back a gzip body may refer (RFC 1951, 2).
+const GZIP_WINDOW_BYTES: usize = 32 << 10;
+/// How far back a zstd frame may refer, as a power of two: what RFC 8878, 3.1.1.1.2 recommends decoders to support. A frame says how
+/// much it needs, up to 3.75 TiB.
+const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 
 /// The `Content-Encoding` of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +49,30 @@ impl Encoding {
             _ => None,
         }
     }
+
+    /// The most memory that a decoder needs after this many decoded bytes.
+    pub(super) fn window_bytes(self, decoded: usize) -> usize {
+        match self {
+            Self::Identity => 0,
+            Self::Gzip => decoded.min(GZIP_WINDOW_BYTES),
+            Self::Zstd => decoded.min(1 << ZSTD_WINDOW_LOG_MAX),
+        }
+    }
+}
+
+/// Why a body cannot be decoded.
+pub(super) fn decoding_fault(e: &impl std::fmt::Display) -> ApiError {
+    // The name of `ZSTD_error_frameParameter_windowTooLarge`, which has no other form here.
+    let is_window = e.to_string().contains("requires too much memory");
+    let detail = if is_window {
+        format!(
+            "the zstd window is larger than {} bytes; accepted: what zstd makes without --long or --ultra",
+            1 << ZSTD_WINDOW_LOG_MAX
+        )
+    } else {
+        "the body ended early, or does not match its Content-Encoding".to_owned()
+    };
+    ApiError::BrokenBody(detail)
 }
 
 /// The content of a body, in pieces.
@@ -56,7 +91,9 @@ pub(super) fn decoded(body: &mut Body, encoding: Encoding) -> Pieces<'_> {
             Box::pin(ReaderStream::with_capacity(decoder, PIECE_BYTES))
         }
         Encoding::Zstd => {
-            let mut decoder = ZstdDecoder::new(StreamReader::new(encoded));
+            // guard: window_bounded: a zstd frame of a few bytes does not make the decoder take memory as it likes
+            let window = [DParameter::window_log_max(ZSTD_WINDOW_LOG_MAX)];
+            let mut decoder = ZstdDecoder::with_params(StreamReader::new(encoded), &window);
             decoder.multiple_members(true);
             Box::pin(ReaderStream::with_capacity(decoder, PIECE_BYTES))
         }

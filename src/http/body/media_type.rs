@@ -4,13 +4,18 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use mime::Mime;
 use serde_json::{Value, json};
 
-use crate::http::{body::encoding::Encoding, error::ApiError};
+use crate::http::error::ApiError;
+
+/// The names of UTF-8 and of its part ASCII that clients send.
+const CHARSETS: [&str; 4] = ["utf-8", "utf8", "us-ascii", "ascii"];
 
 /// The formats of `/append`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MediaType {
     Json,
     Form,
+    /// The body is the text of the first data column.
+    Text,
 }
 
 /// The formats of `/append/batch`.
@@ -26,10 +31,9 @@ pub(crate) enum BatchType {
 
 impl MediaType {
     /// # Errors
-    /// `UnsupportedMediaType`, if the body is not JSON or a form in UTF-8, or if it is encoded.
+    /// `UnsupportedMediaType`, if the body is not JSON, a form or plain text in UTF-8.
     pub(crate) fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
-        let is_plain = Encoding::of(headers) == Some(Encoding::Identity);
-        let value = content_type(headers).filter(|_| is_plain).ok_or(ApiError::UnsupportedMediaType)?;
+        let value = content_type(headers).ok_or(ApiError::UnsupportedMediaType)?;
         // Nearly all clients send exactly this, which needs no parsing.
         if value == "application/json" {
             return Ok(Self::Json);
@@ -38,6 +42,7 @@ impl MediaType {
         match mime.essence_str() {
             "application/json" => Ok(Self::Json),
             "application/x-www-form-urlencoded" => Ok(Self::Form),
+            "text/plain" => Ok(Self::Text),
             _ => Err(ApiError::UnsupportedMediaType),
         }
     }
@@ -66,22 +71,100 @@ fn content_type(headers: &HeaderMap) -> Option<&HeaderValue> {
     Some(value)
 }
 
+/// A media type whose text is UTF-8, or a part of it.
 fn utf8_mime(value: &HeaderValue) -> Option<Mime> {
-    let mime: Mime = value.to_str().ok()?.parse().ok()?;
-    mime.get_param(mime::CHARSET).is_none_or(|charset| charset == mime::UTF_8).then_some(mime)
+    // RFC 9110, 5.6.6 allows spaces around a semicolon and empty parameters, which `Mime` does not parse. No accepted value has a
+    // semicolon within quotes.
+    let parts = value.to_str().ok()?.split(';').map(|part| part.trim_matches([' ', '\t']));
+    let mime: Mime = parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join(";").parse().ok()?;
+    let is_utf8 = |charset: &str| CHARSETS.iter().any(|known| charset.eq_ignore_ascii_case(known));
+    mime.get_param(mime::CHARSET).is_none_or(|charset| is_utf8(charset.as_str())).then_some(mime)
 }
 
 /// The batch formats as JSON Schemas.
 pub(crate) fn schemas() -> Value {
     json!({
         "CsvRows": {
-            "description": "With `header=present`, the default, the first record names data columns; the other columns stay empty. With `header=absent`, cells fill the data columns from the left. All records have the same number of cells.",
+            "description": "With `header=present`, the default, the first record names data columns; the other columns stay empty. With `header=absent`, cells fill the data columns from the left. All records have the same number of cells, and lines end with LF or CRLF. In a CSV of one column, a blank line between two records is a row with an empty cell; other blank lines are skipped.",
             "type": "string",
         },
         "JsonLines": {
-            "description": "One JSON value per line; each is a value that `data` accepts. Also application/ndjson and application/jsonl.",
+            "description": "One JSON value per line; each is a value that `data` accepts. Blank lines are skipped. Also application/ndjson and application/jsonl.",
             "type": "string",
         },
         "JsonRows": {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Data"}},
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(content_type: &str) -> HeaderMap {
+        HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_str(content_type).expect("a value"))])
+    }
+
+    #[test]
+    fn media_types_are_read_as_rfc_9110_writes_them() {
+        for parameters in [
+            "",
+            ";",
+            " ;; ",
+            ";charset=utf-8",
+            " ; charset=utf-8",
+            "\t;\tcharset=UTF-8 ;",
+            ";charset=utf8",
+            "; charset=\"utf-8\"",
+            "; charset=\"UTF8\"",
+            "; charset=us-ascii",
+            "; charset=US-ASCII",
+            "; CHARSET=utf-8",
+            "; version=1; charset=utf-8",
+            "; version=\"a b\"",
+        ] {
+            for (essence, expected) in [
+                ("application/json", MediaType::Json),
+                ("Application/JSON", MediaType::Json),
+                ("application/x-www-form-urlencoded", MediaType::Form),
+                ("text/plain", MediaType::Text),
+            ] {
+                let value = format!("{essence}{parameters}");
+                assert_eq!(MediaType::of(&headers(&value)).ok(), Some(expected), "{value:?}");
+            }
+            for (essence, expected) in [
+                ("text/csv", BatchType::CsvWithHeader),
+                ("TEXT/CSV ; header = absent", BatchType::CsvWithoutHeader),
+                ("text/csv;header=\"present\"", BatchType::CsvWithHeader),
+                ("application/x-ndjson", BatchType::JsonLines),
+                ("application/json", BatchType::JsonArray),
+            ] {
+                let value = format!("{}{parameters}", essence.replace(" = ", "="));
+                assert_eq!(BatchType::of(&headers(&value)).ok(), Some(expected), "{value:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_types_and_character_sets_are_refused() {
+        for value in [
+            "",
+            ";",
+            "json",
+            "application/jsonp",
+            "application/json, text/csv",
+            "application/json charset=utf-8",
+            "application/json; charset",
+            "application/json; charset=latin1",
+            "application/json; charset=\"utf-16\"",
+            "text/plain; charset=iso-8859-1",
+            "multipart/form-data; boundary=x",
+        ] {
+            assert!(MediaType::of(&headers(value)).is_err(), "{value:?}");
+            assert!(BatchType::of(&headers(value)).is_err(), "{value:?}");
+        }
+        assert!(BatchType::of(&headers("text/plain")).is_err());
+        let mut twice = headers("application/json");
+        twice.append(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        assert!(MediaType::of(&twice).is_err() && BatchType::of(&twice).is_err());
+    }
 }

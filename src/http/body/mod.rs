@@ -4,6 +4,7 @@ pub(crate) mod append;
 pub(crate) mod batch;
 mod batch_csv;
 mod batch_json;
+pub(crate) mod batch_rows;
 pub(crate) mod budget;
 mod encoding;
 pub(crate) mod media_type;

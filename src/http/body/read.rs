@@ -1,6 +1,6 @@
 //! Receives a body within bounds of size, time and memory, and discards the body of a refused request.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use axum::{
     body::Body,
@@ -13,7 +13,7 @@ use http_body_util::{BodyDataStream, BodyExt};
 use crate::http::{
     body::{
         budget::{BodyBudget, BodyReservation},
-        encoding::{Encoding, decoded},
+        encoding::{Encoding, decoded, decoding_fault},
     },
     error::ApiError,
 };
@@ -60,49 +60,65 @@ async fn refuse_declared(headers: &HeaderMap, body: &mut Body, bytes_max: usize)
     discard_rest(Err(refused(ApiError::BodyTooLarge(bytes_max), discard_bytes)), body).await
 }
 
-/// Receives the whole body.
+/// Receives the whole body, decoded as its headers say. `bytes_max` bounds the decoded body.
 ///
 /// # Errors
-/// If it is larger than `bytes_max`, late, broken, or exceeds the budget.
+/// If it is larger than `bytes_max`, late, broken, exceeds the budget, or has an encoding that is not accepted.
 pub(crate) async fn read(
     headers: &HeaderMap,
-    mut body: Body,
+    body: Body,
     bytes_max: usize,
     budget: &BodyBudget,
 ) -> Result<Bytes, ApiError> {
-    refuse_declared(headers, &mut body, bytes_max).await?;
-    let mut pieces = Vec::new();
-    let mut reservation = budget.reservation();
-    let keep = |piece| {
-        pieces.push(piece);
-        Ok(())
+    let (mut first, mut all) = (Bytes::new(), Vec::new());
+    let keep = |piece: Bytes| {
+        if first.is_empty() {
+            first = piece;
+            return Ok(first.len());
+        }
+        if all.is_empty() {
+            all.extend_from_slice(&first);
+        }
+        all.extend_from_slice(&piece);
+        Ok(first.len() + all.len())
     };
-    let received = each_piece(BodyDataStream::new(&mut body), bytes_max, &mut reservation, keep).await;
-    discard_rest(received, &mut body).await?;
+    receive(headers, body, bytes_max, budget, keep).await?;
     // A small body arrives in one piece, which needs no copy.
-    Ok(if pieces.len() == 1 { pieces.remove(0) } else { pieces.concat().into() })
+    Ok(if all.is_empty() { first } else { all.into() })
 }
 
-/// Decodes the body as its headers say, and gives it to `parse` as it arrives. `bytes_max` bounds the decoded body.
+/// Decodes the body as its headers say, and gives it to `parse` as it arrives. `parse` returns the bytes of memory that are kept of the
+/// body so far. `bytes_max` bounds the decoded body.
 ///
 /// # Errors
-/// As `read`, the first error of `parse`, or `UnsupportedBatchType` if the encoding is not accepted.
+/// As `read`, or the first error of `parse`.
 pub(crate) async fn read_in_pieces(
+    headers: &HeaderMap,
+    body: Body,
+    bytes_max: usize,
+    budget: &BodyBudget,
+    mut parse: impl FnMut(&[u8]) -> Result<usize, ApiError>,
+) -> Result<(), ApiError> {
+    receive(headers, body, bytes_max, budget, |piece| parse(&piece)).await
+}
+
+async fn receive(
     headers: &HeaderMap,
     mut body: Body,
     bytes_max: usize,
     budget: &BodyBudget,
-    mut parse: impl FnMut(&[u8]) -> Result<(), ApiError>,
+    take: impl FnMut(Bytes) -> Result<usize, ApiError>,
 ) -> Result<(), ApiError> {
     let Some(encoding) = Encoding::of(headers) else {
-        return Err(refuse(headers, body, ApiError::UnsupportedBatchType).await);
+        return Err(refuse(headers, body, ApiError::UnsupportedEncoding).await);
     };
-    if encoding == Encoding::Identity {
+    let receiver = Receiver { encoding, bytes_max, reservation: budget.reservation() };
+    let received = if encoding == Encoding::Identity {
         refuse_declared(headers, &mut body, bytes_max).await?;
-    }
-    let mut reservation = budget.reservation();
-    let pieces = decoded(&mut body, encoding);
-    let received = each_piece(pieces, bytes_max, &mut reservation, |piece| parse(&piece)).await;
+        receiver.each_piece(BodyDataStream::new(&mut body), take).await
+    } else {
+        receiver.each_piece(decoded(&mut body, encoding), take).await
+    };
     discard_rest(received, &mut body).await
 }
 
@@ -124,43 +140,50 @@ async fn discard_rest(received: Result<(), Refused>, body: &mut Body) -> Result<
     Err(error)
 }
 
-/// Gives a body to `take` as it arrives, in pieces of at most `PIECE_BYTES_MAX`.
-async fn each_piece<E>(
-    mut body: impl Stream<Item = Result<Bytes, E>> + Unpin,
+/// Receives one body.
+struct Receiver<'a> {
+    encoding: Encoding,
     bytes_max: usize,
-    reservation: &mut BodyReservation<'_>,
-    mut take: impl FnMut(Bytes) -> Result<(), ApiError>,
-) -> Result<(), Refused> {
-    let (mut left, mut since_yield) = (bytes_max, 0);
-    let receive = async {
-        while let Some(data) = body.next().await {
-            let mut data = data.map_err(|_| refused(ended_early(), DISCARD_BYTES_MAX))?;
-            let len = data.len();
-            let Some(rest) = left.checked_sub(len) else {
-                return Err(refused(ApiError::BodyTooLarge(bytes_max), DISCARD_BYTES_MAX));
-            };
-            left = rest;
-            // The sender reads no answer before it has sent its whole body, so all that a valid body may still hold is discarded.
-            let refuse = |e| refused(e, left.max(DISCARD_BYTES_MAX));
-            reservation.grow(len).map_err(refuse)?;
-            while !data.is_empty() {
-                let piece = data.split_to(data.len().min(PIECE_BYTES_MAX));
-                since_yield += piece.len();
-                take(piece).map_err(refuse)?;
-                if since_yield >= PIECE_BYTES_MAX {
-                    since_yield = 0;
-                    tokio::task::yield_now().await;
-                }
-            }
-        }
-        Ok(())
-    };
-    match tokio::time::timeout(BODY_TIMEOUT, receive).await {
-        Ok(received) => received,
-        Err(_) => Err(refused(ApiError::BodyTimeout(BODY_TIMEOUT), 0)),
-    }
+    reservation: BodyReservation<'a>,
 }
 
-fn ended_early() -> ApiError {
-    ApiError::BrokenBody("the body ended early, or does not match its Content-Encoding".to_owned())
+impl Receiver<'_> {
+    /// Gives a body to `take` as it arrives, in pieces of at most `PIECE_BYTES_MAX`. `take` returns the bytes that it keeps.
+    async fn each_piece<E: Display>(
+        mut self,
+        mut body: impl Stream<Item = Result<Bytes, E>> + Unpin,
+        mut take: impl FnMut(Bytes) -> Result<usize, ApiError>,
+    ) -> Result<(), Refused> {
+        let bytes_max = self.bytes_max;
+        let (mut left, mut kept, mut since_yield) = (bytes_max, 0, 0);
+        let receive = async {
+            while let Some(data) = body.next().await {
+                let mut data = data.map_err(|e| refused(decoding_fault(&e), DISCARD_BYTES_MAX))?;
+                let len = data.len();
+                let Some(rest) = left.checked_sub(len) else {
+                    return Err(refused(ApiError::BodyTooLarge(bytes_max), DISCARD_BYTES_MAX));
+                };
+                left = rest;
+                // The sender reads no answer before it has sent its whole body, so all that a valid body may still hold is discarded.
+                let refuse = |e| refused(e, left.max(DISCARD_BYTES_MAX));
+                let window = self.encoding.window_bytes(bytes_max - left);
+                self.reservation.resize(window + kept + len).map_err(refuse)?;
+                while !data.is_empty() {
+                    let piece = data.split_to(data.len().min(PIECE_BYTES_MAX));
+                    since_yield += piece.len();
+                    kept = take(piece).map_err(refuse)?;
+                    if since_yield >= PIECE_BYTES_MAX {
+                        since_yield = 0;
+                        tokio::task::yield_now().await;
+                    }
+                }
+                self.reservation.resize(window + kept).map_err(refuse)?;
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(BODY_TIMEOUT, receive).await {
+            Ok(received) => received,
+            Err(_) => Err(refused(ApiError::BodyTimeout(BODY_TIMEOUT), 0)),
+        }
+    }
 }

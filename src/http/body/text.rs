@@ -1,6 +1,9 @@
-//! What the parsers of batches share: line numbers, and the refusal of text that is not UTF-8.
+//! What the parsers of bodies share: the bound of cells, line numbers, and the refusal of text that is not UTF-8.
 
 use crate::http::error::ApiError;
+
+/// The most cells of one row. It bounds the memory for what is kept of each cell, which may otherwise exceed the size of the body.
+pub(crate) const CELLS_MAX: usize = 1 << 20;
 
 pub(crate) fn not_utf8(line: u64) -> ApiError {
     ApiError::BrokenBody(format!("line {line}: not UTF-8"))

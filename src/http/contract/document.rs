@@ -88,7 +88,7 @@ fn components() -> Components {
 }
 
 /// Headers that several operations answer with.
-fn headers() -> [(&'static str, Header); 6] {
+fn headers() -> [(&'static str, Header); 8] {
     let header = |description: &str, schema: Value| {
         HeaderBuilder::new().description(Some(description)).schema(Some(from_json::<RefOr<Schema>>(schema))).build()
     };
@@ -106,6 +106,8 @@ fn headers() -> [(&'static str, Header); 6] {
             "RequestId",
             header("The id of the request in answers, problems and logs.", json!({"type": "string", "maxLength": 128})),
         ),
+        ("Accepted", header("The media types that are accepted, if one was not.", json!({"type": "string"}))),
+        ("AcceptedEncoding", header("The codings that are accepted, if one was not.", json!({"type": "string"}))),
         ("RetryAfter", header("Seconds.", json!({"type": "integer", "minimum": 1}))),
         ("TraceParent", header("W3C trace context.", json!({"type": "string"}))),
     ]

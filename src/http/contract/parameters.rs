@@ -28,7 +28,7 @@ parameters! {
     };
     BodyEncoding: {
         "name": "Content-Encoding", "in": "header", "required": false, "schema": {"type": "string", "enum": ["gzip", "zstd"]},
-        "description": "The compression of the body, if any.",
+        "description": "The compression of the body, if any. Limits of size count decoded bytes.",
     };
     Verbose: {
         "name": "verbose", "in": "query", "required": false, "schema": {"type": "string"},

@@ -64,6 +64,10 @@ pub(super) fn refusals(codes: &[Code]) -> BTreeMap<String, RefOr<Answer>> {
         if codes.iter().any(|code| code.facts().retry_after_secs.is_some()) {
             response.headers.insert("Retry-After".to_owned(), reference("headers", "RetryAfter"));
         }
+        if status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+            response.headers.insert("Accept".to_owned(), reference("headers", "Accepted"));
+            response.headers.insert("Accept-Encoding".to_owned(), reference("headers", "AcceptedEncoding"));
+        }
         (status.as_str().to_owned(), RefOr::T(response))
     };
     by_status.into_iter().map(response).collect()

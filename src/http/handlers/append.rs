@@ -9,7 +9,10 @@ use axum::{
 use crate::http::{
     app::App,
     body::{append::AppendRequest, media_type::MediaType, read},
-    contract::{parameters::IdempotencyKey, refusals::AppendRefused},
+    contract::{
+        parameters::{BodyEncoding, IdempotencyKey},
+        refusals::AppendRefused,
+    },
     created::created,
     error::ApiError,
     idempotency_key::idempotency_key,
@@ -18,15 +21,16 @@ use crate::{api::acknowledgement::Acknowledgement, csv::idempotency_key::Key};
 
 /// Append one row
 ///
-/// Waits for the lock, appends the row, and answers once the row is durable. A form has the same fields, with `data` as a string.
+/// Waits for the lock, appends the row, and answers once the row is durable. A form has the same fields, with `data` as a string. A plain
+/// text is `data`.
 #[utoipa::path(
     post,
     path = "/append",
     tag = "rows",
     operation_id = "append",
-    params(IdempotencyKey),
+    params(IdempotencyKey, BodyEncoding),
     request_body(
-        description = "At most ROWLOCK_BODY_LIMIT bytes (default 1 MiB) of UTF-8, received within 30 s.",
+        description = "At most ROWLOCK_BODY_LIMIT bytes after decoding (default 1 MiB) of UTF-8, received within 30 s.",
         content(
             (ref("#/components/schemas/AppendRequest") = "application/json", examples(
                 ("a_cell" = (value = json!({"data": "hello"}))),
@@ -36,6 +40,7 @@ use crate::{api::acknowledgement::Acknowledgement, csv::idempotency_key::Key};
                 ("crash" = (value = json!({"data": "crash", "skip_release": true}))),
             )),
             (ref("#/components/schemas/AppendForm") = "application/x-www-form-urlencoded"),
+            (ref("#/components/schemas/AppendText") = "text/plain"),
         ),
     ),
     responses(
@@ -53,7 +58,7 @@ pub(crate) async fn append(State(app): State<App>, request: Request) -> Result<R
         Err(e) => return Err(read::refuse(&headers, body, e).await),
     };
     let body = read::read(&headers, body, app.limits.body_bytes_max, &app.body_budget).await?;
-    let request = AppendRequest::parse(media_type, &body, app.limits.sleep_max)?;
+    let request = AppendRequest::parse(media_type, &body, app.appender.schema(), app.limits.sleep_max)?;
     if request.simulation.wants_own_turn() && !app.limits.simulation {
         return Err(ApiError::SimulationOff);
     }

@@ -6,7 +6,12 @@ use utoipa::ToSchema;
 
 use crate::http::{
     app::App,
-    body::{batch::BatchParser, media_type::BatchType, read},
+    body::{
+        batch::{BatchParser, ParsedBatch},
+        batch_rows::BatchLimits,
+        media_type::BatchType,
+        read,
+    },
     contract::{
         parameters::{BodyEncoding, IdempotencyKey},
         refusals::BatchRefused,
@@ -26,8 +31,16 @@ struct BatchAcknowledgement<'a> {
     /// How many rows were written.
     #[schema(minimum = 1)]
     rows: usize,
+    /// How many blank lines were skipped; left out if there were none.
+    #[serde(skip_serializing_if = "is_zero")]
+    #[schema(minimum = 1, required = false)]
+    skipped_lines: u64,
     #[serde(flatten)]
     ack: &'a Acknowledgement,
+}
+
+fn is_zero(lines: &u64) -> bool {
+    *lines == 0
 }
 
 /// Append many rows, all or none
@@ -42,7 +55,7 @@ struct BatchAcknowledgement<'a> {
     params(IdempotencyKey, BodyEncoding),
     request_body(
         description = "At most ROWLOCK_BATCH_LIMIT bytes after decoding (default 64 MiB) of UTF-8, received within 30 s. Its rows must \
-            fit half of ROWLOCK_JOURNAL_BYTES.",
+            fit half of ROWLOCK_JOURNAL_BYTES. One row may take an eighth of ROWLOCK_BATCH_LIMIT.",
         content(
             (ref("#/components/schemas/CsvRows") = "text/csv", examples(
                 ("header" = (value = json!("data\nOslo\n"))),
@@ -69,17 +82,20 @@ pub(crate) async fn append_batch(State(app): State<App>, headers: HeaderMap, bod
         Err(e) => return Err(read::refuse(&headers, body, e).await),
     };
     let bytes_max = app.limits.batch_bytes_max;
-    let mut parser = BatchParser::new(batch_type, app.appender.schema());
-    let parse = |piece: &[u8]| parser.push(piece);
+    let limits = BatchLimits::new(bytes_max, app.appender.file_room(key.as_deref()));
+    let mut parser = BatchParser::new(batch_type, app.appender.schema(), limits);
+    let parse = |piece: &[u8]| parser.push(piece).map(|()| parser.held_bytes());
     let parsed = read::read_in_pieces(&headers, body, bytes_max, &app.body_budget, parse).await;
     parsed.map_err(|e| match e {
-        ApiError::BodyTooLarge(_) => ApiError::BatchTooLarge(bytes_max),
+        ApiError::BodyTooLarge(_) => {
+            ApiError::BatchTooLarge(format!("the decoded body is larger than {bytes_max} bytes (ROWLOCK_BATCH_LIMIT)"))
+        }
         other => other,
     })?;
-    let rows = parser.finish()?;
+    let ParsedBatch { rows, skipped_lines } = parser.finish()?;
     let key = key.map(|text| Key::new(&text, &rows).ok_or(ApiError::BadKey)).transpose()?;
     let ack = app.appender.append(rows, Simulation::default(), key).await?;
-    Ok(created(&BatchAcknowledgement { rows: ack.rows, ack: &ack }, &ack))
+    Ok(created(&BatchAcknowledgement { rows: ack.rows, skipped_lines, ack: &ack }, &ack))
 }
 
 fn check_headers(headers: &HeaderMap) -> Result<(BatchType, Option<String>), ApiError> {

@@ -8,16 +8,21 @@ use std::{borrow::Cow, time::Duration};
 
 use serde_json::value::RawValue;
 
+use crate::commit::FileRoom;
 use crate::csv::{
     formula_guard::CellGuard,
     idempotency_key::Key,
     rows::Rows,
     schema::{Data, RowLayout, Schema, ServiceCells},
 };
-use crate::http::body::{
-    append::{AppendRequest, json_data},
-    batch::BatchParser,
-    media_type::{BatchType, MediaType},
+use crate::http::{
+    body::{
+        append::{AppendRequest, json_data},
+        batch::BatchParser,
+        batch_rows::BatchLimits,
+        media_type::{BatchType, MediaType},
+    },
+    testing::csv_grammar,
 };
 
 const HEADERS: [&str; 5] = ["timestamp,replica,token,data", "a", "a,token,b", "key,a,replica,b,ActionType,c", "none"];
@@ -103,7 +108,9 @@ fn expected(schema: &Schema, data: &Data<'_>) -> Vec<String> {
 
 fn append(media_type: MediaType, data: &[u8]) {
     let Some(input) = Input::new(data) else { return };
-    let Ok(request) = AppendRequest::parse(media_type, input.body, Duration::from_secs(60)) else { return };
+    let Ok(request) = AppendRequest::parse(media_type, input.body, &input.schema, Duration::from_secs(60)) else {
+        return;
+    };
     assert!(request.simulation.sleep <= Duration::from_secs(60));
     let push = |schema: &Schema| {
         let mut rows = schema.rows();
@@ -125,9 +132,10 @@ pub fn form_body(data: &[u8]) {
 }
 
 fn parse<'a>(batch_type: BatchType, schema: &Schema, pieces: impl Iterator<Item = &'a [u8]>) -> Result<Rows, String> {
-    let mut parser = BatchParser::new(batch_type, schema);
+    let limits = BatchLimits::new(64 << 20, FileRoom::new(64 << 20, schema, "one", None));
+    let mut parser = BatchParser::new(batch_type, schema, limits);
     let pushed = pieces.into_iter().try_for_each(|piece| parser.push(piece));
-    pushed.and_then(|()| parser.finish()).map_err(|e| format!("{e:?}"))
+    pushed.and_then(|()| parser.finish()).map(|batch| batch.rows).map_err(|e| format!("{e:?}"))
 }
 
 /// A batch gives the same rows however it is cut. `cells` returns the expected cells, or `None` if the batch must be refused.
@@ -152,13 +160,7 @@ fn without_bom(body: &[u8]) -> &[u8] {
 /// A body of `/append/batch` as CSV, with and without a header.
 pub fn csv_batch(data: &[u8]) {
     let Some(input) = Input::new(data) else { return };
-    // After a leading line end, the reader does not skip a BOM.
-    let text = [b"\n", without_bom(input.body)].concat();
-    let records = || -> Option<Vec<Vec<String>>> {
-        let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(&*text);
-        let record = |record: csv::StringRecord| record.iter().map(str::to_owned).collect();
-        reader.records().map(|it| it.ok().map(record)).collect()
-    };
+    let records = || csv_grammar::parse(without_bom(input.body)).ok().map(|parsed| parsed.records);
     batch(BatchType::CsvWithoutHeader, &input, records);
     batch(BatchType::CsvWithHeader, &input, || {
         let mut rows = records()?.into_iter();
@@ -175,7 +177,7 @@ pub fn csv_batch(data: &[u8]) {
 fn json_rows<'a>(schema: &Schema, texts: impl Iterator<Item = &'a str>) -> Option<Vec<Vec<String>>> {
     let row = |text| {
         let raw: &RawValue = serde_json::from_str(text).ok()?;
-        let data = json_data(raw).ok()?;
+        let data = json_data(raw, schema).ok()?;
         schema.push(&data, &mut schema.rows()).ok()?;
         Some(expected(schema, &data))
     };

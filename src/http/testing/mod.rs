@@ -1,3 +1,4 @@
 //! Code that only tests and fuzzers use.
 
+mod csv_grammar;
 pub mod fuzz;

@@ -65,7 +65,7 @@ impl<D: Disk> Ledger<D> {
     ) -> (RecordContent, Vec<EntryOutcome>) {
         let bytes_max = self.layout.record_bytes_max(self.head.bytes) as usize;
         let capacity: usize = entries.iter().map(|entry| self.encoded_bytes_max(entry, turn)).sum();
-        let mut payload = Vec::with_capacity(line_end_prefix.len() + capacity);
+        let mut payload = Vec::with_capacity(line_end_prefix.len() + capacity.min(bytes_max));
         payload.extend_from_slice(line_end_prefix);
         let line_end_prefix_len = line_end_prefix.len();
         let mut content = RecordContent { line_end_prefix_len, keys: Vec::new(), payload };
@@ -94,7 +94,7 @@ impl<D: Disk> Ledger<D> {
         (content, outcomes)
     }
 
-    /// The most bytes that a request's rows encode to, whichever columns the file has, so that the payload never reallocates.
+    /// The most bytes that a request's rows encode to, whichever columns the file has, so that the payload of one record never reallocates.
     fn encoded_bytes_max(&self, entry: &AppendEntry<'_>, turn: &Turn<'_>) -> usize {
         let key = entry.key.map_or(0, |key| 2 * key.text.len() + 2);
         let service = turn.timestamp.len() + self.replica_cell.len() + "18446744073709551615append".len() + key;
@@ -115,7 +115,7 @@ impl<D: Disk> Ledger<D> {
         }
         let start = content.payload.len();
         if let Err(e) = self.encode_rows(entry, turn, &mut content.payload) {
-            return EntryOutcome::Refused(e.into());
+            return EntryOutcome::Refused(e);
         }
         let offset = (start - content.line_end_prefix_len) as u64;
         let bytes = (content.payload.len() - start) as u64;
@@ -140,13 +140,13 @@ impl<D: Disk> Ledger<D> {
         EntryOutcome::Written { offset, bytes, held_ms }
     }
 
-    fn encode_rows(
-        &mut self,
-        entry: &AppendEntry<'_>,
-        turn: &Turn<'_>,
-        payload: &mut Vec<u8>,
-    ) -> Result<(), InvalidField> {
+    fn encode_rows(&mut self, entry: &AppendEntry<'_>, turn: &Turn<'_>, payload: &mut Vec<u8>) -> Result<(), Refusal> {
         let headerless_width = self.headerless_width_for(entry.rows)?;
+        let (bytes_max, is_headerless) = (self.layout.record_bytes_max(self.head.bytes), headerless_width > 0);
+        // guard: commas_bounded: short rows of a wide headerless file are refused before they are filled up
+        if is_headerless && headerless_bytes(entry.rows, headerless_width) > bytes_max {
+            return Err(Refusal::TooLarge { bytes_max });
+        }
         let key = entry.key.map(|key| quote(&key.text)).unwrap_or_default();
         let cells =
             ServiceCells { timestamp: turn.timestamp, replica: &self.replica_cell, token: turn.token, key: &key };
@@ -173,4 +173,10 @@ impl<D: Disk> Ledger<D> {
         self.format.headerless_width = Some(width);
         Ok(width)
     }
+}
+
+/// Bytes of rows that are filled up to this width, with the shortest line end.
+fn headerless_bytes(rows: &Rows, width: usize) -> u64 {
+    let filling = |cells: usize| (width.saturating_sub(cells) + "\n".len()) as u64;
+    rows.cell_bytes() as u64 + rows.iter().map(|row| filling(row.cells)).sum::<u64>()
 }
