@@ -17,6 +17,7 @@ mod static_content;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod testing;
+mod unparsed;
 
 pub use app::{AppParts, Draining};
 pub use middleware::tokens::{Access, AccessError};

@@ -1,10 +1,17 @@
 //! The server: opens lock, file and sockets, serves, and drains on a signal.
 
+mod connection;
 mod connections;
+mod exchange;
+mod flag;
+mod lingering_close;
+mod refusal;
+mod socket;
 mod tls;
 mod traces;
+mod watched_io;
 
-use std::{future::pending, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
@@ -14,7 +21,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use crate::server::{connections::Connections, tls::Tls, traces::Traces};
+use crate::server::{connections::Connections, flag::is_true, lingering_close::LingerBounds, tls::Tls, traces::Traces};
 pub use crate::server::{tls::TlsError, traces::TracesError};
 use crate::{
     commit::{self, Appender, CommitterHandle, Fatal, peer_events::PeerEvents, reading::Reading},
@@ -100,8 +107,9 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
         tracer: traces.as_ref().map(Traces::tracer),
     };
     let service = Arc::new(Service::new(parts, &config));
-    let connections = Connections { service, tls, connections_max: config.max_connections };
-    let server = tokio::spawn(connections.serve(listener, stopped));
+    let linger = LingerBounds::for_bodies(config.batch_limit.max(config.body_limit));
+    let connections = Connections::new(service, tls, config.max_connections, linger, stopped);
+    let server = tokio::spawn(connections.serve(listener));
     let result = Serving { config, appender, events, draining, stop, server, committer }.run(shutdown).await;
     if let Some(traces) = traces {
         traces.flush().await;
@@ -228,10 +236,4 @@ fn reload_on_signal(access: Arc<Access>, tls: Option<Arc<Tls>>) -> std::io::Resu
 async fn grace_over(shutdown: watch::Receiver<bool>, grace: Duration) {
     is_true(shutdown).await;
     tokio::time::sleep(grace).await;
-}
-
-async fn is_true(mut flag: watch::Receiver<bool>) {
-    if flag.wait_for(|on| *on).await.is_err() {
-        pending().await
-    }
 }

@@ -14,6 +14,7 @@ mod doc_coverage;
 mod docs_page;
 mod events;
 mod formula_guard;
+mod http_framing;
 mod http_semantics;
 mod idempotency;
 mod interface;
@@ -33,7 +34,9 @@ mod reading;
 mod readme;
 mod redis_connections;
 mod redis_topologies;
+mod refused_uploads;
 mod shutdown;
+mod shutdown_clients;
 mod style;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "shared with the crash tests")]
