@@ -5,6 +5,7 @@ mod connections;
 mod exchange;
 mod flag;
 mod lingering_close;
+mod open_files;
 mod refusal;
 mod socket;
 mod tls;
@@ -80,6 +81,7 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     let access = Arc::new(open_access(&config)?);
     let tls = Tls::load(&config)?.map(Arc::new);
     reload_on_signal(Arc::clone(&access), tls.clone())?;
+    let connections_max = open_files::connections_within_limit(config.max_connections);
     let traces = Traces::from_env(&config.replica_name())?;
     let opened = tokio::select! {
         opened = open(&config) => opened,
@@ -108,7 +110,7 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     };
     let service = Arc::new(Service::new(parts, &config));
     let linger = LingerBounds::for_bodies(config.batch_limit.max(config.body_limit));
-    let connections = Connections::new(service, tls, config.max_connections, linger, stopped);
+    let connections = Connections::new(service, tls, connections_max, linger, stopped);
     let server = tokio::spawn(connections.serve(listener));
     let result = Serving { config, appender, events, draining, stop, server, committer }.run(shutdown).await;
     if let Some(traces) = traces {

@@ -30,6 +30,7 @@ mod lua_scripts;
 mod metrics;
 mod module_boundaries;
 mod network_volume;
+mod open_files;
 mod reading;
 mod readme;
 mod redis_connections;
