@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
     time::timeout,
 };
 
@@ -60,9 +60,9 @@ impl Connections {
         }
     }
 
-    /// Accepts until `stop` is true, then answers the requests that have started or still arrive on open connections, and returns when
+    /// Accepts until `stop` is true, tells `closed` that the listener is closed, answers the requests that have started or still arrive on open connections, and returns when
     /// all connections are closed.
-    pub(super) async fn serve(self, listener: TcpListener) {
+    pub(super) async fn serve(self, listener: TcpListener, closed: oneshot::Sender<()>) {
         tokio::select! {
             () = is_true(self.stop.clone()) => {}
             never = self.accept(&listener) => match never {},
@@ -71,6 +71,8 @@ impl Connections {
             Ok(listener) => last_connections(listener).into_iter().for_each(|(stream, peer)| self.admit(stream, peer)),
             Err(e) => tracing::debug!(error = %e, "cannot accept the last connections"),
         }
+        // Nobody waits for it when the grace time is over.
+        let _ = closed.send(());
         self.open.closed().await;
     }
 

@@ -17,7 +17,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{oneshot, watch},
     task::JoinHandle,
     time::{Instant, timeout, timeout_at},
 };
@@ -31,6 +31,11 @@ use crate::{
     metrics::Meter,
 };
 
+/// How long no answer closes a connection before the listener is closed. The system resets a connection that is completed in the moment
+/// of the close, and clients connect the most just after an answer has closed their connection.
+const QUIET_BEFORE_CLOSE: Duration = Duration::from_millis(50);
+/// How long the listener may take to be closed.
+const LISTENER_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the last answers may take to be sent after the committer has ended.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
@@ -111,8 +116,10 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     let service = Arc::new(Service::new(parts, &config));
     let linger = LingerBounds::for_bodies(config.batch_limit.max(config.body_limit));
     let connections = Connections::new(service, tls, connections_max, linger, stopped);
-    let server = tokio::spawn(connections.serve(listener));
-    let result = Serving { config, appender, events, draining, stop, server, committer }.run(shutdown).await;
+    let (closed, listener_closed) = oneshot::channel();
+    let server = tokio::spawn(connections.serve(listener, closed));
+    let result =
+        Serving { config, appender, events, draining, stop, listener_closed, server, committer }.run(shutdown).await;
     if let Some(traces) = traces {
         traces.flush().await;
     }
@@ -142,6 +149,7 @@ struct Serving {
     events: PeerEvents,
     draining: Draining,
     stop: watch::Sender<bool>,
+    listener_closed: oneshot::Receiver<()>,
     server: JoinHandle<()>,
     committer: CommitterHandle,
 }
@@ -155,8 +163,14 @@ impl Serving {
             tracing::info!(drain_delay = ?config.drain_delay, grace = ?config.grace, "shutting down: no longer ready");
             draining.begin();
             events.drain();
+            if config.drain_delay.is_zero() {
+                return;
+            }
+            draining.close_connections(true);
             // guard: drain_delay: load balancers notice a draining replica before it stops
             tokio::time::sleep(config.drain_delay).await;
+            draining.close_connections(false);
+            tokio::time::sleep(QUIET_BEFORE_CLOSE).await;
         };
         let end = tokio::select! {
             () = drain_delay_over => None,
@@ -164,6 +178,9 @@ impl Serving {
         };
         self.draining.begin();
         self.stop.send_replace(true);
+        // Connections are served in any case.
+        let _ = timeout(LISTENER_CLOSE_TIMEOUT, &mut self.listener_closed).await;
+        self.draining.close_connections(true);
         let end = match end {
             Some(end) => end,
             None => self.drain().await,
