@@ -85,18 +85,33 @@ pub(crate) struct Limits {
     pub(crate) simulation: bool,
 }
 
-/// A flag that is set once, when the replica begins to shut down.
+/// What a shutdown changes in answers.
 #[derive(Debug, Clone, Default)]
-pub struct Draining(Arc<AtomicBool>);
+pub struct Draining(Arc<DrainFlags>);
+
+#[derive(Debug, Default)]
+struct DrainFlags {
+    begun: AtomicBool,
+    closes_connections: AtomicBool,
+}
 
 impl Draining {
     /// Makes this replica not ready.
     pub fn begin(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.begun.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether answers tell clients to close their connections.
+    pub fn close_connections(&self, on: bool) {
+        self.0.closes_connections.store(on, Ordering::Relaxed);
     }
 
     pub(crate) fn has_begun(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.begun.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn closes_connections(&self) -> bool {
+        self.0.closes_connections.load(Ordering::Relaxed)
     }
 }
 

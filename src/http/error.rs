@@ -21,6 +21,12 @@ pub(crate) enum ApiError {
     InvalidField(#[from] InvalidField),
     #[error("{0}")]
     BrokenBody(String),
+    #[error("{0}")]
+    BadRequest(String),
+    #[error("the request's target is too long")]
+    UriTooLong,
+    #[error("the request's head is too large, or has too many headers")]
+    HeadTooLarge,
     #[error("Idempotency-Key: accepted: one header, 1 to 255 printable ASCII characters, bare or in double quotes")]
     BadKey,
     #[error("the body is larger than {0} bytes")]
@@ -90,6 +96,7 @@ impl From<ReadError> for ApiError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Code {
+    BadRequest,
     BrokenBody,
     BadKey,
     Unauthorized,
@@ -103,7 +110,9 @@ pub(crate) enum Code {
     BodyTooLarge,
     BatchTooLarge,
     UnsupportedMediaType,
+    UriTooLong,
     RangeNotSatisfiable,
+    HeadTooLarge,
     InvalidField,
     KeyReused,
     NotARowStart,
@@ -150,6 +159,9 @@ impl Code {
     pub(crate) fn facts(self) -> CodeFacts {
         use StatusCode as S;
         match self {
+            Self::BadRequest => CodeFacts::permanent(S::BAD_REQUEST, "The request is not valid HTTP"),
+            Self::UriTooLong => CodeFacts::permanent(S::URI_TOO_LONG, "The target is too long"),
+            Self::HeadTooLarge => CodeFacts::permanent(S::REQUEST_HEADER_FIELDS_TOO_LARGE, "The head is too large"),
             Self::BrokenBody => CodeFacts::permanent(S::BAD_REQUEST, "The body cannot be read"),
             Self::BadKey => CodeFacts::permanent(S::BAD_REQUEST, "The Idempotency-Key is not accepted"),
             Self::Unauthorized => CodeFacts::permanent(S::UNAUTHORIZED, "A token is needed"),
@@ -196,6 +208,9 @@ impl ApiError {
     fn code(&self) -> Code {
         match self {
             Self::InvalidField(_) | Self::Append(AppendError::InvalidField(_)) => Code::InvalidField,
+            Self::BadRequest(_) => Code::BadRequest,
+            Self::UriTooLong => Code::UriTooLong,
+            Self::HeadTooLarge => Code::HeadTooLarge,
             Self::BrokenBody(_) => Code::BrokenBody,
             Self::BadKey => Code::BadKey,
             Self::BodyTooLarge(_) => Code::BodyTooLarge,
@@ -236,6 +251,9 @@ impl ApiError {
         match self {
             Self::Append(e) => e.outcome(),
             Self::InvalidField(_)
+            | Self::BadRequest(_)
+            | Self::UriTooLong
+            | Self::HeadTooLarge
             | Self::BrokenBody(_)
             | Self::BadKey
             | Self::BodyTooLarge(_)
@@ -354,10 +372,6 @@ impl IntoResponse for ApiError {
         }
         if let Some((name, accepted)) = self.accepted() {
             response.headers_mut().insert(name, HeaderValue::from_static(accepted));
-        }
-        if matches!(self, Self::BodyTooLarge(_) | Self::BatchTooLarge(_)) {
-            // The rest of the body may still arrive, so this connection cannot carry another request.
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response.extensions_mut().insert(problem);
         response

@@ -19,6 +19,7 @@ mod static_content;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod testing;
+mod unparsed;
 
 pub use answer_budget::{AnswerBudget, AnswerBytes};
 pub use app::{AppParts, Draining};

@@ -8,7 +8,7 @@ use axum::{
     extract::Request,
     http::{
         HeaderMap, HeaderValue, Method, StatusCode,
-        header::{CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
+        header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
     },
     middleware::{from_fn, map_response},
     response::{IntoResponse, Response},
@@ -30,9 +30,10 @@ use crate::{
         contract::document,
         error::ApiError,
         handlers,
-        middleware::{authorize::authorize, cors, request_context::with_request_context},
+        middleware::{authorize::authorize, cors, request_context::with_request_context, request_head::check_head},
         request_labels::declared_labels,
         static_content::StaticContent,
+        unparsed::answer_unparsed,
     },
 };
 
@@ -70,7 +71,19 @@ impl Service {
     /// Answers a request from `peer`.
     pub async fn answer(&self, peer: SocketAddr, request: Request) -> Response {
         let route = self.paths.iter().map(String::as_str).find(|route| matches_route(route, request.uri().path()));
-        with_request_context(&self.app, route, request, |request| self.answer_with_cors(peer, request)).await
+        with_request_context(&self.app, route, request, |request| self.answer_valid(peer, request)).await
+    }
+
+    /// The bytes of the answer to a request that hyper cannot parse, from the bytes of hyper's own answer and its reason.
+    pub async fn answer_unparsed(&self, automatic: &[u8], reason: &str) -> Vec<u8> {
+        answer_unparsed(&self.app, automatic, reason).await
+    }
+
+    async fn answer_valid(&self, peer: SocketAddr, request: Request) -> Response {
+        match check_head(&request) {
+            Ok(()) => self.answer_with_cors(peer, request).await,
+            Err(e) => ([(CACHE_CONTROL, "no-store")], e).into_response(),
+        }
     }
 
     async fn answer_with_cors(&self, peer: SocketAddr, request: Request) -> Response {
@@ -177,6 +190,10 @@ mod tests {
         );
     }
 
+    /// The codes for requests that reach no operation.
+    const NO_OPERATION: [&str; 5] =
+        ["bad_request", "not_found", "method_not_allowed", "uri_too_long", "head_too_large"];
+
     #[test]
     fn every_code_is_listed_by_an_operation() {
         let (contract, schema) = (contract(), serde_json::to_value(Code::schema()).expect("JSON"));
@@ -184,8 +201,8 @@ mod tests {
             schema["enum"].as_array().expect("a list").iter().filter_map(|code| code.as_str()).collect();
         assert!(codes.len() > 20);
         for code in codes {
-            // No operation lists the codes for requests that reach none, apart from the schema itself.
-            let expected = if ["not_found", "method_not_allowed"].contains(&code) { 1.. } else { 2.. };
+            // Each code stands once in the schema itself.
+            let expected = if NO_OPERATION.contains(&code) { 1.. } else { 2.. };
             assert!(expected.contains(&contract.matches(&format!("- {code}\n")).count()), "{code}");
         }
     }

@@ -1,141 +1,141 @@
-//! Connections: accepted up to a maximum, with limits on the time and size of a request's head, and closed gracefully.
+//! Connections: accepted up to a maximum, and closed gracefully.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
-
-use axum::body::Body;
-use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::graceful::{GracefulShutdown, Watcher},
+use std::{
+    net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream},
+    sync::Arc,
+    time::Duration,
 };
+
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
     time::timeout,
 };
 
 use crate::http::Service;
 use crate::server::{
-    answer_stream::{AnswerStream, set_user_timeout},
+    answer_stream::set_user_timeout,
+    connection::{Connection, ConnectionLimits},
+    flag::is_true,
+    refusal::{refuse, refuse_at_once},
+    socket::Socket,
     tls::Tls,
 };
 
-/// How long a request's head may take to arrive, and how long a connection may be idle.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// The largest head of a request, and the most of a body that is read at once.
-const HEAD_BYTES_MAX: usize = 64 << 10;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause after a failure to accept, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// The most connections above the maximum that are answered with 503 at the same time; others are closed without an answer.
+/// The most connections above the maximum that are answered with 503 and closed slowly at the same time.
 const REFUSALS_MAX: usize = 64;
-const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Accepts and serves connections.
 pub(super) struct Connections {
-    pub(super) service: Arc<Service>,
-    pub(super) tls: Option<Arc<Tls>>,
-    pub(super) connections_max: usize,
-    pub(super) write_timeout: Duration,
+    service: Arc<Service>,
+    tls: Option<Arc<Tls>>,
+    limits: ConnectionLimits,
+    stop: watch::Receiver<bool>,
+    slots: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
+    /// Each connection holds a receiver, so that the sender knows when the last one is closed.
+    open: watch::Sender<()>,
 }
 
 impl Connections {
-    /// Accepts until `stop` is true, then answers the requests that have started, and returns when all connections are closed.
-    pub(super) async fn serve(self, listener: TcpListener, stop: watch::Receiver<bool>) {
-        let (slots, refusals) =
-            (Arc::new(Semaphore::new(self.connections_max)), Arc::new(Semaphore::new(REFUSALS_MAX)));
-        let graceful = GracefulShutdown::new();
-        let mut stop = std::pin::pin!(super::is_true(stop));
+    /// Serves at most `connections_max` at once, until `stop` is true.
+    pub(super) fn new(
+        service: Arc<Service>,
+        tls: Option<Arc<Tls>>,
+        connections_max: usize,
+        limits: ConnectionLimits,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
+        Self {
+            service,
+            tls,
+            limits,
+            stop,
+            slots: Arc::new(Semaphore::new(connections_max)),
+            refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
+            open: watch::channel(()).0,
+        }
+    }
+
+    /// Accepts until `stop` is true, tells `closed` that the listener is closed, answers the requests that have started or still arrive on open connections, and returns when
+    /// all connections are closed.
+    pub(super) async fn serve(self, listener: TcpListener, closed: oneshot::Sender<()>) {
+        tokio::select! {
+            () = is_true(self.stop.clone()) => {}
+            never = self.accept(&listener) => match never {},
+        }
+        match listener.into_std() {
+            Ok(listener) => last_connections(listener).into_iter().for_each(|(stream, peer)| self.admit(stream, peer)),
+            Err(e) => tracing::debug!(error = %e, "cannot accept the last connections"),
+        }
+        // Nobody waits for it when the grace time is over.
+        let _ = closed.send(());
+        self.open.closed().await;
+    }
+
+    async fn accept(&self, listener: &TcpListener) -> std::convert::Infallible {
         loop {
-            let (stream, peer) = tokio::select! {
-                () = &mut stop => break,
-                accepted = listener.accept() => match accepted {
-                    Ok(accepted) => accepted,
-                    Err(e) => {
-                        tracing::warn!(error = %e, "cannot accept a connection");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                        continue;
-                    }
-                },
-            };
-            match Arc::clone(&slots).try_acquire_owned() {
-                Ok(slot) => self.begin(stream, peer, slot, graceful.watcher()),
-                Err(_) => {
-                    tracing::debug!(%peer, "too many connections");
-                    if let (Ok(refusal), None) = (Arc::clone(&refusals).try_acquire_owned(), &self.tls) {
-                        tokio::spawn(timeout(REFUSAL_TIMEOUT, refuse(stream, refusal)));
-                    }
+            match listener.accept().await {
+                Ok((stream, peer)) => self.admit(stream, peer),
+                Err(e) => {
+                    tracing::warn!(error = %e, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
-        drop(listener);
-        graceful.shutdown().await;
     }
 
-    fn begin(&self, stream: TcpStream, peer: SocketAddr, slot: OwnedSemaphorePermit, watcher: Watcher) {
+    /// Serves or refuses a connection in a task of its own.
+    fn admit(&self, stream: TcpStream, peer: SocketAddr) {
+        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+            tracing::debug!(%peer, "too many connections");
+            return if self.tls.is_none() {
+                self.refuse(stream)
+            };
+        };
         // Otherwise Nagle's algorithm delays small answers.
         if let Err(e) = stream.set_nodelay(true) {
             tracing::debug!(error = %e, "cannot set TCP_NODELAY");
         }
         // guard: user_timeout: a stalled subscriber, whose events fit the kernel's buffer, is disconnected
-        if let Err(e) = set_user_timeout(&stream, self.write_timeout) {
+        if let Err(e) = set_user_timeout(&stream, self.limits.write_timeout) {
             tracing::debug!(error = %e, "cannot set TCP_USER_TIMEOUT");
         }
-        let (write_timeout, unsent) = (self.write_timeout, self.service.answer_budget().nothing());
-        let (service, acceptor) = (Arc::clone(&self.service), self.tls.as_ref().map(|tls| tls.acceptor()));
+        let acceptor = self.tls.as_ref().map(|tls| tls.acceptor());
+        let socket = Socket::new(stream);
+        let connection =
+            Connection::new(Arc::clone(&self.service), peer, socket.clone(), self.limits, self.stop.clone());
+        let open = self.open.subscribe();
         tokio::spawn(async move {
-            let _slot = slot;
-            let Some(acceptor) = acceptor else {
-                return serve_connection(AnswerStream::new(stream, write_timeout, unsent), peer, &service, watcher)
-                    .await;
-            };
-            match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => {
-                    serve_connection(AnswerStream::new(stream, write_timeout, unsent), peer, &service, watcher).await
-                }
+            let _held: (OwnedSemaphorePermit, watch::Receiver<()>) = (slot, open);
+            let Some(acceptor) = acceptor else { return connection.serve(socket).await };
+            match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(socket)).await {
+                Ok(Ok(stream)) => connection.serve_encrypted(stream).await,
                 Ok(Err(e)) => tracing::debug!(%peer, error = %e, "the TLS handshake failed"),
                 Err(_) => tracing::debug!(%peer, "the TLS handshake took too long"),
             }
         });
     }
-}
 
-/// Serves one connection until it is closed.
-async fn serve_connection(
-    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
-    peer: SocketAddr,
-    service: &Service,
-    watcher: Watcher,
-) {
-    let answer = service_fn(|request: Request<Incoming>| async {
-        Ok::<_, Infallible>(service.answer(peer, request.map(Body::new)).await)
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .writev(false)
-        .serve_connection(TokioIo::new(stream), answer);
-    if let Err(e) = watcher.watch(connection).await {
-        tracing::debug!(%peer, error = %e, "a connection failed");
+    fn refuse(&self, stream: TcpStream) {
+        match Arc::clone(&self.refusals).try_acquire_owned() {
+            Ok(refusal) => drop(tokio::spawn(refuse(stream, refusal))),
+            Err(_) => refuse_at_once(&stream),
+        }
     }
 }
 
-/// Answers 503 without reading the request, and closes the connection once the client has closed it.
-async fn refuse(mut stream: TcpStream, _refusal: OwnedSemaphorePermit) {
-    const BODY: &str = concat!(
-        r#"{"type":"urn:rowlock:problem:queue_full","title":"The queue is full","status":503,"detail":"too many connections (ROWLOCK_MAX_CONNECTIONS)","code":"queue_full","retryable":true,"outcome":"not_written","request_id":""}"#,
-        "\n",
-    );
-    let answer = format!(
-        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{BODY}",
-        BODY.len()
-    );
-    if stream.write_all(answer.as_bytes()).await.is_err() || stream.shutdown().await.is_err() {
-        return;
-    }
-    // Closing a socket with unread bytes resets the connection, and the client may lose the answer.
-    let mut rest = [0; 1024];
-    while stream.read(&mut rest).await.is_ok_and(|read| read > 0) {}
+/// Accepts the connections that the system has completed, and closes the listener. No other system call stands between the last try and
+/// the close, since the system resets a connection that is completed in between.
+fn last_connections(listener: StdListener) -> Vec<(TcpStream, SocketAddr)> {
+    let accepted: Vec<(StdStream, SocketAddr)> = std::iter::from_fn(|| listener.accept().ok()).collect();
+    drop(listener);
+    let into_tokio = |(stream, peer): (StdStream, SocketAddr)| {
+        stream.set_nonblocking(true).ok()?;
+        Some((TcpStream::from_std(stream).ok()?, peer))
+    };
+    accepted.into_iter().filter_map(into_tokio).collect()
 }

@@ -1,21 +1,32 @@
 //! The server: opens lock, file and sockets, serves, and drains on a signal.
 
 mod answer_stream;
+mod connection;
 mod connections;
+mod exchange;
+mod flag;
+mod lingering_close;
 mod listen;
+mod open_files;
+mod refusal;
+mod socket;
 mod tls;
 mod traces;
+mod watched_io;
 
-use std::{future::pending, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{oneshot, watch},
     task::JoinHandle,
     time::{Instant, timeout, timeout_at},
 };
 
-use crate::server::{connections::Connections, tls::Tls, traces::Traces};
+use crate::server::{
+    connection::ConnectionLimits, connections::Connections, flag::is_true, lingering_close::LingerBounds, tls::Tls,
+    traces::Traces,
+};
 pub use crate::server::{tls::TlsError, traces::TracesError};
 use crate::{
     commit::{self, Appender, CommitterHandle, Fatal, peer_events::PeerEvents, reading::Reading},
@@ -25,6 +36,11 @@ use crate::{
     metrics::Meter,
 };
 
+/// How long no answer closes a connection before the listener is closed. The system resets a connection that is completed in the moment
+/// of the close, and clients connect the most just after an answer has closed their connection.
+const QUIET_BEFORE_CLOSE: Duration = Duration::from_millis(50);
+/// How long the listener may take to be closed.
+const LISTENER_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the last answers may take to be sent after the committer has ended.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
@@ -86,6 +102,7 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
     let access = Arc::new(open_access(&config, &addresses)?);
     let tls = Tls::load(&config)?.map(Arc::new);
     reload_on_signal(Arc::clone(&access), tls.clone())?;
+    let connections_max = open_files::connections_within_limit(config.max_connections);
     let traces = Traces::from_env(&config.replica_name())?;
     let opened = tokio::select! {
         opened = open(&config) => opened,
@@ -114,10 +131,13 @@ pub async fn serve(mut config: Config) -> Result<(), ServeError> {
         tracer: traces.as_ref().map(Traces::tracer),
     };
     let service = Arc::new(Service::new(parts, &config));
-    let (connections_max, write_timeout) = (config.max_connections, config.write_timeout);
-    let connections = Connections { service, tls, connections_max, write_timeout };
-    let server = tokio::spawn(connections.serve(listener, stopped));
-    let result = Serving { config, appender, events, draining, stop, server, committer }.run(shutdown).await;
+    let linger = LingerBounds::for_bodies(config.batch_limit.max(config.body_limit));
+    let limits = ConnectionLimits { linger, write_timeout: config.write_timeout };
+    let connections = Connections::new(service, tls, connections_max, limits, stopped);
+    let (closed, listener_closed) = oneshot::channel();
+    let server = tokio::spawn(connections.serve(listener, closed));
+    let result =
+        Serving { config, appender, events, draining, stop, listener_closed, server, committer }.run(shutdown).await;
     if let Some(traces) = traces {
         traces.flush().await;
     }
@@ -167,6 +187,7 @@ struct Serving {
     events: PeerEvents,
     draining: Draining,
     stop: watch::Sender<bool>,
+    listener_closed: oneshot::Receiver<()>,
     server: JoinHandle<()>,
     committer: CommitterHandle,
 }
@@ -180,8 +201,14 @@ impl Serving {
             tracing::info!(drain_delay = ?config.drain_delay, grace = ?config.grace, "shutting down: no longer ready");
             draining.begin();
             events.drain();
+            if config.drain_delay.is_zero() {
+                return;
+            }
+            draining.close_connections(true);
             // guard: drain_delay: load balancers notice a draining replica before it stops
             tokio::time::sleep(config.drain_delay).await;
+            draining.close_connections(false);
+            tokio::time::sleep(QUIET_BEFORE_CLOSE).await;
         };
         let end = tokio::select! {
             () = drain_delay_over => None,
@@ -189,6 +216,9 @@ impl Serving {
         };
         self.draining.begin();
         self.stop.send_replace(true);
+        // Connections are served in any case.
+        let _ = timeout(LISTENER_CLOSE_TIMEOUT, &mut self.listener_closed).await;
+        self.draining.close_connections(true);
         let end = match end {
             Some(end) => end,
             None => self.drain().await,
@@ -263,10 +293,4 @@ fn reload_on_signal(access: Arc<Access>, tls: Option<Arc<Tls>>) -> std::io::Resu
 async fn grace_over(shutdown: watch::Receiver<bool>, grace: Duration) {
     is_true(shutdown).await;
     tokio::time::sleep(grace).await;
-}
-
-async fn is_true(mut flag: watch::Receiver<bool>) {
-    if flag.wait_for(|on| *on).await.is_err() {
-        pending().await
-    }
 }

@@ -99,7 +99,7 @@ fn writes_one_row(language: &str, file: &str, command: &[&str]) {
 }
 
 /// Whether this runtime is here, in this version or a newer one. If not, the test says so and leaves its recipe out.
-fn is_here(language: &str, command: &[&str], before: &str, version_min: u32) -> bool {
+pub(crate) fn is_here(language: &str, command: &[&str], before: &str, version_min: u32) -> bool {
     let output = Command::new(command[0]).args(&command[1..]).output();
     let version = output.ok().and_then(|output| {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -110,7 +110,7 @@ fn is_here(language: &str, command: &[&str], before: &str, version_min: u32) -> 
         // Not `eprintln!`, whose output a passing test hides.
         let _ = writeln!(
             std::io::stderr(),
-            "NOT TESTED: the recipe in {language} of docs/clients.md: {} is missing or too old",
+            "NOT TESTED: what clients in {language} do: {} is missing or too old",
             command[0]
         );
     }

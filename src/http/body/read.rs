@@ -9,6 +9,7 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use http_body_util::{BodyDataStream, BodyExt};
+use hyper::body::Body as _;
 
 use crate::http::{
     body::{
@@ -20,30 +21,33 @@ use crate::http::{
 
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// How much of a refused body is discarded, so that its sender reads the answer instead of a connection reset.
-const DISCARD_BYTES_MAX: usize = 16 << 20;
-/// How long a refused body is discarded.
-const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
+/// The largest rest of a refused body that is discarded before the answer, so that the connection can carry another request. What is
+/// left after the answer is discarded before the connection closes.
+const DISCARD_BYTES_MAX: usize = 64 << 10;
+/// How long such a rest may take to arrive.
+const DISCARD_TIMEOUT: Duration = Duration::from_millis(100);
 /// The largest piece that a parser gets at once. Other tasks run after each piece of this size.
 const PIECE_BYTES_MAX: usize = 256 << 10;
 
-/// Discards the body of a refused request, within bounds, and returns the refusal. A client that expects `100 Continue` does not
-/// get it.
+/// Discards a small body of a refused request, and returns the refusal. A client that expects `100 Continue` does not get it.
 pub(crate) async fn refuse(headers: &HeaderMap, mut body: Body, error: ApiError) -> ApiError {
     if !headers.contains_key(header::EXPECT) {
-        discard(&mut body, DISCARD_BYTES_MAX).await;
+        discard_rest(&mut body).await;
     }
     error
 }
 
-async fn discard(body: &mut Body, bytes_max: usize) {
+/// Discards the rest of a body if it is small.
+async fn discard_rest(body: &mut Body) {
+    let mut left = DISCARD_BYTES_MAX;
+    if body.size_hint().lower() > left as u64 {
+        return;
+    }
     let rest = async {
-        let mut bytes = 0;
         while let Some(Ok(frame)) = body.frame().await {
-            bytes += frame.data_ref().map_or(0, Bytes::len);
-            if bytes > bytes_max {
-                return;
-            }
+            let bytes = frame.data_ref().map_or(0, Bytes::len);
+            let Some(rest) = left.checked_sub(bytes) else { return };
+            left = rest;
         }
     };
     // After the timeout, the connection closes with the answer.
@@ -51,13 +55,12 @@ async fn discard(body: &mut Body, bytes_max: usize) {
 }
 
 /// Refuses a body by its `Content-Length`.
-async fn refuse_declared(headers: &HeaderMap, body: &mut Body, bytes_max: usize) -> Result<(), ApiError> {
+fn refuse_declared(headers: &HeaderMap, bytes_max: usize) -> Result<(), ApiError> {
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if declared.is_none_or(|declared: u64| declared <= bytes_max as u64) {
         return Ok(());
     }
-    let discard_bytes = if headers.contains_key(header::EXPECT) { 0 } else { DISCARD_BYTES_MAX };
-    discard_rest(Err(refused(ApiError::BodyTooLarge(bytes_max), discard_bytes)), body).await
+    Err(ApiError::BodyTooLarge(bytes_max))
 }
 
 /// Receives the whole body, decoded as its headers say. `bytes_max` bounds the decoded body.
@@ -114,30 +117,20 @@ async fn receive(
     };
     let receiver = Receiver { encoding, bytes_max, reservation: budget.reservation() };
     let received = if encoding == Encoding::Identity {
-        refuse_declared(headers, &mut body, bytes_max).await?;
+        refuse_declared(headers, bytes_max)?;
         receiver.each_piece(BodyDataStream::new(&mut body), take).await
     } else {
         receiver.each_piece(decoded(&mut body, encoding), take).await
     };
-    discard_rest(received, &mut body).await
+    refuse_received(received, &mut body).await
 }
 
-/// Why receiving stopped, and how much of the rest to discard so that the sender reads the answer.
-struct Refused {
-    error: ApiError,
-    discard_bytes: usize,
-}
-
-fn refused(error: ApiError, discard_bytes: usize) -> Refused {
-    Refused { error, discard_bytes }
-}
-
-async fn discard_rest(received: Result<(), Refused>, body: &mut Body) -> Result<(), ApiError> {
-    let Err(Refused { error, discard_bytes }) = received else { return Ok(()) };
-    if discard_bytes > 0 {
-        discard(body, discard_bytes).await;
+/// Discards the rest of a body that was refused while it arrived.
+async fn refuse_received(received: Result<(), ApiError>, body: &mut Body) -> Result<(), ApiError> {
+    if received.is_err() {
+        discard_rest(body).await;
     }
-    Err(error)
+    received
 }
 
 /// Receives one body.
@@ -153,37 +146,32 @@ impl Receiver<'_> {
         mut self,
         mut body: impl Stream<Item = Result<Bytes, E>> + Unpin,
         mut take: impl FnMut(Bytes) -> Result<usize, ApiError>,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), ApiError> {
         let bytes_max = self.bytes_max;
         let (mut left, mut kept, mut since_yield) = (bytes_max, 0, 0);
         let receive = async {
             while let Some(data) = body.next().await {
-                let mut data = data.map_err(|e| refused(decoding_fault(&e), DISCARD_BYTES_MAX))?;
+                let mut data = data.map_err(|e| decoding_fault(&e))?;
                 let len = data.len();
-                let Some(rest) = left.checked_sub(len) else {
-                    return Err(refused(ApiError::BodyTooLarge(bytes_max), DISCARD_BYTES_MAX));
-                };
-                left = rest;
-                // The sender reads no answer before it has sent its whole body, so all that a valid body may still hold is discarded.
-                let refuse = |e| refused(e, left.max(DISCARD_BYTES_MAX));
+                left = left.checked_sub(len).ok_or(ApiError::BodyTooLarge(bytes_max))?;
                 let window = self.encoding.window_bytes(bytes_max - left);
-                self.reservation.resize(window + kept + len).map_err(refuse)?;
+                self.reservation.resize(window + kept + len)?;
                 while !data.is_empty() {
                     let piece = data.split_to(data.len().min(PIECE_BYTES_MAX));
                     since_yield += piece.len();
-                    kept = take(piece).map_err(refuse)?;
+                    kept = take(piece)?;
                     if since_yield >= PIECE_BYTES_MAX {
                         since_yield = 0;
                         tokio::task::yield_now().await;
                     }
                 }
-                self.reservation.resize(window + kept).map_err(refuse)?;
+                self.reservation.resize(window + kept)?;
             }
             Ok(())
         };
         match tokio::time::timeout(BODY_TIMEOUT, receive).await {
             Ok(received) => received,
-            Err(_) => Err(refused(ApiError::BodyTimeout(BODY_TIMEOUT), 0)),
+            Err(_) => Err(ApiError::BodyTimeout(BODY_TIMEOUT)),
         }
     }
 }

@@ -33,8 +33,9 @@ use crate::http::{
 const TOKEN: &str = "token";
 const DESCRIPTION: &str = "Many replicas, one CSV, every acknowledged row exactly once.
 
-`HEAD` works on every path that has `GET`. Every refusal is a `Problem`, also for unknown paths (404 `not_found`) and methods (405 \
-`method_not_allowed`); only a request that is not valid HTTP is refused without one. Answers without an `ETag` are not to be cached.";
+`HEAD` works on every path that has `GET`. Every refusal is a `Problem`, also for unknown paths (404 `not_found`), methods (405 \
+`method_not_allowed`), requests that are not valid HTTP (400 `bad_request`) and heads that are too large (414 `uri_too_long`, 431 \
+`head_too_large`). Answers without an `ETag` are not to be cached.";
 
 const LICENSE: &str = env!("CARGO_PKG_LICENSE");
 /// The tags of all operations, in the order of the page.

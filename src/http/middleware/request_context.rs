@@ -60,7 +60,7 @@ pub(crate) async fn with_request_context<F: Future<Output = Response>>(
         write_problem(app, &mut response, &problem);
         problem
     });
-    if app.draining.has_begun() {
+    if app.draining.closes_connections() {
         // Clients that keep connections open connect to another replica then.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
