@@ -8,6 +8,8 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    thread,
+    time::Duration,
 };
 
 use reqwest::Method;
@@ -42,8 +44,13 @@ impl MemoryCgroup {
 
 impl Drop for MemoryCgroup {
     fn drop(&mut self) {
-        // Fails if it was not created.
-        let _ = fs::remove_dir(&self.0);
+        // The system may still be clearing up after the process.
+        for _ in 0..100 {
+            if fs::remove_dir(&self.0).is_ok() || !self.0.exists() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
@@ -57,7 +64,7 @@ fn gzip(input: &[u8]) -> Vec<u8> {
     let mut child =
         Command::new("gzip").arg("-1").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("gzip runs");
     let (mut stdin, input) = (child.stdin.take().expect("piped"), input.to_vec());
-    let writer = std::thread::spawn(move || stdin.write_all(&input));
+    let writer = thread::spawn(move || stdin.write_all(&input));
     let output = child.wait_with_output().expect("ends");
     writer.join().expect("no panic").expect("written");
     output.stdout
@@ -122,8 +129,10 @@ const ACCEPTED: (u16, &str) = (201, "");
 async fn check(header: &str, file: &[u8], settings: &[(&str, &str)], cases: Vec<Case>) {
     let bench = if file.is_empty() { Bench::new(On::Embedded) } else { Bench::with_file(On::Embedded, file) };
     let defaults = [("ROWLOCK_JOURNAL_BYTES", "128MiB"), ("ROWLOCK_CSV_HEADER", header)];
+    // Declared first, since it is dropped last, also when the test fails.
+    let _cgroup;
     let replica = bench.replica(&[&defaults, settings].concat());
-    let cgroup = MemoryCgroup::with(&replica, bench.folder());
+    _cgroup = MemoryCgroup::with(&replica, bench.folder());
     for Case { name, content_type, pack: (encoding, pack), body, expected: (expected, detail) } in cases {
         let request = replica.request(Method::POST, "/append/batch").header("content-type", content_type);
         let request = request.timeout(2 * PATIENCE);
@@ -135,7 +144,6 @@ async fn check(header: &str, file: &[u8], settings: &[(&str, &str)], cases: Vec<
         assert!(peak <= 3 * BATCH_LIMIT, "{header:.40} {name}: {} MiB", peak >> 20);
     }
     assert_eq!(replica.append(json!({"data": "alive"})).await.0, 201);
-    drop((replica, cgroup));
 }
 
 #[tokio::test]
