@@ -25,7 +25,7 @@ const REFUSALS: [(&str, &str, &str, u16); 5] = [
 ];
 
 fn served(bench: &Bench) -> Replica {
-    bench.replica(&[("ROWLOCK_API_TOKENS", "admin:secret"), ("ROWLOCK_CSV_HEADER", "data")])
+    bench.replica(&[("ROWLOCK_API_TOKENS", "admin:a-secret-of-20-bytes"), ("ROWLOCK_CSV_HEADER", "data")])
 }
 
 fn connect(replica: &Replica) -> TcpStream {
@@ -35,7 +35,7 @@ fn connect(replica: &Replica) -> TcpStream {
 }
 
 fn head(path: &str, content_type: &str, more: &str) -> String {
-    let token = if path == "/rows" { "" } else { "authorization: Bearer secret\r\n" };
+    let token = if path == "/rows" { "" } else { "authorization: Bearer a-secret-of-20-bytes\r\n" };
     format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-type: {content_type}\r\n{token}{more}\r\n")
 }
 
@@ -168,7 +168,7 @@ for upload in sys.argv[1:]:
     url, kind = upload.split(" ")
     headers = {"Content-Type": kind}
     if not url.endswith("/rows"):
-        headers["Authorization"] = "Bearer secret"
+        headers["Authorization"] = "Bearer a-secret-of-20-bytes"
     request = urllib.request.Request(url, open("body", "rb").read(), headers, method="POST")
     try:
         print(urllib.request.urlopen(request, timeout=30).status)
@@ -187,7 +187,7 @@ import http from "node:http";
 for (const upload of process.argv.slice(2)) {
   const [url, kind] = upload.split(" ");
   const headers = { "Content-Type": kind, "Content-Length": fs.statSync("body").size };
-  if (!url.endsWith("/rows")) headers.Authorization = "Bearer secret";
+  if (!url.endsWith("/rows")) headers.Authorization = "Bearer a-secret-of-20-bytes";
   console.log(await new Promise((resolve, reject) => {
     const request = http.request(url, { method: "POST", headers }, (answer) => {
       let text = "";

@@ -90,6 +90,8 @@ impl<D: Disk> Ledger<D> {
         self.write_header(Header { rebuild: Some(rebuild), ..self.head.clone() })?;
         failpoints::hit("rebuild_journaled");
 
+        // Also if the rest of this fails.
+        self.seen_end.forget();
         self.disk.truncate(FileKind::Csv, base).map_err(&fail)?;
         failpoints::hit("rebuild_truncated");
         // guard: truncate_before_tail: a power cut does not undo the truncation under the new tail
@@ -105,7 +107,6 @@ impl<D: Disk> Ledger<D> {
     fn end_rebuild(&mut self, csv_bytes: u64) -> Result<(), AppendError> {
         (self.whole_end, self.len) = (csv_bytes, csv_bytes);
         self.verified = self.known;
-        self.seen_end.forget();
         self.write_header(self.header_of_all()?)
     }
 

@@ -361,7 +361,7 @@ impl History {
         }
         let (line, end) = (format!(",f{number:02}\n").into_bytes(), host.files[0].cache.len());
         // Of any length, so that it may fill the place of what a power cut has lost.
-        let line = if half { [b",\"f", &*vec![b'h'; host.random.below(6)]].concat() } else { line };
+        let line = if half { [b",\"f", &*vec![b'h'; number % 6]].concat() } else { line };
         host.trace.push(format!("foreign {:?}", text(&line)));
         if host.is_direct {
             host.files[0].write_durably(end, &line);
