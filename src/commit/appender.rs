@@ -244,9 +244,13 @@ impl Appender {
     /// The holder of the lock and its waiters.
     ///
     /// # Errors
-    /// `LockUnavailable` or `LockRejected`, if the lock's backend does not answer or refuses.
+    /// `LockUnavailable` or `LockRejected`, if the lock's backend does not answer or refuses; `StorageStuck`, if the volume of an
+    /// embedded lock does not answer.
     pub async fn lock_status(&self) -> Result<LockStatus, AppendError> {
-        self.lock.status().await.ok_or_else(|| AppendError::of_lock(&self.lock, self.wait_timeout))
+        self.lock.status().await.ok_or_else(|| match self.storage_stuck_for() {
+            Some(_) if self.lock.is_embedded() => AppendError::StorageStuck(Outcome::NotWritten),
+            _ => AppendError::of_lock(&self.lock, self.wait_timeout),
+        })
     }
 
     /// Takes the lock from its holder: records a newer token, so that the old holder can no longer write, then releases the lock.

@@ -20,6 +20,7 @@ mod formula_guard;
 mod http_framing;
 mod http_semantics;
 mod idempotency;
+mod input_suites;
 mod interface;
 mod journal;
 mod kubernetes;

@@ -38,7 +38,7 @@ refusals! {
     RowsRefused: InvalidField NotARowStart Internal QueueFull FileBusy FileReplaced;
     FileRefused: PreconditionFailed InvalidField RangeNotSatisfiable Internal QueueFull FileBusy FileReplaced;
     EventsRefused: InvalidField Internal QueueFull FileBusy FileReplaced;
-    LockRefused: RedisUnavailable RedisRejected Internal;
+    LockRefused: RedisUnavailable RedisRejected FileBusy Internal;
     ReleaseRefused: SyncFailed Internal RedisUnavailable RedisRejected LockLost FileBusy FileReplaced Draining DiskFull;
     AssetRefused: NotFound Internal QueueFull;
     ContentRefused: Internal QueueFull;
