@@ -32,7 +32,7 @@ pub(super) struct Args {
     /// The CSV; unless given, the one of the settings.
     file: Option<PathBuf>,
     /// Repair the CSV and its journal under the lock, after printing what will change. Where the CSV is not the file that the
-    /// journal describes, `keep-file` leaves it as it is and moves the journal's rows to <csv>.torn, and `restore` writes them to
+    /// journal describes, `keep-file` leaves it as it is and moves the journal's rows to `<csv>.torn`, and `restore` writes them to
     /// it; unless given, rows of an edited file are restored and another file is kept.
     #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "default")]
     repair: Option<Repair>,
