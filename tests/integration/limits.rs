@@ -202,18 +202,18 @@ async fn load(replica: &Arc<Replica>, clients: usize, requests: usize) -> (BTree
 #[tokio::test(flavor = "multi_thread")]
 async fn overload_is_refused_early_and_loses_no_accepted_row() {
     let bench = Bench::new(On::Embedded);
-    let settings = [("ROWLOCK_QUEUE_ROWS", "40"), ("RUST_LOG", "warn,rowlock::server=info")];
+    let settings = [("ROWLOCK_QUEUE_ROWS", "10"), ("RUST_LOG", "warn,rowlock::server=info")];
     let replica = Arc::new(bench.replica(&settings));
     let p99 = |took: &[u64]| took[took.len() * 99 / 100];
     let (mut at_capacity, mut overloaded, mut taken) = (Vec::new(), Vec::new(), 0);
     let mut before = None;
     // Both loads alternate, so that other work on the machine slows both.
     for _ in 0..3 {
-        let (statuses, took) = load(&replica, 40, 40).await;
+        let (statuses, took) = load(&replica, 10, 160).await;
         assert_eq!(statuses, BTreeMap::from([(201, 1600)]), "within the capacity");
         at_capacity.push(p99(&took));
         before.get_or_insert_with(|| replica.resident_kib());
-        let (statuses, took) = load(&replica, 200, 20).await;
+        let (statuses, took) = load(&replica, 60, 60).await;
         assert!(statuses.keys().all(|status| [201, 503].contains(status)), "{statuses:?}");
         assert!(statuses.get(&503).is_some_and(|&refused| refused > 100), "{statuses:?}");
         overloaded.push(p99(&took));

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use reqwest::Method;
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -89,7 +90,15 @@ async fn connections_of_stalled_readers_are_closed() {
         while let Ok(more @ 1..) = stream.read(&mut chunk).await {
             read += more;
         }
-        let whole = replica.get(path, &[]).await.bytes().await.expect("the whole answer").len();
+        let mut whole = 0;
+        // The places of the connections before may not be free yet.
+        until("the whole answer", async || {
+            let Ok(response) = replica.request(Method::GET, path).send().await else { return false };
+            let is_served = response.status() == 200;
+            whole = response.bytes().await.map_or(0, |body| body.len());
+            is_served && whole > 0
+        })
+        .await;
         assert!(read < whole, "{path}: {read} of {whole} bytes");
     }
 }
