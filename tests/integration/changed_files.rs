@@ -92,7 +92,8 @@ async fn change_under_a_replica_is_refused_until_put_back() {
             let checks = replica.request(Method::GET, "/readyz?verbose").send().await.expect("an answer");
             let checks = checks.text().await.expect("text");
             assert!(checks.contains("[-] file: replaced, renamed, truncated or edited"), "{what}: {checks}");
-            let health = bench.run(&["health", &format!("{}/readyz", replica.url)], &[]);
+            let health = bench.run(&["health", &replica.url], &[]);
+            assert!(String::from_utf8_lossy(&health.stdout).contains("answered 503"), "{what}: {health:?}");
             assert_eq!(health.status.code(), Some(1), "{what}: {health:?}");
             assert!(replica.log().contains("until an operator has repaired the CSV"), "{what}: {}", replica.log());
             let (status, problem) = answer(replica.request(Method::GET, "/rows")).await;
