@@ -62,6 +62,23 @@ async fn rebuild_keeps_foreign_lines_and_quarantines_old_end() {
 }
 
 #[tokio::test]
+async fn open_line_in_place_of_lost_foreign_row_is_not_continued() {
+    let bench = Bench::new(On::Embedded);
+    let mut replica = bench.replica(&SETTINGS);
+    replica.append_text("one").await;
+    let mut foreign = OpenOptions::new().append(true).open(&bench.csv).expect("opens");
+    foreign.write_all(b",f\n").expect("written");
+    replica.append_text("two").await;
+    replica.signal("KILL");
+    replica.end();
+    // A power cut lost the foreign row and ours behind it. Then another program died in a line of the same length.
+    set_csv(&bench, b"token,data\n1,one\n,\"f");
+    let _replica = bench.replica(&SETTINGS);
+    until("our row is back", async || bench.content() == "token,data\n1,one\n2,two\n").await;
+    assert_eq!(fs::read_to_string(side_path(&bench, ".torn")).expect("a side file"), "1,one\n,\"f\n");
+}
+
+#[tokio::test]
 async fn lost_redis_counter_is_raised_without_client_errors() {
     let bench = Bench::new(On::Redis);
     let replicas = [(); 2].map(|()| bench.replica(&SETTINGS));
