@@ -85,6 +85,12 @@ fn mixed_parts_of_two_lines_are_not_a_line() {
     run_histories(1, 2_328_990);
 }
 
+/// Regression: half a line that came, after a power cut, in the place of a foreign row before our rows, and of its length.
+#[test]
+fn line_in_place_of_a_lost_row_is_not_continued() {
+    run_histories(1, 106_784);
+}
+
 /// Regression: an append whose hold began with a failed call was answered with the outcome of an earlier one.
 #[test]
 fn interrupted_append_is_not_answered_for_another_one() {
