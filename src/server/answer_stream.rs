@@ -83,7 +83,7 @@ mod tests {
         });
         stream.write_all(&[b'x'; 3000]).await.expect("a slow reader is no stalled one");
         let _client = slow.await.expect("no panic");
-        let stalled = stream.write_all(&[b'x'; 1001]).await;
+        let stalled = tokio::time::timeout(15 * timeout, stream.write_all(&[b'x'; 1001])).await.expect("does not hang");
         assert_eq!(stalled.expect_err("nobody reads").kind(), io::ErrorKind::TimedOut);
     }
 
