@@ -1,6 +1,10 @@
 //! Splits CSV text that comes in chunks into rows.
 
+use std::io::{self, Read};
+
 use crate::csv::scanner::Scanner;
+
+const CHUNK_BYTES: usize = 64 << 10;
 
 /// The longest row. A quote that is open for longer is a stray quote.
 pub(crate) const ROW_BYTES_MAX: usize = 64 << 20;
@@ -42,6 +46,21 @@ impl RowSplitter {
             from = end;
         }
         self.pending.extend_from_slice(&text[from..]);
+    }
+
+    /// Feeds all that `input` has.
+    ///
+    /// # Errors
+    /// The input's error.
+    pub(crate) fn feed_all(&mut self, mut input: impl Read, found: &mut impl FnMut(Piece<'_>)) -> io::Result<()> {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            let read = input.read(&mut chunk)?;
+            if read == 0 {
+                return Ok(());
+            }
+            self.feed(&chunk[..read], found);
+        }
     }
 
     fn line(&mut self, line: &[u8], found: &mut impl FnMut(Piece<'_>)) {

@@ -23,7 +23,7 @@ use crate::{
         files::{Files, START_WAIT},
         format::Format,
         journal::{Header, Layout, csv_tail_checksum, read_after},
-        open_line::{is_whole, refuse_several_lines},
+        open_line::refuse_several_lines,
         side_files::{self, side_path},
         types::Options,
     },
@@ -63,8 +63,8 @@ pub(crate) fn create_journal(path: &Path, new_file: &Arc<Schema>, options: &Opti
     let csv = Arc::new(Files::open_to_read(path).map_err(|e| OpenError::io(path, "open", e))?);
     let format = Format::read(&csv, path, new_file)?;
     let (head, open_line) = adopted_header(path, &csv, &format, options.journal_bytes)?;
-    if let Some(open) = open_line.filter(|open| !options.is_repair && !is_whole(*open, &format)) {
-        refuse_several_lines(&csv, path, head.csv_bytes, open)?;
+    if let Some(open) = open_line.filter(|_| !options.is_repair) {
+        refuse_several_lines(&csv, path, &format, head.csv_bytes, open)?;
     }
     side_files::ensure_journal(path, &head, Layout::REAL).map_err(|e| OpenError::io(path, "create the journal of", e))
 }

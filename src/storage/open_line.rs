@@ -26,7 +26,16 @@ pub(crate) fn is_whole(open: OpenLine, format: &Format) -> bool {
 ///
 /// # Errors
 /// `OpenQuote` or `LongOpenLine`, or that the file cannot be read.
-pub(crate) fn refuse_several_lines(disk: &impl Disk, path: &Path, at: u64, open: OpenLine) -> Result<(), OpenError> {
+pub(crate) fn refuse_several_lines(
+    disk: &impl Disk,
+    path: &Path,
+    format: &Format,
+    at: u64,
+    open: OpenLine,
+) -> Result<(), OpenError> {
+    if is_whole(open, format) {
+        return Ok(());
+    }
     let fail = |e| OpenError::io(path, "read", e);
     // guard: one_torn_line: a stray quote does not move the rows behind it
     if let Some(text) = first_of_several_lines(disk, at, open).map_err(fail)? {
@@ -49,7 +58,7 @@ pub(crate) fn first_of_several_lines(disk: &impl Disk, at: u64, open: OpenLine) 
 }
 
 /// The number of the line that starts at `offset`, counted from 1.
-fn line_of(disk: &impl Disk, offset: u64) -> io::Result<u64> {
+pub(crate) fn line_of(disk: &impl Disk, offset: u64) -> io::Result<u64> {
     let mut input = FileRange::new(disk, FileKind::Csv, 0, offset);
     let (mut chunk, mut line) = (vec![0; 1 << 20], 1);
     loop {

@@ -1,10 +1,6 @@
 //! An index of row offsets. Quoted cells may contain line breaks, so only reading from the start tells where rows begin.
 
-use std::{
-    fmt,
-    io::{self, Read},
-    mem,
-};
+use std::{fmt, io, mem};
 
 use crate::{
     csv::row_splitter::{Piece, RowSplitter, without_line_end},
@@ -16,7 +12,6 @@ use crate::{
 
 /// The index has an entry about every so many bytes: a search reads no more than that.
 const STEP_BYTES: u64 = 64 << 10;
-const CHUNK_BYTES: usize = 64 << 10;
 
 /// A row that begins at `offset`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,24 +55,17 @@ impl RowIndex {
     /// Reads on to `end`, where a row ends.
     pub(super) fn extend(&mut self, disk: &impl Disk, end: u64) -> io::Result<()> {
         let Self { entries, splitter, rows, header_is_due } = self;
-        let mut input = FileRange::new(disk, FileKind::Csv, splitter.at(), end);
-        let mut chunk = vec![0; CHUNK_BYTES];
-        loop {
-            let read = input.read(&mut chunk)?;
-            if read == 0 {
-                return Ok(());
+        let input = FileRange::new(disk, FileKind::Csv, splitter.at(), end);
+        splitter.feed_all(input, &mut |piece| {
+            let Piece::Row(offset, row) = piece else { return };
+            if mem::take(header_is_due) || without_line_end(row).is_empty() {
+                return;
             }
-            splitter.feed(&chunk[..read], &mut |piece| {
-                let Piece::Row(offset, row) = piece else { return };
-                if mem::take(header_is_due) || without_line_end(row).is_empty() {
-                    return;
-                }
-                if entries.last().is_none_or(|entry: &IndexEntry| offset - entry.offset >= STEP_BYTES) {
-                    entries.push(IndexEntry { offset, rows_before: *rows });
-                }
-                *rows += 1;
-            });
-        }
+            if entries.last().is_none_or(|entry: &IndexEntry| offset - entry.offset >= STEP_BYTES) {
+                entries.push(IndexEntry { offset, rows_before: *rows });
+            }
+            *rows += 1;
+        })
     }
 
     /// Forgets the rows from `offset` on.

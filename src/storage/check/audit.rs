@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    io,
     rc::Rc,
     sync::Arc,
 };
@@ -79,8 +80,6 @@ pub(crate) struct Audit {
     token_at: Option<usize>,
     header_is_due: bool,
     splitter: Option<RowSplitter>,
-    /// Line ends so far.
-    lines: u64,
     pub(crate) rows: u64,
     pub(crate) newest_token: Option<FencingToken>,
     keys: NewestKeys,
@@ -95,7 +94,6 @@ impl Audit {
             token_at: schema.token_column(),
             header_is_due: schema.width().is_some(),
             splitter: Some(RowSplitter::new(start)),
-            lines: 0,
             rows: 0,
             newest_token: None,
             keys: NewestKeys {
@@ -109,7 +107,6 @@ impl Audit {
 
     pub(crate) fn feed(&mut self, text: &[u8]) {
         let Some(mut splitter) = self.splitter.take() else { return };
-        self.lines += memchr::memchr_iter(b'\n', text).count() as u64;
         splitter.feed(text, &mut |piece| match piece {
             Piece::Row(start, row) => self.row(start, row),
             Piece::EndlessQuote(start, text) => self.note(Fault::EndlessQuote, start, excerpt(text)),
@@ -117,17 +114,21 @@ impl Audit {
         self.splitter = Some(splitter);
     }
 
-    /// Judges a last line that has no line end.
-    pub(crate) fn end(&mut self) {
-        let Some((start, text)) = self.splitter.take().map(RowSplitter::into_rest) else { return };
+    /// Judges a last line that has no line end. `line_of` returns the number of the line at an offset.
+    ///
+    /// # Errors
+    /// As `line_of`.
+    pub(crate) fn end(&mut self, line_of: impl Fn(u64) -> io::Result<u64>) -> io::Result<()> {
+        let Some((start, text)) = self.splitter.take().map(RowSplitter::into_rest) else { return Ok(()) };
         if is_closable(&text, self.width) {
             self.row(start, &text);
         } else if let Some(line_end) = memchr::memchr(b'\n', &text) {
-            let line = self.lines - memchr::memchr_iter(b'\n', &text).count() as u64 + 1;
+            let line = line_of(start)?;
             self.note(Fault::OpenQuote, start, format!("line {line}: {}", excerpt(&text[..line_end])));
         } else if !text.is_empty() {
             self.note(Fault::OpenLine, start, format!("{} bytes: {}", text.len(), excerpt(&text)));
         }
+        Ok(())
     }
 
     fn row(&mut self, start: u64, row: &[u8]) {
@@ -232,7 +233,7 @@ mod tests {
         let schema = Arc::new(Schema::from_header(b"token,key,data").expect("a header"));
         let mut audit = Audit::new(&schema, 0, 2);
         text.as_bytes().chunks(chunk).for_each(|chunk| audit.feed(chunk));
-        audit.end();
+        audit.end(|_| Ok(1)).expect("no reading");
         let rows = audit.rows;
         let places = |finding: Finding| finding.samples.iter().map(|sample| sample.offset).collect();
         (rows, audit.into_findings().into_iter().map(|found| (found.fault, found.count, places(found))).collect())

@@ -25,7 +25,8 @@ use crate::{
         error::{AppendError, OpenError},
         files::{Files, START_WAIT},
         format::Format,
-        journal::{Header, HeaderFault, JournalRecord, Layout, read_after, records_since},
+        journal::{Header, HeaderFault, JournalRecord, Layout, records_since},
+        open_line::line_of,
         side_files::{self, side_path},
         slow_call::watched,
         volume::VolumeInfo,
@@ -72,7 +73,7 @@ impl Check<'_> {
         let lock = lock.map_err(|e| lock_failed(&path, e))?;
         let len = self.files.len(FileKind::Csv).map_err(fail)?;
         self.read_up_to(len).map_err(fail)?;
-        self.audit.end();
+        self.audit.end(|offset| line_of(&self.files, offset)).map_err(fail)?;
         let journal = self.journal().map_err(fail)?;
         drop(lock);
         let quarantined_bytes = match fs::metadata(side_path(&path, ".torn")) {
@@ -132,16 +133,14 @@ impl Check<'_> {
         };
         (report.checkpoint_bytes, report.newest_token, report.keys) = (head.csv_bytes, head.highest_token, head.keys);
         let matches_csv = head.matches_csv(&self.files)?;
-        let mut current = read_after(&self.files, Layout::REAL, &head, head.cursor())?;
-        while let Some((record, cursor)) = current {
-            let following = read_after(&self.files, Layout::REAL, &head, cursor)?;
+        let records = records_since(&self.files, Layout::REAL, &head)?;
+        for (nth, record) in records.iter().enumerate() {
             report.records += 1;
             report.newest_token = report.newest_token.max(record.token);
             report.keys = report.keys.max(record.first_key + record.keys.len() as u64);
             if matches_csv {
-                self.compare(&record, following.is_none(), &mut report)?;
+                self.compare(record, nth + 1 == records.len(), &mut report)?;
             }
-            current = following;
         }
         let holds_rows = report.records > 0 || head.rebuild.is_some();
         report.state = match (matches_csv, holds_rows) {
@@ -149,9 +148,7 @@ impl Check<'_> {
             (false, false) => JournalState::OtherFile,
             (true, _) if Layout::REAL.sync_failed_flag_is_set(&pages) => JournalState::InDoubt,
             (true, _) if head.rebuild.is_some() => JournalState::Rebuilding,
-            (true, _) if is_edited(&self.files, &head, &records_since(&self.files, Layout::REAL, &head)?)? => {
-                JournalState::Edited
-            }
+            (true, _) if is_edited(&self.files, &head, &records)? => JournalState::Edited,
             (true, _) if report.bytes_to_recover > 0 => JournalState::OwesRows,
             (true, _) => JournalState::Sound,
         };

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     fs,
-    io::{self, ErrorKind, Read},
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -28,8 +28,6 @@ use crate::{
         side_files::{self, side_path},
     },
 };
-
-const CHUNK_BYTES: usize = 256 << 10;
 
 /// What happened to a journal that was replaced.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,22 +141,14 @@ fn missing_rows<'a>(files: &Arc<Files>, from: u64, payloads: &'a [Vec<u8>]) -> i
     for row in &rows {
         *missing.entry(row).or_default() += 1;
     }
-    let mut splitter = RowSplitter::new(from);
-    let mut input = FileRange::new(files, FileKind::Csv, from, u64::MAX);
-    let mut chunk = vec![0; CHUNK_BYTES];
-    loop {
-        let read = input.read(&mut chunk)?;
-        if read == 0 {
-            break;
+    let input = FileRange::new(files, FileKind::Csv, from, u64::MAX);
+    RowSplitter::new(from).feed_all(input, &mut |piece| {
+        if let Piece::Row(_, row) = piece
+            && let Some(count) = missing.get_mut(row)
+        {
+            *count = count.saturating_sub(1);
         }
-        splitter.feed(&chunk[..read], &mut |piece| {
-            if let Piece::Row(_, row) = piece
-                && let Some(count) = missing.get_mut(row)
-            {
-                *count = count.saturating_sub(1);
-            }
-        });
-    }
+    })?;
     let mut is_missing = |row: &&[u8]| {
         let Some(count @ 1..) = missing.get_mut(*row) else { return false };
         *count -= 1;
@@ -177,10 +167,13 @@ fn append(files: &Arc<Files>, kind: FileKind, rows: &[&[u8]]) -> io::Result<()> 
 
 /// Adds rows to the end of the CSV, whose last line may be open.
 fn restore(files: &Arc<Files>, format: &Format, rows: &[&[u8]]) -> io::Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
     let len = files.len(FileKind::Csv)?;
     let is_open = len > format.start && files.read(FileKind::Csv, len - 1, 1)? != b"\n";
     let line_end = if is_open { format.line_end } else { b"" };
-    if rows.is_empty() { Ok(()) } else { append(files, FileKind::Csv, &[&[line_end], rows].concat()) }
+    append(files, FileKind::Csv, &[&[line_end], rows].concat())
 }
 
 /// `<csv>.journal.old`, or `.old-2` and so on.

@@ -150,10 +150,10 @@ impl<D: Disk> Ledger<D> {
     /// # Errors
     /// As `open_line::refuse_several_lines`.
     pub(crate) fn refuse_several_lines(&self, open: OpenLine) -> Result<(), OpenError> {
-        if self.purpose == Purpose::Repair || is_whole(open, &self.format) {
+        if self.purpose == Purpose::Repair {
             return Ok(());
         }
-        refuse_several_lines(&self.disk, &self.path, self.whole_end, open)
+        refuse_several_lines(&self.disk, &self.path, &self.format, self.whole_end, open)
     }
 
     /// As `refuse_several_lines`, without the line's number, for which the whole file is read.
