@@ -65,7 +65,8 @@ pub struct LockChange {
     pub age_ms: u64,
 }
 
-fn is_zero(number: &u64) -> bool {
+/// Leaves a zero out of JSON.
+pub(crate) fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 

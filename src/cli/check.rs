@@ -86,7 +86,7 @@ pub(super) async fn run(config: Config, args: Args) -> Result<(), Exit> {
     let text =
         if args.json { serde_json::to_string(&report).map_err(|e| Exit::new(FAILED, e))? } else { describe(&report) };
     let printed = output::print(text, if report.whole { "the CSV is whole" } else { "the CSV is not whole" });
-    if report.whole { printed } else { Err(Exit::failed(printed)) }
+    Exit::verdict(report.whole, printed)
 }
 
 /// Runs the check on a thread that may block.

@@ -66,7 +66,7 @@ pub(super) async fn run(config: &Config, args: Args) -> Result<(), Exit> {
     let text =
         if args.json { serde_json::to_string(&health).map_err(|e| Exit::new(FAILED, e))? } else { describe(&health) };
     let printed = output::print(text, if health.ready { "ready" } else { "not ready" });
-    if health.ready { printed } else { Err(Exit::failed(printed)) }
+    Exit::verdict(health.ready, printed)
 }
 
 /// The address that these settings serve; the loopback address, if they serve all addresses.

@@ -126,7 +126,7 @@ pub(super) fn run(args: Args) -> Result<(), Exit> {
             .map_err(|e| Exit::new(FAILED, format_args!("--plot: {e}")))?;
     }
     let printed = print(&report, args.json);
-    if report.is_good() { printed } else { Err(Exit::failed(printed)) }
+    Exit::verdict(report.is_good(), printed)
 }
 
 fn create(path: &Path) -> Result<std::fs::File, Exit> {

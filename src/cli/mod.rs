@@ -107,9 +107,13 @@ impl Exit {
         Self { code, message: format!("rowlock: {message}\n") }
     }
 
-    /// The command failed as its printed result says; if the result could not be printed, the message says so.
-    fn failed(printed: Result<(), Exit>) -> Self {
-        Self { code: FAILED, message: printed.err().map(|exit| exit.message).unwrap_or_default() }
+    /// A command that printed its result: it failed if the result is not good, and then its message says only that it could not be
+    /// printed.
+    fn verdict(is_good: bool, printed: Result<(), Self>) -> Result<(), Self> {
+        if is_good {
+            return printed;
+        }
+        Err(Self { code: FAILED, message: printed.err().map(|exit| exit.message).unwrap_or_default() })
     }
 }
 

@@ -180,7 +180,7 @@ impl Appender {
 
     /// Why appends are refused until an operator acts; `None` if they are not.
     pub fn file_fault(&self) -> Option<FileFault> {
-        let is_lock_file_failing = self.lock.is_embedded() && self.lock.outage().is_some();
+        let is_lock_file_failing = self.lock.is_embedded() && self.lock.is_failing();
         self.file_fault.get().or(is_lock_file_failing.then_some(FileFault::LockFile))
     }
 

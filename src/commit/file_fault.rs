@@ -67,7 +67,8 @@ pub(super) struct LastFileFault(Arc<AtomicU8>);
 
 impl LastFileFault {
     pub(super) fn get(&self) -> Option<FileFault> {
-        FileFault::ALL.into_iter().find(|fault| *fault as u8 + 1 == self.0.load(Ordering::Relaxed))
+        let stored = self.0.load(Ordering::Relaxed);
+        FileFault::ALL.into_iter().find(|fault| *fault as u8 + 1 == stored)
     }
 
     pub(super) fn set(&self, fault: Option<FileFault>) {

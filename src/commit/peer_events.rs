@@ -134,8 +134,12 @@ impl Shared {
             known.pop_front();
         }
         known.push_back((Instant::now(), Arc::clone(&change)));
+        self.send(Event::Lock(change));
+    }
+
+    fn send(&self, event: Event) {
         // An error means that the last subscriber has left.
-        let _ = self.sender.send(Event::Lock(change));
+        let _ = self.sender.send(event);
     }
 
     fn has_subscribers(&self) -> bool {
@@ -287,7 +291,7 @@ impl EventPump {
             }
             Ok(rows) => {
                 self.rows_end = Some(rows.end);
-                self.send(Event::Rows(Arc::new(rows)));
+                self.shared.send(Event::Rows(Arc::new(rows)));
             }
             Err(e) => tracing::debug!(error = %e, "new rows cannot be read"),
         }
@@ -302,12 +306,7 @@ impl EventPump {
             figures: figures.clone(),
         });
         let stats = Stats { replicas: replicas.collect(), file: self.reading.volume_blocking().ok() };
-        self.send(Event::Stats(Arc::new(stats)));
-    }
-
-    fn send(&self, event: Event) {
-        // An error means that the last subscriber has left.
-        let _ = self.shared.sender.send(event);
+        self.shared.send(Event::Stats(Arc::new(stats)));
     }
 
     fn log_peer_file_error(&mut self, e: &std::io::Error) {

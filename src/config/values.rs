@@ -217,7 +217,7 @@ fn parse_size(text: &str, min: ByteSize, max: ByteSize) -> Result<usize, String>
 
 /// A size as a setting is written: `64KiB`. The bounds are whole numbers of their unit.
 fn size_text(size: ByteSize) -> String {
-    let units = [("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
+    let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
     let (unit, bits) = units.into_iter().find(|(_, bits)| size.as_u64().trailing_zeros() >= *bits).unwrap_or(("B", 0));
     format!("{}{unit}", size.as_u64() >> bits)
 }

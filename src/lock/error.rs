@@ -67,21 +67,19 @@ pub(super) enum AttemptError {
 impl AttemptError {
     /// Whether the backend answered.
     pub(super) fn cause(&self) -> Cause {
-        match self {
-            Self::Redis(e) | Self::Pool(PoolError::Backend(e)) => outage::cause_of(e),
-            Self::Pool(_) | Self::TimedOut | Self::Unexpected(_) | Self::File(_) | Self::Recorded(_) => {
-                Cause::Unreachable
-            }
-        }
+        self.answer().map_or(Cause::Unreachable, outage::cause_of)
     }
 
     /// What the backend answered, on one line.
     pub(super) fn reason(&self) -> String {
+        self.answer().map_or_else(|| self.to_string(), outage::reason_of)
+    }
+
+    /// The error that Redis, or its client, reported.
+    fn answer(&self) -> Option<&RedisError> {
         match self {
-            Self::Redis(e) | Self::Pool(PoolError::Backend(e)) => outage::reason_of(e),
-            Self::Pool(_) | Self::TimedOut | Self::Unexpected(_) | Self::File(_) | Self::Recorded(_) => {
-                self.to_string()
-            }
+            Self::Redis(e) | Self::Pool(PoolError::Backend(e)) => Some(e),
+            Self::Pool(_) | Self::TimedOut | Self::Unexpected(_) | Self::File(_) | Self::Recorded(_) => None,
         }
     }
 }

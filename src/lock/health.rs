@@ -66,7 +66,7 @@ impl BackendHealth {
         let mut failure = self.failure();
         let e = match result {
             Ok(value) => {
-                let is_over = |known: &mut Failure| shows_all || !known.needs_all || !is_rejection(known.cause);
+                let is_over = |known: &mut Failure| shows_all || !known.needs_all || !known.cause.is_rejection();
                 if failure.take_if(is_over).is_some() {
                     tracing::info!(lock = self.kind, backend = self.backend, "the lock is reachable again");
                 }
@@ -75,7 +75,7 @@ impl BackendHealth {
             Err(e) => e,
         };
         let (cause, reason) = (e.cause(), self.without_secrets(e.reason()));
-        let is_new = failure.as_ref().is_none_or(|known| is_rejection(known.cause) != is_rejection(cause));
+        let is_new = failure.as_ref().is_none_or(|known| known.cause.is_rejection() != cause.is_rejection());
         let since = failure.as_ref().map_or_else(Instant::now, |failure| failure.since);
         let needs_all = shows_all || failure.as_ref().is_some_and(|known| known.needs_all);
         let failure = failure.insert(Failure { since, cause, reason: reason.clone(), needs_all });
@@ -100,7 +100,7 @@ impl BackendHealth {
 
     fn log(&self, Failure { cause, reason, .. }: &Failure) {
         let (lock, backend) = (self.kind, &self.backend);
-        if is_rejection(*cause) {
+        if cause.is_rejection() {
             tracing::error!(lock, backend, error = reason, "Redis rejects this replica; trying again");
         } else {
             tracing::error!(lock, backend, error = reason, "the lock is unreachable; trying again");
@@ -115,10 +115,6 @@ impl BackendHealth {
     fn failure(&self) -> MutexGuard<'_, Option<Failure>> {
         self.failure.lock().expect("no code panics while it holds this mutex")
     }
-}
-
-fn is_rejection(cause: Cause) -> bool {
-    cause != Cause::Unreachable
 }
 
 #[cfg(test)]

@@ -28,10 +28,17 @@ pub struct Outage {
     pub reason: String,
 }
 
+impl Cause {
+    /// Whether the backend answers, but refuses.
+    pub(super) fn is_rejection(self) -> bool {
+        self != Self::Unreachable
+    }
+}
+
 impl Outage {
     /// Whether the backend answers, but refuses.
     pub fn is_rejection(&self) -> bool {
-        self.cause != Cause::Unreachable
+        self.cause.is_rejection()
     }
 }
 

@@ -73,15 +73,15 @@ impl Observers {
 
     /// Sets that, and logs a change.
     pub(super) fn set_file_fault(&self, fault: Option<FileFault>) {
-        match (fault, self.file_fault.get()) {
-            (Some(new), old) if old != Some(new) => {
-                tracing::error!(
-                    csv = new.describe(),
-                    "rows are refused and this replica is not ready until an operator has repaired the CSV"
-                );
-            }
-            (None, Some(_)) => tracing::info!("the CSV can be written again"),
-            _ => {}
+        if fault == self.file_fault.get() {
+            return;
+        }
+        match fault {
+            Some(fault) => tracing::error!(
+                csv = fault.describe(),
+                "rows are refused and this replica is not ready until an operator has repaired the CSV"
+            ),
+            None => tracing::info!("the CSV can be written again"),
         }
         self.file_fault.set(fault);
     }

@@ -140,13 +140,14 @@ impl ArrayParser {
                     }
                 }
                 ArrayState::Inside => {
-                    let Some(end) = self.end_of_element(piece) else {
-                        self.check_element(piece, rows)?;
+                    let end = self.end_of_element(piece);
+                    let element = &piece[..end.unwrap_or(piece.len())];
+                    self.check_element(element, rows)?;
+                    let Some(end) = end else {
                         self.carry.push(piece);
                         return Ok(());
                     };
-                    self.check_element(&piece[..end], rows)?;
-                    self.end_element(&piece[..end], piece[end] == b']', rows)?;
+                    self.end_element(element, piece[end] == b']', rows)?;
                     piece = &piece[end + 1..];
                 }
                 ArrayState::NoArray => {

@@ -85,27 +85,17 @@ pub(crate) async fn read(
         all.extend_from_slice(&piece);
         Ok(first.len() + all.len())
     };
-    receive(headers, body, bytes_max, budget, keep).await?;
+    read_in_pieces(headers, body, bytes_max, budget, keep).await?;
     // A small body arrives in one piece, which needs no copy.
     Ok(if all.is_empty() { first } else { all.into() })
 }
 
-/// Decodes the body as its headers say, and gives it to `parse` as it arrives. `parse` returns the bytes of memory that are kept of the
+/// Decodes the body as its headers say, and gives it to `take` as it arrives. `take` returns the bytes of memory that are kept of the
 /// body so far. `bytes_max` bounds the decoded body.
 ///
 /// # Errors
-/// As `read`, or the first error of `parse`.
+/// As `read`, or the first error of `take`.
 pub(crate) async fn read_in_pieces(
-    headers: &HeaderMap,
-    body: Body,
-    bytes_max: usize,
-    budget: &BodyBudget,
-    mut parse: impl FnMut(&[u8]) -> Result<usize, ApiError>,
-) -> Result<(), ApiError> {
-    receive(headers, body, bytes_max, budget, |piece| parse(&piece)).await
-}
-
-async fn receive(
     headers: &HeaderMap,
     mut body: Body,
     bytes_max: usize,
@@ -122,13 +112,9 @@ async fn receive(
     } else {
         receiver.each_piece(decoded(&mut body, encoding), take).await
     };
-    refuse_received(received, &mut body).await
-}
-
-/// Discards the rest of a body that was refused while it arrived.
-async fn refuse_received(received: Result<(), ApiError>, body: &mut Body) -> Result<(), ApiError> {
+    // The rest of a body that was refused while it arrived.
     if received.is_err() {
-        discard_rest(body).await;
+        discard_rest(&mut body).await;
     }
     received
 }

@@ -1,6 +1,11 @@
 //! `POST /append/batch`: appends many rows, all or none.
 
-use axum::{body::Body, extract::State, http::HeaderMap, response::Response};
+use axum::{
+    body::{Body, Bytes},
+    extract::State,
+    http::HeaderMap,
+    response::Response,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -32,15 +37,11 @@ struct BatchAcknowledgement<'a> {
     #[schema(minimum = 1)]
     rows: usize,
     /// How many blank lines were skipped; left out if there were none.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "crate::api::events::is_zero")]
     #[schema(minimum = 1, required = false)]
     skipped_lines: u64,
     #[serde(flatten)]
     ack: &'a Acknowledgement,
-}
-
-fn is_zero(lines: &u64) -> bool {
-    *lines == 0
 }
 
 /// Append many rows, all or none
@@ -84,7 +85,7 @@ pub(crate) async fn append_batch(State(app): State<App>, headers: HeaderMap, bod
     let bytes_max = app.limits.batch_bytes_max;
     let limits = BatchLimits::new(bytes_max, app.appender.file_room(key.as_deref()));
     let mut parser = BatchParser::new(batch_type, app.appender.schema(), limits);
-    let parse = |piece: &[u8]| parser.push(piece).map(|()| parser.held_bytes());
+    let parse = |piece: Bytes| parser.push(&piece).map(|()| parser.held_bytes());
     let parsed = read::read_in_pieces(&headers, body, bytes_max, &app.body_budget, parse).await;
     parsed.map_err(|e| match e {
         ApiError::BodyTooLarge(_) => {

@@ -75,7 +75,8 @@ pub(crate) fn is_ready(app: &App) -> bool {
 
 fn checks(app: &App, ready: bool) -> String {
     let sign = |good| if good { '+' } else { '-' };
-    let (lock, is_reachable) = app.appender.lock_state();
+    let (lock, _) = app.appender.lock_state();
+    let outage = app.appender.lock_outage();
     let stuck_for = app.appender.storage_stuck_for();
     let file_fault = app.appender.file_fault();
     let is_ending = app.draining.has_begun() || !app.appender.accepts_rows();
@@ -86,7 +87,7 @@ fn checks(app: &App, ready: bool) -> String {
         (false, None, Some(_)) => "refusing rows",
         (false, None, None) => "rejected by Redis",
     };
-    let reach = match app.appender.lock_outage() {
+    let reach = match &outage {
         None => "reachable".to_owned(),
         Some(outage) if outage.is_rejection() => format!("rejected: {outage}"),
         Some(outage) => format!("unreachable: {outage}"),
@@ -94,7 +95,7 @@ fn checks(app: &App, ready: bool) -> String {
     let volume = stuck_for.map_or("answers".to_owned(), |stuck| format!("no answer for {} s", stuck.as_secs()));
     [
         format!("[{}] replica: {replica}\n", sign(ready)),
-        format!("[{}] lock ({lock}): {reach}\n", sign(is_reachable)),
+        format!("[{}] lock ({lock}): {reach}\n", sign(outage.is_none())),
         format!("[{}] volume: {volume}\n", sign(stuck_for.is_none())),
         format!("[{}] file: {}\n", sign(file_fault.is_none()), file_fault.map_or("as expected", FileFault::describe)),
     ]

@@ -109,7 +109,7 @@ pub(super) fn connection_info(url: &str) -> Result<ConnectionInfo, OpenError> {
     }
     // Its commands would answer before ours, and hide what a server says that refuses the connection.
     let settings = settings.clone().set_skip_set_lib_name();
-    Ok(info.clone().set_redis_settings(settings))
+    Ok(info.set_redis_settings(settings))
 }
 
 /// `host`, `host:port`, `[v6]:port`.
