@@ -54,12 +54,6 @@ impl Drop for MemoryCgroup {
     }
 }
 
-fn peak_bytes(replica: &Replica) -> usize {
-    let status = fs::read_to_string(format!("/proc/{}/status", replica.pid())).expect("the replica lives");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux tells the peak");
-    line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") << 10
-}
-
 fn gzip(input: &[u8]) -> Vec<u8> {
     let mut child =
         Command::new("gzip").arg("-1").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("gzip runs");
@@ -137,7 +131,7 @@ async fn check(header: &str, file: &[u8], settings: &[(&str, &str)], cases: Vec<
         let request = replica.request(Method::POST, "/append/batch").header("content-type", content_type);
         let request = request.timeout(2 * PATIENCE);
         let (status, problem) = answer(request.header("content-encoding", encoding).body(pack(&body))).await;
-        let peak = peak_bytes(&replica);
+        let peak = (replica.peak_kib() as usize) << 10;
         println!("{header:.40} {name}: {status}, {} MiB at most", peak >> 20);
         assert_eq!(status, expected, "{name}: {problem}");
         assert!(problem["detail"].as_str().unwrap_or_default().contains(detail), "{name}: {problem}");

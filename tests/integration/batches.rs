@@ -148,15 +148,10 @@ async fn wrong_line_is_refused_before_the_rest_arrives() {
 async fn growth(content_type: &str, body: String) -> f64 {
     let bench = Bench::new(On::Embedded);
     let replica = bench.replica(&[("ROWLOCK_JOURNAL_BYTES", "64MiB"), ("ROWLOCK_REPLICA", "one")]);
-    let kib = |name: &str| {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", replica.pid())).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line of that name");
-        line.trim_end_matches("kB").trim().parse::<f64>().expect("a number")
-    };
-    let (before, bytes) = (kib("VmRSS:"), body.len() as f64);
+    let (before, bytes) = (replica.resident_kib(), body.len() as f64);
     let (status, ack) = post(&replica, content_type, body).await;
     assert_eq!((status, &ack["rows"]), (201, &json!(200_000)), "{ack}");
-    (kib("VmHWM:") - before) * 1024.0 / bytes
+    (replica.peak_kib() - before) as f64 * 1024.0 / bytes
 }
 
 #[tokio::test]

@@ -2,26 +2,20 @@
 
 use std::{
     io::{Read, Write},
-    net::{Shutdown, TcpStream},
+    net::Shutdown,
     time::Duration,
 };
 
 use serde_json::{Value, json};
 
-use crate::support::{Bench, On, PATIENCE, Replica, answer, until, until_held};
+use crate::support::{Bench, On, Replica, answer, until, until_held};
 
 const FORM: &str = "content-type: application/x-www-form-urlencoded\r\n";
 const CHUNKS: &str = "6\r\ndata=x\r\n0\r\n\r\n";
 
-fn connect(replica: &Replica) -> TcpStream {
-    let stream = TcpStream::connect(replica.url.trim_start_matches("http://")).expect("connects");
-    stream.set_read_timeout(Some(PATIENCE)).expect("settable");
-    stream
-}
-
 /// Sends the bytes, and with `Shutdown::Write` nothing more. Returns all that is answered, to a clean end.
 fn exchange(replica: &Replica, bytes: &[u8], half_closes: bool) -> String {
-    let mut stream = connect(replica);
+    let mut stream = replica.connect();
     stream.write_all(bytes).expect("sent");
     if half_closes {
         stream.shutdown(Shutdown::Write).expect("half closed");
@@ -177,7 +171,7 @@ async fn closed_connection_withdraws_its_queued_request() {
     let holding = tokio::spawn(answer(replica.post(&json!({"data": "holds", "sleep": 3}))));
     until_held(&bench).await;
     let [gone, half_closed] = ["gone", "half"].map(|data| {
-        let mut stream = connect(&replica);
+        let mut stream = replica.connect();
         let request = format!("POST /append HTTP/1.1\r\n{FORM}host: a\r\ncontent-length: 9\r\n\r\ndata={data:<4}");
         stream.write_all(request.as_bytes()).expect("sent");
         stream
@@ -206,7 +200,7 @@ async fn closed_subscriber_is_gone_before_the_next_event() {
         let metrics = replica.get("/metrics", &[]).await.text().await.expect("text");
         metrics.lines().find_map(|line| line.strip_prefix("rowlock_event_subscribers ")?.parse::<usize>().ok())
     };
-    let mut stream = connect(&replica);
+    let mut stream = replica.connect();
     stream.write_all(b"GET /events HTTP/1.1\r\nhost: a\r\n\r\n").expect("sent");
     until("it has subscribed", async || subscribers().await == Some(1)).await;
     stream.shutdown(Shutdown::Write).expect("half closed");

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::support::{Bench, On, PATIENCE, Replica, answer, until};
 
 fn connect(replica: &Replica) -> TcpStream {
-    let stream = TcpStream::connect(replica.url.trim_start_matches("http://")).expect("connects");
+    let stream = replica.connect();
     stream.set_read_timeout(Some(2 * PATIENCE)).expect("settable");
     stream
 }

@@ -8,7 +8,7 @@ use std::{
 
 use reqwest::Method;
 
-use crate::support::{Bench, On, PATIENCE, Replica, answer, until};
+use crate::support::{Bench, On, Replica, answer, until};
 
 /// A replica that starts with these limits of open files.
 fn replica(bench: &Bench, soft: u32, hard: u32) -> Replica {
@@ -18,12 +18,6 @@ fn replica(bench: &Bench, soft: u32, hard: u32) -> Replica {
     limited.arg(command.get_program()).env_clear().current_dir(bench.folder());
     limited.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     Replica::start(limited)
-}
-
-fn connect(replica: &Replica) -> TcpStream {
-    let stream = TcpStream::connect(replica.url.trim_start_matches("http://")).expect("connects");
-    stream.set_read_timeout(Some(PATIENCE)).expect("settable");
-    stream
 }
 
 /// Appends over this connection and leaves it open. Returns the first line of the answer.
@@ -43,10 +37,10 @@ fn append(stream: &mut TcpStream) -> String {
 async fn more_clients_than_open_files_are_refused_at_once() {
     let bench = Bench::new(On::Redis);
     let replica = replica(&bench, 300, 300);
-    let mut kept = connect(&replica);
+    let mut kept = replica.connect();
     assert_eq!(append(&mut kept), "HTTP/1.1 201 Created");
-    let mut idle: Vec<_> = (0..400).map(|_| connect(&replica)).collect();
-    let mut newest = connect(&replica);
+    let mut idle: Vec<_> = (0..400).map(|_| replica.connect()).collect();
+    let mut newest = replica.connect();
     let mut text = String::new();
     newest.read_to_string(&mut text).expect("a clean end");
     assert!(text.starts_with("HTTP/1.1 503") && text.contains("queue_full"), "{text}");
@@ -72,7 +66,7 @@ async fn more_clients_than_open_files_are_refused_at_once() {
 async fn soft_limit_of_open_files_is_raised() {
     let bench = Bench::new(On::Embedded);
     let replica = replica(&bench, 64, 1000);
-    let idle: Vec<_> = (0..400).map(|_| connect(&replica)).collect();
+    let idle: Vec<_> = (0..400).map(|_| replica.connect()).collect();
     assert_eq!(answer(replica.request(Method::GET, "/livez")).await.0, 200);
     drop(idle);
     assert!(replica.log().contains("connections_max=872"), "{}", replica.log());

@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     client_recipes::is_here,
-    support::{Bench, On, PATIENCE, Replica, python_tool},
+    support::{Bench, On, Replica, python_tool},
 };
 
 const BODY_BYTES: usize = 40 << 20;
@@ -26,12 +26,6 @@ const REFUSALS: [(&str, &str, &str, u16); 5] = [
 
 fn served(bench: &Bench) -> Replica {
     bench.replica(&[("ROWLOCK_API_TOKENS", "admin:a-secret-of-20-bytes"), ("ROWLOCK_CSV_HEADER", "data")])
-}
-
-fn connect(replica: &Replica) -> TcpStream {
-    let stream = TcpStream::connect(replica.url.trim_start_matches("http://")).expect("connects");
-    stream.set_read_timeout(Some(PATIENCE)).expect("settable");
-    stream
 }
 
 fn head(path: &str, content_type: &str, more: &str) -> String {
@@ -61,7 +55,7 @@ fn slow_upload_is_sent_whole_before_its_refusal_is_read() {
         for (what, path, content_type, status) in REFUSALS {
             let replica = &replica;
             scope.spawn(move || {
-                let mut stream = connect(replica);
+                let mut stream = replica.connect();
                 let head = head(path, content_type, &format!("content-length: {BODY_BYTES}\r\n"));
                 stream.write_all(head.as_bytes()).expect("sent");
                 for piece in body().chunks(1 << 20) {
@@ -82,7 +76,7 @@ fn refusal_arrives_while_the_body_is_still_sent() {
     let bench = Bench::new(On::Embedded);
     let replica = served(&bench);
     for (what, path, content_type, status) in REFUSALS {
-        let mut stream = connect(&replica);
+        let mut stream = replica.connect();
         let head = head(path, content_type, &format!("content-length: {BODY_BYTES}\r\n"));
         stream.write_all(head.as_bytes()).expect("sent");
         stream.write_all(b"nothing\n").expect("sent");
@@ -99,7 +93,7 @@ fn expected_continue_is_answered_without_the_body() {
     let bench = Bench::new(On::Embedded);
     let replica = served(&bench);
     for (what, path, content_type, status) in REFUSALS.into_iter().skip(1) {
-        let mut stream = connect(&replica);
+        let mut stream = replica.connect();
         let more = format!("content-length: {BODY_BYTES}\r\nexpect: 100-continue\r\n");
         stream.write_all(head(path, content_type, &more).as_bytes()).expect("sent");
         let answer = rest(stream, what);
@@ -111,7 +105,7 @@ fn expected_continue_is_answered_without_the_body() {
 fn small_refused_body_leaves_the_connection_open() {
     let bench = Bench::new(On::Embedded);
     let replica = served(&bench);
-    let mut stream = connect(&replica);
+    let mut stream = replica.connect();
     for (what, path, content_type, status) in REFUSALS.into_iter().filter(|(.., status)| *status != 413) {
         for more in ["content-length: 8\r\n", "transfer-encoding: chunked\r\n"] {
             stream.write_all(head(path, content_type, more).as_bytes()).expect("sent");
@@ -138,7 +132,7 @@ fn endless_upload_is_cut_off() {
     let settings = [("ROWLOCK_BATCH_LIMIT", "1MiB"), ("ROWLOCK_BODY_LIMIT", "1MiB")];
     let replica = bench.replica(&settings);
     let before = replica.resident_kib();
-    let mut stream = connect(&replica);
+    let mut stream = replica.connect();
     stream.write_all(head("/nothing", "text/csv", "transfer-encoding: chunked\r\n").as_bytes()).expect("sent");
     let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
     // Twice the limit, and what the system's buffers hold.

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fs,
     io::{BufRead, BufReader},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex, mpsc},
@@ -290,6 +290,13 @@ impl Replica {
         let url = line.split("listening=").nth(1).expect("an address").trim().to_owned();
         let client = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
         Ok(Self { process, log, url, client })
+    }
+
+    /// A connection for requests that a client would not send.
+    pub(crate) fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.url.trim_start_matches("http://")).expect("connects");
+        stream.set_read_timeout(Some(PATIENCE)).expect("settable");
+        stream
     }
 
     pub(crate) fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
