@@ -55,40 +55,32 @@ pub(super) struct Client {
     scripts: Scripts,
 }
 
-/// A script, and whether its success shows that Redis accepts all that the lock needs.
-struct LockScript {
-    script: Script,
-    shows_all: bool,
-}
+/// The success of this call shows that Redis accepts all that the lock needs.
+const SHOWS_ALL: bool = true;
 
 struct Scripts {
-    acquire: LockScript,
-    renew: LockScript,
-    probe: LockScript,
-    probe_all: LockScript,
-    release: LockScript,
-    raise_token: LockScript,
-    status: LockScript,
-    next_token: LockScript,
-    force_release: LockScript,
+    acquire: Script,
+    renew: Script,
+    probe: Script,
+    release: Script,
+    raise_token: Script,
+    status: Script,
+    next_token: Script,
+    force_release: Script,
 }
 
 impl Scripts {
     fn new() -> Self {
-        let script = |text, shows_all| {
-            let script = Script::new(&[include_str!("scripts/queue.lua"), text].concat());
-            LockScript { script, shows_all }
-        };
+        let script = |text| Script::new(&[include_str!("scripts/queue.lua"), text].concat());
         Self {
-            acquire: script(include_str!("scripts/acquire.lua"), true),
-            renew: script(include_str!("scripts/renew.lua"), false),
-            probe: script(include_str!("scripts/probe.lua"), false),
-            probe_all: script(include_str!("scripts/probe.lua"), true),
-            release: script(include_str!("scripts/release.lua"), false),
-            raise_token: script(include_str!("scripts/raise_token.lua"), false),
-            status: script(include_str!("scripts/status.lua"), false),
-            next_token: script(include_str!("scripts/next_token.lua"), false),
-            force_release: script(include_str!("scripts/force_release.lua"), false),
+            acquire: script(include_str!("scripts/acquire.lua")),
+            renew: script(include_str!("scripts/renew.lua")),
+            probe: script(include_str!("scripts/probe.lua")),
+            release: script(include_str!("scripts/release.lua")),
+            raise_token: script(include_str!("scripts/raise_token.lua")),
+            status: script(include_str!("scripts/status.lua")),
+            next_token: script(include_str!("scripts/next_token.lua")),
+            force_release: script(include_str!("scripts/force_release.lua")),
         }
     }
 }
@@ -153,8 +145,8 @@ impl Client {
 
     /// Polls. The lock is granted with its token, and whether other replicas wait.
     pub(super) async fn acquire(&self, id: &str) -> Result<AcquireAttempt<(FencingToken, bool)>, AttemptError> {
-        let (token, rest): (FencingToken, i64) =
-            self.call(&self.committer_pool, &self.scripts.acquire, id, None::<u64>).await?;
+        let answer = self.run(&self.committer_pool, &self.scripts.acquire, id, None::<u64>).await;
+        let (token, rest): (FencingToken, i64) = self.health.record(answer, SHOWS_ALL)?;
         if token > 0 {
             return Ok(AcquireAttempt::Granted((token, rest > 0)));
         }
@@ -168,8 +160,8 @@ impl Client {
 
     /// Runs the commands of the other scripts without an effect.
     pub(super) async fn probe(&self, all: bool) -> Result<(), AttemptError> {
-        let script = if all { &self.scripts.probe_all } else { &self.scripts.probe };
-        self.call(&self.background_pool, script, "", all.then_some(1)).await
+        let answer = self.run(&self.background_pool, &self.scripts.probe, "", all.then_some(1)).await;
+        self.health.record(answer, all)
     }
 
     /// The same from the committer.
@@ -212,20 +204,31 @@ impl Client {
         self.call(&self.background_pool, &self.scripts.status, "", None::<u64>).await
     }
 
-    /// Calls a script. Every script takes all keys, the lease's id and the time to live.
+    /// Calls a script whose success does not show that Redis accepts all that the lock needs.
     async fn call<T: FromRedisValue>(
         &self,
         pool: &ConnectionPool,
-        script: &LockScript,
+        script: &Script,
         id: &str,
         more: impl ToRedisArgs,
     ) -> Result<T, AttemptError> {
-        let mut call = script.script.prepare_invoke();
+        self.health.record(self.run(pool, script, id, more).await, !SHOWS_ALL)
+    }
+
+    /// Runs a script, without a record of its outcome. Every script takes all keys, the lease's id and the time to live.
+    async fn run<T: FromRedisValue>(
+        &self,
+        pool: &ConnectionPool,
+        script: &Script,
+        id: &str,
+        more: impl ToRedisArgs,
+    ) -> Result<T, AttemptError> {
+        let mut call = script.prepare_invoke();
         for key in &self.keys {
             call.key(key);
         }
         call.arg(id).arg(self.options.ttl.as_millis()).arg(more);
-        self.health.record(pool.run(&call).await, script.shows_all)
+        pool.run(&call).await
     }
 }
 
