@@ -170,6 +170,7 @@ fn exit_code(e: &AppendError) -> u8 {
         AppendError::InvalidField(_)
         | AppendError::KeyReused
         | AppendError::BatchTooLarge(_)
+        | AppendError::RowTooLarge(_)
         | AppendError::DiskFull
         | AppendError::FileReplaced
         | AppendError::StorageStuck(_)

@@ -27,6 +27,9 @@ pub enum AppendError {
     /// The rows don't fit half of the journal.
     #[error("the rows take more than {0} bytes, the most that one request may write (half of ROWLOCK_JOURNAL_BYTES)")]
     BatchTooLarge(u64),
+    /// A row is longer than readers accept.
+    #[error("one row takes more than {0} bytes in the file, the most that can be read back")]
+    RowTooLarge(u64),
     /// The queue is full.
     #[error("the queue is full")]
     QueueFull,
@@ -78,7 +81,9 @@ impl From<&storage::AppendError> for AppendError {
             storage::AppendError::Interrupted(_) | storage::AppendError::Unknown(_) => Self::Internal(Outcome::Unknown),
             storage::AppendError::DiskFull(_) => Self::DiskFull,
             storage::AppendError::Sync(_) => Self::SyncFailed,
-            storage::AppendError::Before { .. } => Self::Internal(Outcome::NotWritten),
+            storage::AppendError::Before { .. } | storage::AppendError::SyncFailedElsewhere => {
+                Self::Internal(Outcome::NotWritten)
+            }
             storage::AppendError::Unfit(e) if e.is_of_journal() => Self::Internal(Outcome::NotWritten),
             storage::AppendError::Replaced | storage::AppendError::Unfit(_) => Self::FileReplaced,
         }
@@ -92,6 +97,7 @@ impl From<Refusal> for AppendError {
             Refusal::KeyReused => Self::KeyReused,
             Refusal::KeyMayBeForgotten => Self::KeyMayBeForgotten,
             Refusal::TooLarge { bytes_max } => Self::BatchTooLarge(bytes_max),
+            Refusal::RowTooLarge { bytes_max } => Self::RowTooLarge(bytes_max),
         }
     }
 }
@@ -117,6 +123,7 @@ impl AppendError {
             Self::InvalidField(_)
             | Self::KeyReused
             | Self::BatchTooLarge(_)
+            | Self::RowTooLarge(_)
             | Self::QueueFull
             | Self::WaitTimeout(_)
             | Self::LockUnavailable(_)

@@ -43,6 +43,7 @@ impl FileFault {
             | AppendError::LeaseLost
             | AppendError::DiskFull(_)
             | AppendError::LockLost(_)
+            | AppendError::SyncFailedElsewhere
             | AppendError::Interrupted(_)
             | AppendError::Unknown(_)
             | AppendError::Sync(_) => None,

@@ -7,6 +7,8 @@ use csv_core::{ReadFieldResult, Reader, ReaderBuilder, Terminator};
 use crate::csv::bom::keep_bom;
 
 const CHUNK_BYTES: usize = 256 << 10;
+/// The parser writes the text of cells, which nobody reads, in pieces of this size.
+const CELL_BYTES: usize = 1 << 10;
 /// How often the progress of a long read is logged.
 const PROGRESS_BYTES: u64 = 1 << 30;
 
@@ -20,9 +22,10 @@ pub(crate) struct OpenLine {
 }
 
 /// Parses CSV text chunk by chunk. Only `\n` ends a row, so that `\r\n` is never split. The text begins behind a BOM.
-pub(super) struct Scanner {
+///
+/// Making one takes longer than parsing a line, so whoever has many texts uses one for all of them.
+pub(crate) struct Scanner {
     reader: Reader,
-    output: Box<[u8]>,
     /// Bytes fed so far.
     fed: u64,
     /// How many of these are whole rows.
@@ -34,15 +37,23 @@ pub(super) struct Scanner {
 }
 
 impl Scanner {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut reader = ReaderBuilder::new().terminator(Terminator::Any(b'\n')).build();
         keep_bom(&mut reader);
-        Self { reader, output: vec![0; 64 << 10].into(), fed: 0, whole: 0, cells: 0, first_width: None, last_byte: 0 }
+        Self { reader, fed: 0, whole: 0, cells: 0, first_width: None, last_byte: 0 }
+    }
+
+    /// Begins a new text.
+    fn reset(&mut self) {
+        self.reader.reset();
+        keep_bom(&mut self.reader);
+        (self.fed, self.whole, self.cells, self.first_width, self.last_byte) = (0, 0, 0, None, 0);
     }
 
     pub(super) fn feed(&mut self, mut text: &[u8]) {
+        let mut cell = [0; CELL_BYTES];
         while !text.is_empty() {
-            let (result, read, _) = self.reader.read_field(text, &mut self.output);
+            let (result, read, _) = self.reader.read_field(text, &mut cell);
             self.fed += read as u64;
             if read > 0 {
                 self.last_byte = text[read - 1];
@@ -63,17 +74,34 @@ impl Scanner {
         self.whole
     }
 
-    /// What follows the last whole row.
-    fn into_open_line(mut self) -> Option<OpenLine> {
+    /// What follows the last whole row. Ends the text.
+    fn open_line(&mut self) -> Option<OpenLine> {
         let bytes = self.fed - self.whole;
         // Inside quotes, a line break does not end the row. (A clone of the reader would lose its state.)
         let ended = matches!(self.reader.read_field(b"\n", &mut [0; 8]).0, ReadFieldResult::Field { record_end: true });
         (bytes > 0).then_some(OpenLine { bytes, cells: self.cells + 1, in_quotes: !ended, last_byte: self.last_byte })
     }
 
-    /// Cells of the first row, complete or not.
-    fn width_of_first(&self) -> usize {
-        self.first_width.unwrap_or(self.cells + 1)
+    /// Splits a text into rows with their line endings, and what follows the last row.
+    pub(crate) fn split_rows<'t>(&mut self, text: &'t [u8]) -> (Vec<&'t [u8]>, &'t [u8]) {
+        self.reset();
+        let (mut rows, mut from) = (Vec::new(), 0);
+        for line in text.split_inclusive(|&byte| byte == b'\n') {
+            self.feed(line);
+            let whole = self.whole as usize;
+            if whole > from {
+                rows.push(&text[from..whole]);
+                from = whole;
+            }
+        }
+        (rows, &text[from..])
+    }
+
+    /// Whether a line ending would make the text a whole row: it has this many cells, and its quotes are closed.
+    pub(crate) fn is_closable(&mut self, text: &[u8], width: Option<usize>) -> bool {
+        self.reset();
+        self.feed(text);
+        self.open_line().is_some_and(|open| !open.in_quotes && width.is_none_or(|width| width == open.cells))
     }
 }
 
@@ -96,7 +124,7 @@ pub(crate) fn scan_rows(mut input: impl Read) -> std::io::Result<ScannedRows> {
     loop {
         let read = input.read(&mut chunk)?;
         if read == 0 {
-            return Ok(ScannedRows { whole_bytes: scanner.whole, open: scanner.into_open_line(), has_hole });
+            return Ok(ScannedRows { whole_bytes: scanner.whole, open: scanner.open_line(), has_hole });
         }
         has_hole = has_hole || chunk[..read].contains(&0);
         scanner.feed(&chunk[..read]);
@@ -107,42 +135,36 @@ pub(crate) fn scan_rows(mut input: impl Read) -> std::io::Result<ScannedRows> {
     }
 }
 
-/// Splits text into rows with their line endings, and what follows the last row.
+/// As `Scanner::split_rows`, for a single text.
 pub(crate) fn split_rows(text: &[u8]) -> (Vec<&[u8]>, &[u8]) {
-    let (mut scanner, mut rows, mut from) = (Scanner::new(), Vec::new(), 0);
-    for line in text.split_inclusive(|&byte| byte == b'\n') {
-        scanner.feed(line);
-        let whole = scanner.whole as usize;
-        if whole > from {
-            rows.push(&text[from..whole]);
-            from = whole;
-        }
-    }
-    (rows, &text[from..])
+    Scanner::new().split_rows(text)
 }
 
-/// Whether a line ending would make the text a whole row: it has this many cells, and its quotes are closed.
-pub(crate) fn is_closable(text: &[u8], width: Option<usize>) -> bool {
-    let mut scanner = Scanner::new();
-    scanner.feed(text);
-    scanner.into_open_line().is_some_and(|open| !open.in_quotes && width.is_none_or(|width| width == open.cells))
+/// The first record of a text.
+pub(crate) struct FirstRecord {
+    /// With its line ending, and blank lines before it.
+    pub(crate) text: Vec<u8>,
+    /// Its cells so far.
+    pub(crate) width: usize,
+    /// Whether it ends within the text.
+    pub(crate) is_whole: bool,
 }
 
-/// Reads the first record. Returns it with its line ending, and its number of cells.
-pub(crate) fn first_record(mut input: impl Read) -> std::io::Result<(Vec<u8>, usize)> {
-    let (mut scanner, mut record) = (Scanner::new(), Vec::new());
+/// Reads the first record.
+pub(crate) fn first_record(mut input: impl Read) -> std::io::Result<FirstRecord> {
+    let (mut scanner, mut text) = (Scanner::new(), Vec::new());
     let mut chunk = vec![0; 4096];
     loop {
         let read = input.read(&mut chunk)?;
         for line in chunk[..read].split_inclusive(|&byte| byte == b'\n') {
             scanner.feed(line);
-            record.extend_from_slice(line);
-            if scanner.first_width.is_some() {
-                return Ok((record, scanner.width_of_first()));
+            text.extend_from_slice(line);
+            if let Some(width) = scanner.first_width {
+                return Ok(FirstRecord { text, width, is_whole: true });
             }
         }
         if read == 0 {
-            return Ok((record, scanner.width_of_first()));
+            return Ok(FirstRecord { text, width: scanner.cells + 1, is_whole: false });
         }
     }
 }
@@ -174,12 +196,12 @@ mod tests {
         let text = "x,\"a\r\n\"\"b\"\"\",y\r\n\r\n1,2,3\r\n\"open";
         let mut whole = Scanner::new();
         whole.feed(text.as_bytes());
-        let expected = (whole.whole, whole.into_open_line());
+        let expected = (whole.whole, whole.open_line());
         for cut in 0..text.len() {
             let mut parts = Scanner::new();
             parts.feed(&text.as_bytes()[..cut]);
             parts.feed(&text.as_bytes()[cut..]);
-            assert_eq!((parts.whole, parts.into_open_line()), expected, "cut at {cut}");
+            assert_eq!((parts.whole, parts.open_line()), expected, "cut at {cut}");
         }
     }
 }

@@ -228,7 +228,9 @@ impl ApiError {
             Self::MethodNotAllowed => Code::MethodNotAllowed,
             Self::Append(AppendError::KeyReused) => Code::KeyReused,
             Self::Append(AppendError::KeyInFlight) => Code::KeyInFlight,
-            Self::BatchTooLarge(_) | Self::Append(AppendError::BatchTooLarge(_)) => Code::BatchTooLarge,
+            Self::BatchTooLarge(_) | Self::Append(AppendError::BatchTooLarge(_) | AppendError::RowTooLarge(_)) => {
+                Code::BatchTooLarge
+            }
             Self::PreconditionFailed => Code::PreconditionFailed,
             Self::TooManySubscribers(_)
             | Self::BodyBudgetExceeded

@@ -109,6 +109,7 @@ pub(crate) fn adopted_header(
         highest_token_lease: 0,
         keys: 0,
         rebuild: None,
+        rebuilds: 0,
     };
     Ok((head, rows.open))
 }

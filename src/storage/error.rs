@@ -144,6 +144,10 @@ pub enum AppendError {
     /// The rows may be in the file: the volume did not tell in time.
     #[error("it is unknown whether the rows were written: {0}")]
     Unknown(#[source] io::Error),
+    /// Another process recorded a failed sync after this one's refresh, so there was no checkpoint to make space; nothing was
+    /// written. The next refresh writes the files again.
+    #[error("another process recorded a failed sync; the files are written again first")]
+    SyncFailedElsewhere,
     /// A write or sync failed: the page cache can't be trusted any more, and the process must end.
     #[error("the CSV could not be made durable: {0}")]
     Sync(#[source] io::Error),
@@ -161,6 +165,12 @@ pub enum Refusal {
     /// Its rows don't fit half of the journal.
     #[error("more than {bytes_max} bytes when encoded")]
     TooLarge {
+        /// The limit.
+        bytes_max: u64,
+    },
+    /// One of its rows is longer than readers accept.
+    #[error("one row is longer than {bytes_max} bytes when encoded")]
+    RowTooLarge {
         /// The limit.
         bytes_max: u64,
     },

@@ -90,6 +90,8 @@ pub(crate) struct Header {
     pub(crate) keys: u64,
     /// Set while the CSV after `csv_bytes` is being rebuilt.
     pub(crate) rebuild: Option<Rebuild>,
+    /// How many rebuilds have begun, so that readers notice them; 0 in headers of older versions.
+    pub(crate) rebuilds: u64,
 }
 
 /// A rebuild whose new tail is durable in one of the two tail files.
@@ -120,7 +122,7 @@ impl Header {
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut body = Vec::with_capacity(160);
+        let mut body = Vec::with_capacity(168);
         body.put_u32_le(FORMAT);
         body.put_u128_le(self.journal);
         for number in [self.number, self.bytes, self.base, self.next, self.csv_bytes] {
@@ -137,6 +139,7 @@ impl Header {
             body.put_u64_le(number);
         }
         body.put_u64_le(self.csv_inode);
+        body.put_u64_le(self.rebuilds);
         let mut page = MAGIC.to_vec();
         page.put_u32_le(u32::try_from(body.len()).expect("a header is short"));
         page.put_u32_le(crc32c::crc32c(&body));
@@ -185,6 +188,7 @@ impl Header {
             },
             // The first version ends here.
             csv_inode: if body.has_remaining() { body.try_get_u64_le()? } else { 0 },
+            rebuilds: if body.has_remaining() { body.try_get_u64_le()? } else { 0 },
         })
     }
 

@@ -1,6 +1,11 @@
 //! Idempotency keys: the newest ones in memory, and in the fixed slots of `<csv>.keys` before the journal recycles them.
 
-use std::{collections::VecDeque, io, os::unix::fs::FileExt, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    os::unix::fs::FileExt,
+    sync::Arc,
+};
 
 use bytes::{Buf, BufMut};
 use hashbrown::HashTable;
@@ -17,6 +22,8 @@ const SLOT_BYTES: u64 = 128;
 const NAME_BYTES: usize = 64;
 /// Slots read or written at once.
 const RUN_SLOTS: u64 = 4096;
+/// The most keys in memory beyond those that must be remembered: 16 MiB.
+const SPARE_MAX: usize = 1 << 18;
 /// A bit of the stored `held_ms`: the lock was left to expire.
 const ABANDONED: u32 = 1 << 31;
 
@@ -33,7 +40,7 @@ pub(crate) struct Remembered {
     waited_ms: u32,
     held_ms: u32,
     released: bool,
-    /// An index into `Keys::names`, set by `Keys::learn`.
+    /// An index into the names of `Keys`, set by `Keys::learn`.
     replica: u16,
 }
 
@@ -95,32 +102,74 @@ impl Remembered {
     }
 }
 
+/// The names of replicas, each stored once.
+#[derive(Debug, Default)]
+struct Names {
+    list: Vec<Arc<str>>,
+    index: HashMap<Arc<str>, u16>,
+}
+
+impl Names {
+    fn get(&self, at: u16) -> Option<&str> {
+        self.list.get(usize::from(at)).map(|name| &**name)
+    }
+
+    /// Beyond 65,536 names, the newest names share the last index.
+    fn index_of(&mut self, name: &str) -> u16 {
+        if let Some(&at) = self.index.get(name) {
+            return at;
+        }
+        self.list.truncate(usize::from(u16::MAX));
+        let (at, name) = (u16::try_from(self.list.len()).unwrap_or(u16::MAX), Arc::<str>::from(name));
+        self.list.push(Arc::clone(&name));
+        if at < u16::MAX {
+            self.index.insert(name, at);
+        }
+        at
+    }
+}
+
 /// The newest keys, in order of their numbers.
+///
+/// More are in memory than must be remembered: a request is compared with the keys that were the newest when it arrived, and newer ones
+/// are recorded while it waits.
 #[derive(Debug)]
 pub(crate) struct Keys {
+    /// How many of the newest keys must be remembered.
     capacity: usize,
+    /// How many are in memory at most.
+    ring_max: usize,
     ring: VecDeque<Remembered>,
     /// The number of the next key.
     next: u64,
+    /// No key from this number on was skipped.
+    complete_from: u64,
     /// The low half of the number of each key in the ring, by the key's hash.
     index: HashTable<u32>,
-    names: Vec<Arc<str>>,
+    names: Names,
 }
 
 impl Keys {
     pub(crate) fn new(capacity: usize) -> Self {
+        let ring_max = capacity + capacity.min(SPARE_MAX);
         // Growing the ring would need twice its memory for a moment. Reserved memory costs nothing until it is used.
-        let ring = VecDeque::with_capacity(capacity);
-        Self { capacity, ring, next: 0, index: HashTable::new(), names: Vec::new() }
+        let ring = VecDeque::with_capacity(ring_max);
+        Self { capacity, ring_max, ring, next: 0, complete_from: 0, index: HashTable::new(), names: Names::default() }
     }
 
     pub(crate) fn next(&self) -> u64 {
         self.next
     }
 
-    /// How many keys are remembered.
+    /// How many keys must be remembered.
     pub(crate) fn capacity(&self) -> u64 {
         self.capacity as u64
+    }
+
+    /// Whether a key may be forgotten that was among the newest ones when `seen` keys were recorded.
+    pub(crate) fn may_be_forgotten(&self, seen: u64) -> bool {
+        let oldest_wanted = seen.min(self.next).saturating_sub(self.capacity());
+        self.first().max(self.complete_from) > oldest_wanted
     }
 
     fn first(&self) -> u64 {
@@ -143,7 +192,7 @@ impl Keys {
             offset: key.offset,
             bytes: u64::from(key.bytes),
             token: key.token,
-            replica: self.names.get(usize::from(key.replica)).map_or_else(|| "".into(), |name| (&**name).into()),
+            replica: self.names.get(key.replica).unwrap_or_default().into(),
             waited_ms: u64::from(key.waited_ms),
             held_ms: u64::from(key.held_ms),
             released: key.released,
@@ -157,7 +206,7 @@ impl Keys {
         if keys.is_empty() {
             return;
         }
-        let replica = self.name(replica);
+        let replica = self.names.index_of(replica);
         for (number, key) in (first..).zip(keys) {
             if number >= self.next {
                 self.skip_to(number);
@@ -166,31 +215,21 @@ impl Keys {
         }
     }
 
-    fn name(&mut self, name: &str) -> u16 {
-        let known = self.names.iter().position(|known| &**known == name);
-        let at = known.unwrap_or_else(|| {
-            // Beyond this many names, the newest names share the last index.
-            self.names.truncate(usize::from(u16::MAX));
-            self.names.push(name.into());
-            self.names.len() - 1
-        });
-        u16::try_from(at).unwrap_or(u16::MAX)
-    }
-
     /// Skips keys before `number` that can't be read any more: they are older than the keys that must be remembered.
     pub(crate) fn skip_to(&mut self, number: u64) {
-        if number.saturating_sub(self.next) >= self.capacity as u64 {
+        if self.ring.is_empty() || number.saturating_sub(self.next) >= self.ring_max as u64 {
             self.ring.clear();
             self.index.clear();
-            self.next = number;
+            self.next = self.next.max(number);
         }
         while self.next < number {
             self.push(VACANT);
+            self.complete_from = self.next;
         }
     }
 
     fn push(&mut self, key: Remembered) {
-        if self.ring.len() == self.capacity {
+        if self.ring.len() == self.ring_max {
             self.forget_oldest();
         }
         let low = self.next as u32;
@@ -227,14 +266,16 @@ impl Keys {
     /// Reads the keys numbered below `end` from the file.
     pub(crate) fn load(&mut self, disk: &impl Disk, end: u64) -> io::Result<()> {
         let slots = slots(disk)?;
-        let mut from = self.next.max(end.saturating_sub(slots.min(self.capacity as u64)));
+        // No request has arrived yet that could repeat an older one.
+        let wanted = if self.ring.is_empty() { self.capacity } else { self.ring_max };
+        let mut from = self.next.max(end.saturating_sub(slots.min(wanted as u64)));
         self.skip_to(from);
         while from < end {
             let run = run_of(from, end, slots);
             let text = disk.read(FileKind::Keys, slot_offset(from, slots), run * SLOT_BYTES)?;
             for (number, slot) in (from..from + run).zip(text.chunks(SLOT_BYTES as usize)) {
                 if let Some((key, name)) = decode_slot(number, slot) {
-                    self.learn(number, &[key], &name);
+                    self.learn(number, &[key], name);
                 }
             }
             from += run;
@@ -261,7 +302,7 @@ impl Keys {
 
     fn encode_slot(&self, number: u64, out: &mut Vec<u8>) {
         let key = &self.ring[(number - self.first()) as usize];
-        let name = self.names.get(usize::from(key.replica)).map_or(&[][..], |name| name.as_bytes());
+        let name = self.names.get(key.replica).unwrap_or_default().as_bytes();
         let start = out.len();
         out.put_u32_le(0);
         out.put_u32_le(number as u32);
@@ -275,7 +316,7 @@ impl Keys {
 }
 
 /// `None` for a slot that another key has overwritten, or whose write was not completed.
-fn decode_slot(number: u64, mut slot: &[u8]) -> Option<(Remembered, String)> {
+fn decode_slot(number: u64, mut slot: &[u8]) -> Option<(Remembered, &str)> {
     let crc = slot.try_get_u32_le().ok()?;
     if crc32c::crc32c(slot) != crc || slot.try_get_u32_le().ok()? != number as u32 {
         return None;
@@ -283,18 +324,29 @@ fn decode_slot(number: u64, mut slot: &[u8]) -> Option<(Remembered, String)> {
     let mut key = Remembered::decode(&mut slot, 0).ok()?;
     key.token = slot.try_get_u64_le().ok()?;
     let name = slot.split(|&byte| byte == 0).next().unwrap_or_default();
-    Some((key, String::from_utf8_lossy(name).into_owned()))
+    Some((key, std::str::from_utf8(name).unwrap_or_default()))
 }
 
 /// Writes a file of `wanted` slots with the keys around number `end`, including those that no header counts yet.
 pub(crate) fn copy_slots(disk: &impl Disk, end: u64, wanted: u64, out: &impl FileExt) -> io::Result<()> {
     let slots = slots(disk)?;
     out.write_all_at(&preamble(wanted), 0)?;
-    for number in end.saturating_sub(slots)..end + slots {
-        let slot = disk.read(FileKind::Keys, slot_offset(number, slots), SLOT_BYTES)?;
-        if decode_slot(number, &slot).is_some() {
-            out.write_all_at(&slot, slot_offset(number, wanted))?;
+    let (mut from, to) = (end.saturating_sub(slots), end + slots);
+    while from < to {
+        let run = run_of(from, to, slots).min(run_of(from, to, wanted));
+        let text = disk.read(FileKind::Keys, slot_offset(from, slots), run * SLOT_BYTES)?;
+        let found: Vec<_> = (from..)
+            .zip(text.chunks(SLOT_BYTES as usize))
+            .filter(|(number, slot)| decode_slot(*number, slot).is_some())
+            .collect();
+        if found.len() as u64 == run {
+            out.write_all_at(&text, slot_offset(from, wanted))?;
+        } else {
+            for (number, slot) in found {
+                out.write_all_at(slot, slot_offset(number, wanted))?;
+            }
         }
+        from += run;
     }
     Ok(())
 }
@@ -303,14 +355,13 @@ pub(crate) fn copy_slots(disk: &impl Disk, end: u64, wanted: u64, out: &impl Fil
 pub(crate) fn end_of_file(disk: &impl Disk) -> io::Result<u64> {
     let slots = slots(disk)?;
     let mut end = 0;
-    for slot in 0..slots {
-        let slot = disk.read(FileKind::Keys, (1 + slot) * SLOT_BYTES, SLOT_BYTES)?;
-        if slot.is_empty() {
-            break;
-        }
-        let number = slot.get(4..8).unwrap_or_default().try_get_u32_le().map_or(0, u64::from);
-        if decode_slot(number, &slot).is_some() {
-            end = end.max(number + 1);
+    for first in (0..slots).step_by(RUN_SLOTS as usize) {
+        let text = disk.read(FileKind::Keys, slot_offset(first, slots), RUN_SLOTS * SLOT_BYTES)?;
+        for slot in text.chunks(SLOT_BYTES as usize) {
+            let number = slot.get(4..8).unwrap_or_default().try_get_u32_le().map_or(0, u64::from);
+            if decode_slot(number, slot).is_some() {
+                end = end.max(number + 1);
+            }
         }
     }
     Ok(end)
@@ -342,4 +393,67 @@ pub(crate) fn slots(disk: &impl Disk) -> io::Result<u64> {
     let slots = rest.try_get_u64_le().map_err(|_| broken())?;
     let crc = rest.try_get_u32_le().map_err(|_| broken())?;
     if crc32c::crc32c(&slots.to_le_bytes()) == crc && slots > 0 { Ok(slots) } else { Err(broken()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Random;
+
+    const CAPACITY: usize = 50;
+
+    fn key(number: u64) -> Remembered {
+        Remembered { hash: u128::from(number) + 1, ..VACANT }
+    }
+
+    #[test]
+    fn key_among_the_newest_at_arrival_is_found_or_may_be_forgotten() {
+        let mut random = Random(1);
+        let (mut found, mut refused) = (0, 0);
+        for _ in 0..2_000 {
+            let mut keys = Keys::new(CAPACITY);
+            let mut record = |keys: &mut Keys, most: usize| {
+                for _ in 0..random.below(most) {
+                    // Now and then, keys are skipped that cannot be read any more.
+                    let number = keys.next() + if random.chance(1) { 3 } else { 0 };
+                    keys.learn(number, &[key(number)], "r");
+                }
+            };
+            record(&mut keys, 150);
+            let seen = keys.next();
+            let oldest = seen.saturating_sub(CAPACITY as u64);
+            let repeated: Vec<_> = (oldest..seen).filter(|&number| keys.find(key(number).hash).is_some()).collect();
+            record(&mut keys, 110);
+            if keys.may_be_forgotten(seen) {
+                refused += 1;
+                continue;
+            }
+            found += 1;
+            let is_known = |number: &u64| keys.find(key(*number).hash).is_some();
+            assert_eq!(repeated.len() as u64, seen - oldest, "no key of the newest was skipped");
+            assert!(repeated.iter().all(is_known), "all of {oldest} to {seen} are known at {}", keys.next());
+        }
+        assert!(found > 200 && refused > 200, "{found} {refused}");
+    }
+
+    #[test]
+    fn new_keys_are_accepted_while_as_many_as_are_remembered_wait() {
+        let mut keys = Keys::new(CAPACITY);
+        for number in 0..500 {
+            keys.learn(number, &[key(number)], "r");
+            assert!(!keys.may_be_forgotten(number.saturating_sub(CAPACITY as u64 - 1)), "{number}");
+        }
+        assert!(keys.may_be_forgotten(0) && !keys.may_be_forgotten(u64::MAX));
+    }
+
+    #[test]
+    fn names_of_many_replicas_are_told_apart() {
+        let mut keys = Keys::new(70_000);
+        for number in 0..70_000 {
+            keys.learn(number, &[key(number)], &format!("append-{number}"));
+        }
+        let name_of = |number| keys.ack(keys.find(key(number).hash).expect("known")).replica;
+        assert_eq!((&*name_of(0), &*name_of(65_534)), ("append-0", "append-65534"));
+        assert_eq!(&*name_of(65_535), "append-69999", "the newest names share the last index");
+    }
 }

@@ -209,9 +209,10 @@ impl Committer {
                 self.observers.meter().count(Counter::FencedWrites);
                 (ReleaseMode::RaiseToken(*highest_token), true)
             }
-            storage::AppendError::LeaseLost | storage::AppendError::LockLost(_) | storage::AppendError::Busy => {
-                (ReleaseMode::Release, true)
-            }
+            storage::AppendError::LeaseLost
+            | storage::AppendError::LockLost(_)
+            | storage::AppendError::SyncFailedElsewhere
+            | storage::AppendError::Busy => (ReleaseMode::Release, true),
             storage::AppendError::DiskFull(_)
             | storage::AppendError::Replaced
             | storage::AppendError::Unfit(_)

@@ -14,7 +14,7 @@ use crate::{
         bom::record_reader,
         excerpt::excerpt,
         row_splitter::{Piece, RowSplitter, without_line_end},
-        scanner::is_closable,
+        scanner::Scanner,
         schema::Schema,
         strict_quotes::check_quotes,
     },
@@ -120,7 +120,7 @@ impl Audit {
     /// As `line_of`.
     pub(crate) fn end(&mut self, line_of: impl Fn(u64) -> io::Result<u64>) -> io::Result<()> {
         let Some((start, text)) = self.splitter.take().map(RowSplitter::into_rest) else { return Ok(()) };
-        if is_closable(&text, self.width) {
+        if Scanner::new().is_closable(&text, self.width) {
             self.row(start, &text);
         } else if let Some(line_end) = memchr::memchr(b'\n', &text) {
             let line = line_of(start)?;

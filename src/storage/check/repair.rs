@@ -12,7 +12,7 @@ use std::{
 use crate::{
     csv::{
         row_splitter::{Piece, RowSplitter, without_line_end},
-        scanner::{is_closable, split_rows},
+        scanner::{Scanner, split_rows},
     },
     fencing::FencingToken,
     storage::{
@@ -77,7 +77,8 @@ pub fn replace_journal(options: &CheckOptions, journal_bytes: u64, restores: boo
 
     let missing = missing_rows(&files, old.csv_from.max(format.start), &old.payloads).map_err(fail("read"))?;
     // Rows that were laid out for other columns would be torn lines.
-    let fits = |row: &&[u8]| restores && is_closable(without_line_end(row), format.width());
+    let mut scanner = Scanner::new();
+    let fits = |row: &&[u8]| restores && scanner.is_closable(without_line_end(row), format.width());
     let (to_restore, to_quarantine): (Vec<_>, Vec<_>) = missing.into_iter().partition(fits);
     append(&files, FileKind::Torn, &to_quarantine).map_err(fail("quarantine rows of"))?;
     restore(&files, &format, &to_restore).map_err(fail("add rows to"))?;

@@ -63,7 +63,7 @@ impl<D: Disk> Ledger<D> {
             return Err(AppendError::LeaseLost);
         }
         let line_end_prefix = open_line.map(|line| self.repair_open_line(line)).transpose()?.unwrap_or_default();
-        let (content, mut outcomes) = self.encode(entries, turn, line_end_prefix);
+        let (content, mut outcomes) = self.encode(entries, turn, line_end_prefix)?;
         if !content.has_rows() {
             return Ok(outcomes);
         }
@@ -109,9 +109,7 @@ impl<D: Disk> Ledger<D> {
         }
         if (self.highest_token, self.highest_token_lease) != (turn.token, turn.lease) {
             let Committed { record, cursor, .. } = self.commit(self.len, RecordContent::default(), turn)?;
-            self.learn(&record, cursor);
-            self.verified = self.known;
-            self.durable = self.known.sequence;
+            self.learn_without_rows(&record, cursor);
         }
         Ok(None)
     }
@@ -174,7 +172,7 @@ impl<D: Disk> Ledger<D> {
 
     /// The commit point: the record is durable when this returns.
     fn commit(&mut self, offset: u64, content: RecordContent, turn: &Turn<'_>) -> Result<Committed, AppendError> {
-        let RecordContent { line_end_prefix_len, mut keys, payload } = content;
+        let RecordContent { line_end_prefix_len, mut keys, payload, .. } = content;
         keys.iter_mut().for_each(|key| key.offset += offset + line_end_prefix_len as u64);
         let record = JournalRecord {
             sequence: self.known.sequence + 1,
@@ -225,14 +223,15 @@ impl<D: Disk> Ledger<D> {
         if !is_full(&e) {
             return self.fail(e);
         }
-        match self.erase(record, at) {
+        match self.cancel(record, at) {
             Ok(()) => AppendError::DiskFull(e),
             Err(e) => self.fail(e),
         }
     }
 
-    /// Removes the rows first: while the record exists, the next process to recover writes them again.
-    fn erase(&self, record: &JournalRecord, at: u64) -> io::Result<()> {
+    /// Removes the rows first: while the record exists, the next process to recover writes them again. Then a record without rows takes
+    /// its place, so that readers without the OS lock see that something has changed.
+    fn cancel(&mut self, record: &JournalRecord, at: u64) -> io::Result<()> {
         let len = self.disk.len(FileKind::Csv)?;
         let written = self.disk.read(FileKind::Csv, record.offset, len.saturating_sub(record.offset))?;
         if len < record.offset || !record.payload.starts_with(&written) {
@@ -247,9 +246,22 @@ impl<D: Disk> Ledger<D> {
             // guard: truncate_before_erasing: a power cut does not bring back rows without their record
             self.disk.sync(FileKind::Csv)?;
         }
-        self.disk.write_at(FileKind::Journal, at, &vec![0; self.layout.page as usize])?;
+        let cancelled =
+            JournalRecord { line_end_prefix_len: 0, keys: Vec::new(), payload: Vec::new(), ..record.clone() };
+        let head = cancelled.encode_head(self.head.journal);
+        let padding = &ZEROS[..self.layout.page as usize - head.len()];
+        self.disk.write_parts_at(FileKind::Journal, at, &[&head, padding])?;
         // guard: erased_before_answer: a row that was answered with `disk_full` is not written later
-        self.disk.sync(FileKind::Journal)
+        self.disk.sync(FileKind::Journal)?;
+        self.learn_without_rows(&cancelled, Cursor { sequence: record.sequence, next: at + self.layout.page });
+        Ok(())
+    }
+
+    /// Takes over a durable record without rows.
+    fn learn_without_rows(&mut self, record: &JournalRecord, cursor: Cursor) {
+        self.learn(record, cursor);
+        self.verified = self.known;
+        self.durable = self.known.sequence;
     }
 
     /// Returns an offset for a record of this size, after a checkpoint if there is no other way.
@@ -259,7 +271,8 @@ impl<D: Disk> Ledger<D> {
         }
         tracing::debug!(csv = %self.path.display(), "the journal is full: waiting for a checkpoint");
         self.checkpoint_now()?;
-        Ok(self.find_record_space(bytes).expect("a record fits half of an empty journal"))
+        // A record fits half of an empty journal. There was no checkpoint if another process has recorded a failed sync since.
+        self.find_record_space(bytes).ok_or(AppendError::SyncFailedElsewhere)
     }
 
     /// Finds space that holds no record since the checkpoint.

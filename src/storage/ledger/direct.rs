@@ -12,17 +12,12 @@ use crate::{
     storage::{
         disk::{Disk, FileKind},
         error::{AppendError, is_full},
-        journal::{Cursor, Header, JournalRecord},
+        journal::{Cursor, JournalRecord},
         keys::Keys,
-        ledger::{Damage, Ledger, RefreshOutcome, RepairMode, in_doubt::move_outcomes},
+        ledger::{Ledger, in_doubt::move_outcomes, verify::Damage},
         types::EntryOutcome,
     },
 };
-
-/// How much of the journal a reader reads before the headers.
-const READ_AHEAD_BYTES: u64 = 32 << 10;
-/// How often a reader reads again because another process wrote at the same time.
-const READ_TRIES_MAX: u32 = 5;
 
 /// What became of an interrupted append.
 #[derive(Debug, PartialEq, Eq)]
@@ -130,31 +125,5 @@ impl<D: Disk> Ledger<D> {
     pub(super) fn rows_stand(&self, record: &JournalRecord) -> Result<bool, AppendError> {
         let present = self.disk.read(FileKind::Csv, record.offset, record.payload.len() as u64);
         Ok(!record.payload.is_empty() && present.map_err(AppendError::before("read"))? == record.payload)
-    }
-
-    /// Refreshes without the OS lock, for readers. What other processes change meanwhile is read again.
-    ///
-    /// A checkpoint between two reads hides records whose space is used again. So the headers must be the same before and after
-    /// the records were read. Most times, the headers of the last refresh and those that follow the records are.
-    pub(crate) fn refresh_unlocked(&mut self) -> Result<RefreshOutcome, AppendError> {
-        for _ in 0..READ_TRIES_MAX {
-            let (number, from) = (self.head.number, self.verified.next);
-            self.disk.forget_read_ahead();
-            let ahead =
-                self.disk.read(FileKind::Journal, from, READ_AHEAD_BYTES).map_err(AppendError::before("read"))?;
-            let outcome = self.refresh_from_read_ahead(RepairMode::Forbidden)?;
-            let (next, end) = (self.verified.next, from + ahead.len() as u64);
-            let were_read_ahead = next >= from && next + self.layout.page <= end;
-            if self.head.number == number && were_read_ahead {
-                return Ok(outcome);
-            }
-            self.disk.forget_read_ahead();
-            let pages = self.disk.read(FileKind::Journal, 0, self.layout.sync_failed_flag_offset());
-            let pages = pages.map_err(AppendError::before("read"))?;
-            if Header::newest(&pages, self.layout).is_ok_and(|(head, _)| head.number == self.head.number) {
-                return Ok(outcome);
-            }
-        }
-        Ok(RefreshOutcome::NeedsRepair)
     }
 }

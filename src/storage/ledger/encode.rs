@@ -1,19 +1,19 @@
 //! Encodes the requests of one batch as the content of one record.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, io, time::Duration};
 
 use crate::{
     api::acknowledgement::Acknowledgement,
     csv::{
         encode::quote,
         idempotency_key::Key,
+        row_splitter::ROW_BYTES_MAX,
         rows::Rows,
         schema::{InvalidField, RowLayout, ServiceCells},
     },
     storage::{
         disk::Disk,
-        error::Refusal,
-        format::Format,
+        error::{AppendError, Refusal},
         journal::JournalRecord,
         keys::Remembered,
         ledger::Ledger,
@@ -30,6 +30,8 @@ pub(super) struct RecordContent {
     /// Their offsets count from the first row.
     pub(super) keys: Vec<Remembered>,
     pub(super) payload: Vec<u8>,
+    /// The width of the first row of a headerless file, if it has one.
+    headerless_width: Option<usize>,
 }
 
 impl RecordContent {
@@ -62,13 +64,15 @@ impl<D: Disk> Ledger<D> {
         entries: &[AppendEntry<'_>],
         turn: &Turn<'_>,
         line_end_prefix: &[u8],
-    ) -> (RecordContent, Vec<EntryOutcome>) {
+    ) -> Result<(RecordContent, Vec<EntryOutcome>), AppendError> {
         let bytes_max = self.layout.record_bytes_max(self.head.bytes) as usize;
         let capacity: usize = entries.iter().map(|entry| self.encoded_bytes_max(entry, turn)).sum();
         let mut payload = Vec::with_capacity(line_end_prefix.len() + capacity.min(bytes_max));
         payload.extend_from_slice(line_end_prefix);
         let line_end_prefix_len = line_end_prefix.len();
-        let mut content = RecordContent { line_end_prefix_len, keys: Vec::new(), payload };
+        let width_of_file = self.width_of_first_row(line_end_prefix).map_err(AppendError::before("read"))?;
+        let mut content =
+            RecordContent { line_end_prefix_len, keys: Vec::new(), payload, headerless_width: width_of_file };
         let mut outcomes = Vec::with_capacity(entries.len());
         let mut keys_in_batch = HashSet::new();
         for entry in entries {
@@ -86,12 +90,13 @@ impl<D: Disk> Ledger<D> {
                 if content.has_rows() {
                     break;
                 }
+                content.headerless_width = width_of_file;
                 outcomes.push(EntryOutcome::Refused(Refusal::TooLarge { bytes_max: bytes_max as u64 }));
                 continue;
             }
             outcomes.push(outcome);
         }
-        (content, outcomes)
+        Ok((content, outcomes))
     }
 
     /// The most bytes that a request's rows encode to, whichever columns the file has, so that the payload of one record never reallocates.
@@ -107,14 +112,15 @@ impl<D: Disk> Ledger<D> {
             if let Some(known) = self.find_replay(key) {
                 return known.into();
             }
-            // The key may have been recorded after this request arrived, and be forgotten again by now.
+            // The key may have been among the newest when this request arrived, and be forgotten by now.
             // guard: key_window: a request whose key may be forgotten is not written twice
-            if self.keys.next() - entry.keys_seen.min(self.keys.next()) >= self.keys.capacity() {
+            if self.keys.may_be_forgotten(entry.keys_seen) {
                 return EntryOutcome::Refused(Refusal::KeyMayBeForgotten);
             }
         }
         let start = content.payload.len();
-        if let Err(e) = self.encode_rows(entry, turn, &mut content.payload) {
+        if let Err(e) = self.encode_rows(entry, turn, content) {
+            content.payload.truncate(start);
             return EntryOutcome::Refused(e);
         }
         let offset = (start - content.line_end_prefix_len) as u64;
@@ -140,8 +146,13 @@ impl<D: Disk> Ledger<D> {
         EntryOutcome::Written { offset, bytes, held_ms }
     }
 
-    fn encode_rows(&mut self, entry: &AppendEntry<'_>, turn: &Turn<'_>, payload: &mut Vec<u8>) -> Result<(), Refusal> {
-        let headerless_width = self.headerless_width_for(entry.rows)?;
+    fn encode_rows(
+        &mut self,
+        entry: &AppendEntry<'_>,
+        turn: &Turn<'_>,
+        content: &mut RecordContent,
+    ) -> Result<(), Refusal> {
+        let headerless_width = self.headerless_width_for(entry.rows, content)?;
         let (bytes_max, is_headerless) = (self.layout.record_bytes_max(self.head.bytes), headerless_width > 0);
         // guard: commas_bounded: short rows of a wide headerless file are refused before they are filled up
         if is_headerless && headerless_bytes(entry.rows, headerless_width) > bytes_max {
@@ -151,27 +162,41 @@ impl<D: Disk> Ledger<D> {
         let cells =
             ServiceCells { timestamp: turn.timestamp, replica: &self.replica_cell, token: turn.token, key: &key };
         let layout = RowLayout { headerless_width, line_end: self.format.line_end };
-        self.format.schema.write_rows(payload, entry.rows, &cells, layout);
+        let longest = self.format.schema.write_rows(&mut content.payload, entry.rows, &cells, layout);
+        // guard: row_bounded: no row is written that readers take for an endless quote
+        if longest > ROW_BYTES_MAX {
+            return Err(Refusal::RowTooLarge { bytes_max: ROW_BYTES_MAX as u64 });
+        }
+        if is_headerless {
+            content.headerless_width = Some(headerless_width);
+        }
         Ok(())
     }
 
     /// The width that a headerless file's rows are filled up to: that of its first row.
-    fn headerless_width_for(&mut self, rows: &Rows) -> Result<usize, InvalidField> {
+    fn headerless_width_for(&self, rows: &Rows, content: &RecordContent) -> Result<usize, InvalidField> {
         if self.format.schema.width().is_some() {
             return Ok(0);
         }
         let Some(first) = rows.iter().next() else { return Ok(0) };
-        // Another replica may have written the first row since this one started.
-        if self.format.headerless_width.is_none() && self.whole_end > self.format.start {
-            let read = Format::read(&self.disk, &self.path, &self.format.schema);
-            self.format.headerless_width = read.ok().and_then(|format| format.headerless_width);
-        }
-        let width = self.format.headerless_width.unwrap_or(first.cells);
+        let width = content.headerless_width.unwrap_or(first.cells);
         if let Some(wide) = rows.iter().find(|row| row.cells > width) {
             return Err(InvalidField::new("data", format!("{} cells, but the file's rows have {width}", wide.cells)));
         }
-        self.format.headerless_width = Some(width);
         Ok(width)
+    }
+
+    /// The width of a headerless file's first row, if there is one. It may be an open line, which `line_end_prefix` ends.
+    fn width_of_first_row(&mut self, line_end_prefix: &[u8]) -> io::Result<Option<usize>> {
+        self.learn_width()?;
+        let is_open = self.format.width().is_none() && !line_end_prefix.is_empty();
+        Ok(if is_open { Some(self.format.first_row(&self.disk)?.width) } else { self.format.headerless_width })
+    }
+
+    /// Reads the width of a headerless file's first row, once it has one. Another replica may have written it.
+    pub(super) fn learn_width(&mut self) -> io::Result<()> {
+        let is_missing = self.format.width().is_none() && self.whole_end > self.format.start;
+        if is_missing { self.format.read_first_row(&self.disk) } else { Ok(()) }
     }
 }
 

@@ -1,6 +1,6 @@
 //! One process's view of the CSV and its journal, and the refresh that brings it up to date.
 //!
-//! Every method is called under the OS lock on the journal.
+//! Every method is called under the OS lock on the journal, except those that read without it.
 
 mod append;
 pub(crate) mod checkpoint;
@@ -11,29 +11,26 @@ mod in_doubt;
 mod new_tail;
 mod rebuild;
 mod seen_end;
+mod unlocked;
+mod verify;
 
-use std::{
-    io::{self, Read},
-    path::Path,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, path::Path, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{
-    csv::{
-        encode::quote,
-        scanner::{OpenLine, scan_rows},
-    },
+    csv::{encode::quote, scanner::OpenLine},
     fencing::{FencingToken, LeaseId},
     metrics::{Counter, Meter},
     storage::{
-        disk::{Disk, FileKind, FileRange},
+        disk::{Disk, FileKind},
         error::{AppendError, OpenError},
         format::Format,
         journal::{Cursor, Header, JournalRecord, Layout, read_after, records_since, set_sync_failed_flag},
         keys::Keys,
-        ledger::{in_doubt::InDoubt, seen_end::SeenEnd},
+        ledger::{
+            in_doubt::InDoubt,
+            seen_end::SeenEnd,
+            verify::{CsvEnd, Damage},
+        },
     },
 };
 
@@ -41,7 +38,10 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RepairMode {
     Allowed,
+    /// The OS lock is held, but not the lease.
     Forbidden,
+    /// Nothing is held: other processes may write at the same time.
+    Unlocked,
 }
 
 /// What a refresh found.
@@ -49,7 +49,8 @@ pub(crate) enum RepairMode {
 pub(crate) enum RefreshOutcome {
     /// The CSV matches the journal. Another process may have left its last line open.
     Consistent(Option<OpenLine>),
-    /// The CSV needs a repair, and this refresh was not allowed to make it.
+    /// The CSV needs a repair, and this refresh was not allowed to make it. Without the OS lock, another process may just be writing:
+    /// then only what was written before is verified.
     NeedsRepair,
 }
 
@@ -212,20 +213,35 @@ impl<D: Disk> Ledger<D> {
         self.keys.capacity()
     }
 
+    /// How many rebuilds there were. Each may have moved the rows after the checkpoint before it.
+    pub(crate) fn rebuilds(&self) -> u64 {
+        self.head.rebuilds
+    }
+
+    /// Whether a rebuild was under way at the last refresh.
+    pub(crate) fn is_rebuilding(&self) -> bool {
+        self.head.rebuild.is_some()
+    }
+
     /// Reads what other processes recorded, and makes the CSV match the journal. Recovery after a crash is nothing else.
     pub(crate) fn refresh(&mut self, repair: RepairMode) -> Result<RefreshOutcome, AppendError> {
         if self.failed {
             return Err(AppendError::Sync(io::Error::other("an earlier sync failed")));
         }
         self.disk.forget_read_ahead();
-        self.refresh_from_read_ahead(repair)
+        let len = self.csv_len()?;
+        self.refresh_at(len, repair)
     }
 
-    /// As `refresh`, with records that may have been read ahead.
-    fn refresh_from_read_ahead(&mut self, repair: RepairMode) -> Result<RefreshOutcome, AppendError> {
+    fn csv_len(&self) -> Result<u64, AppendError> {
+        self.disk.len(FileKind::Csv).map_err(AppendError::before("stat"))
+    }
+
+    /// As `refresh`, of a CSV of this length, with records that may have been read ahead.
+    fn refresh_at(&mut self, len: u64, repair: RepairMode) -> Result<RefreshOutcome, AppendError> {
         let pages = self.disk.read(FileKind::Journal, 0, self.layout.space()).map_err(AppendError::before("read"))?;
         let sync_failed = self.layout.sync_failed_flag_is_set(&pages);
-        if sync_failed && repair == RepairMode::Forbidden {
+        if sync_failed && repair != RepairMode::Allowed {
             return Ok(RefreshOutcome::NeedsRepair);
         }
         if sync_failed {
@@ -233,16 +249,18 @@ impl<D: Disk> Ledger<D> {
             self.meter.count(Counter::RecoveredFailedSyncs);
         }
         self.catch_up(&pages)?;
-        self.len = self.disk.len(FileKind::Csv).map_err(AppendError::before("stat"))?;
+        self.len = len;
         self.check_identity()?;
         let end = match self.learn_and_verify(repair, sync_failed)? {
             Damage::None => self.scan_foreign_rows(repair)?,
             Damage::Some => CsvEnd::Damaged,
         };
+        // A rebuild tells whole lines by it.
+        self.learn_width().map_err(AppendError::before("read"))?;
         let open_line = match (end, repair) {
             (CsvEnd::Whole, _) => None,
             (CsvEnd::OpenLine(line), _) => Some(line),
-            (CsvEnd::Damaged, RepairMode::Forbidden) => {
+            (CsvEnd::Damaged, RepairMode::Forbidden | RepairMode::Unlocked) => {
                 self.refuse_edited(repair, sync_failed)?;
                 return Ok(RefreshOutcome::NeedsRepair);
             }
@@ -294,9 +312,9 @@ impl<D: Disk> Ledger<D> {
         let mut current = self.record_after(self.verified)?;
         while let Some((record, cursor)) = current {
             let following = self.record_after(cursor)?;
-            let may_be_lost = self.disk.is_direct() && following.is_none() && self.durable < record.sequence;
-            // guard: believe_last: a record that the server may lose is not believed
-            if may_be_lost && repair == RepairMode::Forbidden && !self.rows_stand(&record)? {
+            let may_be_lost = self.may_be_lost(&record, following.is_none(), repair);
+            // guard: believe_last: a record that may not be durable yet is not believed
+            if may_be_lost && repair != RepairMode::Allowed && !self.rows_stand(&record)? {
                 return Ok(if record.payload.is_empty() { damage } else { Damage::Some });
             }
             self.learn(&record, cursor);
@@ -332,77 +350,6 @@ impl<D: Disk> Ledger<D> {
             (self.highest_token, self.highest_token_lease) = (record.token, record.lease);
         }
         self.keys.learn(record.first_key, &record.keys, &record.replica);
-    }
-
-    /// Compares a record's payload with the CSV. If a kill cut the last one short, the rest is written.
-    fn verify(&mut self, record: &JournalRecord, is_last: bool, repair: RepairMode) -> Result<Damage, AppendError> {
-        if record.payload.is_empty() {
-            return Ok(Damage::None);
-        }
-        if !self.follows_whole_rows(record)? {
-            return Ok(Damage::Some);
-        }
-        let bytes = record.payload.len() as u64;
-        let present = self.disk.read(FileKind::Csv, record.offset, bytes).map_err(AppendError::before("read"))?;
-        // guard: verify: the CSV matches the journal after a crash
-        if present != record.payload {
-            let len = self.len;
-            let is_cut_short = len >= record.offset && len < record.end() && record.payload.starts_with(&present);
-            if !is_last || !is_cut_short || repair == RepairMode::Forbidden {
-                return Ok(Damage::Some);
-            }
-            return self.complete(record, present.len());
-        }
-        self.whole_end = record.end();
-        self.see_end(&record.payload);
-        Ok(Damage::None)
-    }
-
-    /// Appends what is missing of the last record's payload, of which the CSV has the first `present_bytes`.
-    fn complete(&mut self, record: &JournalRecord, present_bytes: usize) -> Result<Damage, AppendError> {
-        tracing::warn!(csv = %self.path.display(), at = self.len, token = record.token, "completing a batch that a killed replica left incomplete");
-        // guard: sync_before_repair: rows are not repaired from a record that a power cut may remove
-        self.sync(FileKind::Journal)?;
-        let rest = &record.payload[present_bytes..];
-        let appended =
-            self.disk.append(FileKind::Csv, rest).map_err(AppendError::before("write the rest of a batch to"))?;
-        if appended.start != self.len || appended.end != record.end() {
-            return Ok(Damage::Some);
-        }
-        (self.len, self.whole_end) = (appended.end, record.end());
-        self.meter.count(Counter::CompletedBatches);
-        Ok(Damage::None)
-    }
-
-    /// Whether the text before a record's rows, which other programs appended, is whole rows. A power cut may have lost it, and
-    /// another line may have come in its place since.
-    fn follows_whole_rows(&self, record: &JournalRecord) -> Result<bool, AppendError> {
-        let Some(between @ 1..) = record.offset.checked_sub(self.whole_end) else { return Ok(true) };
-        let line_end = &record.payload[..usize::from(record.line_end_prefix_len)];
-        let range = FileRange::new(&self.disk, FileKind::Csv, self.whole_end, record.offset);
-        let rows = scan_rows(range.chain(line_end)).map_err(AppendError::before("read"))?;
-        let is_whole = rows.whole_bytes == between + line_end.len() as u64;
-        // guard: rows_before_record: our rows do not continue a line that came in the place of a lost one
-        Ok(is_whole && (self.started || !rows.has_hole))
-    }
-
-    /// Reads the rows that other processes appended after ours.
-    fn scan_foreign_rows(&mut self, repair: RepairMode) -> Result<CsvEnd, AppendError> {
-        let len = self.len;
-        if len == self.whole_end {
-            return Ok(CsvEnd::Whole);
-        }
-        let range = FileRange::new(&self.disk, FileKind::Csv, self.whole_end, len);
-        let rows = scan_rows(range).map_err(AppendError::before("read"))?;
-        // Rows of another host may be on their way while this process reads without the OS lock.
-        let is_underway = self.disk.is_direct() && repair == RepairMode::Forbidden;
-        // guard: scan_at_start: a hole that a power cut left in foreign rows is repaired
-        if rows.has_hole && (!self.started || is_underway) {
-            return Ok(CsvEnd::Damaged);
-        }
-        self.whole_end += rows.whole_bytes;
-        self.see_foreign_end()?;
-        Ok(rows.open.map_or(CsvEnd::Whole, CsvEnd::OpenLine))
     }
 
     /// The position after the last record that the newest checkpoint covers.
@@ -445,22 +392,4 @@ impl<D> Ledger<D> {
     pub(crate) fn highest_token(&self) -> FencingToken {
         self.highest_token
     }
-}
-
-/// Whether the CSV differs from the journal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Damage {
-    None,
-    Some,
-}
-
-/// What the CSV ends with.
-#[derive(Debug, Clone, Copy)]
-enum CsvEnd {
-    /// A whole row.
-    Whole,
-    /// A line that another process left open.
-    OpenLine(OpenLine),
-    /// It differs from the journal, or has a hole that a power cut left.
-    Damaged,
 }

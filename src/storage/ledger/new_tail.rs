@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use crate::{
     csv::{
         row_splitter::without_line_end,
-        scanner::{is_closable, split_rows},
+        scanner::{Scanner, split_rows},
     },
     fencing::FencingToken,
     storage::{format::Format, journal::JournalRecord},
@@ -19,11 +19,12 @@ pub(super) struct NewTail {
     format: Format,
     /// The highest token that the checkpoint knows. A foreign line with a higher one is a remnant of our own rows.
     highest_token: FencingToken,
+    scanner: Scanner,
 }
 
 impl NewTail {
     pub(super) fn new(format: &Format, highest_token: FencingToken) -> Self {
-        Self { text: Vec::new(), last_record_at: 0, format: format.clone(), highest_token }
+        Self { text: Vec::new(), last_record_at: 0, format: format.clone(), highest_token, scanner: Scanner::new() }
     }
 
     pub(super) fn text(&self) -> &[u8] {
@@ -98,19 +99,23 @@ impl NewTail {
     /// Keeps whole foreign lines, without lines that a hole damaged, remnants of our rows, and the lines in `known`, which
     /// the tail has already.
     fn keep_foreign(&mut self, text: &[u8], known: &HashSet<&[u8]>) {
-        let mut pieces = text.split(|&byte| byte == 0).peekable();
-        let mut after_hole = false;
-        while let Some(mut piece) = pieces.next() {
-            if after_hole {
-                // A line that starts inside the hole is damaged.
-                piece = &piece[first_line_bytes(piece)..];
-            }
-            let (rows, open) = split_rows(piece);
+        let mut at = 0;
+        for end in memchr::memchr_iter(0, text).chain([text.len()]) {
+            let piece = &text[at..end];
+            // A line that starts inside the hole is damaged.
+            let from = if at > 0 { first_line_bytes(piece) } else { 0 };
+            self.keep_foreign_between_holes(&piece[from..], end == text.len(), known);
+            at = end + 1;
+        }
+    }
+
+    fn keep_foreign_between_holes(&mut self, mut text: &[u8], is_last: bool, known: &HashSet<&[u8]>) {
+        while !text.is_empty() {
+            let (rows, open) = self.scanner.split_rows(text);
             let (line, behind) = open.split_at(first_line_bytes(open));
             if rows.is_empty() && !behind.is_empty() && known.iter().any(|ours| line.ends_with(ours)) {
                 // A stray quote before our row swallows everything behind it. Without that line, other lines are found again.
-                self.keep_foreign(behind, known);
-                after_hole = true;
+                text = behind;
                 continue;
             }
             for (nth, row) in rows.into_iter().enumerate() {
@@ -121,20 +126,19 @@ impl NewTail {
                     self.keep_line(row);
                 }
             }
-            let is_last = pieces.peek().is_none();
             let is_ours = || known.iter().any(|line| find(line, open).is_some());
-            if is_last && is_closable(open, self.format.width()) && !is_ours() {
+            if is_last && self.scanner.is_closable(open, self.format.width()) && !is_ours() {
                 let open = open.strip_suffix(b"\r").unwrap_or(open);
                 self.keep_line(&[open, self.format.line_end].concat());
             }
-            after_hole = true;
+            return;
         }
     }
 
     fn keep_line(&mut self, line: &[u8]) {
         // A line of another width is a part of a row, or consists of parts of two.
         // guard: whole_lines: a rebuild keeps no parts of rows as rows
-        let is_whole = is_closable(without_line_end(line), self.format.width());
+        let is_whole = self.scanner.is_closable(without_line_end(line), self.format.width());
         // guard: claims_token: a rebuild keeps no remnants of our rows as foreign rows
         if is_whole && self.format.schema.token_of(line).is_none_or(|token| token <= self.highest_token) {
             self.text.extend_from_slice(line);

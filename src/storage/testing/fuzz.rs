@@ -2,10 +2,7 @@
 //! fuzzer, `cargo test` on the inputs in `fuzz/corpus`.
 
 use std::{
-    cell::RefCell,
-    io,
     path::Path,
-    rc::Rc,
     sync::{Arc, LazyLock},
     time::Instant,
 };
@@ -19,92 +16,22 @@ use crate::{
     },
     metrics::Meter,
     storage::{
-        disk::{AppendedRange, Disk, FileKind},
+        disk::{Disk, FileKind},
         format::Format,
         journal::{Cursor, Header, Layout, csv_tail_checksum, read_after, records_since},
         keys::preamble,
         ledger::{Ledger, LedgerOptions, Purpose, RefreshOutcome, RepairMode},
+        testing::memory::Memory,
         types::{AppendEntry, Turn},
     },
 };
 
-const LAYOUT: Layout = Layout { page: 256 };
+pub(super) const LAYOUT: Layout = Layout { page: 256 };
 const JOURNAL_BYTES: u64 = 24 * LAYOUT.page;
 const KEYS: usize = 4;
 const HEADER: &[u8] = b"token,key,a,b\n";
 /// Shared by all ledgers, since no check reads it.
 static METER: LazyLock<Arc<Meter>> = LazyLock::new(Arc::default);
-
-/// Files in memory.
-#[derive(Clone, Default)]
-struct Memory(Rc<RefCell<[Vec<u8>; 6]>>);
-
-impl Memory {
-    fn edit<T>(&self, kind: FileKind, edit: impl FnOnce(&mut Vec<u8>) -> T) -> T {
-        let file = match kind {
-            FileKind::Csv => 0,
-            FileKind::Journal => 1,
-            FileKind::Keys => 2,
-            FileKind::Torn => 3,
-            FileKind::Tail(which) => 4 + usize::from(which),
-        };
-        edit(&mut self.0.borrow_mut()[file])
-    }
-}
-
-impl Disk for Memory {
-    fn is_direct(&self) -> bool {
-        false
-    }
-
-    fn csv_inode(&self) -> u64 {
-        1
-    }
-
-    fn forget_read_ahead(&self) {}
-
-    fn len(&self, kind: FileKind) -> io::Result<u64> {
-        Ok(self.edit(kind, |file| file.len()) as u64)
-    }
-
-    fn read_at(&self, kind: FileKind, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = |file: &mut Vec<u8>| {
-            let rest = usize::try_from(offset).ok().and_then(|offset| file.get(offset..)).unwrap_or_default();
-            let read = rest.len().min(buffer.len());
-            buffer[..read].copy_from_slice(&rest[..read]);
-            read
-        };
-        Ok(self.edit(kind, read))
-    }
-
-    fn write_parts_at(&self, kind: FileKind, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
-        let (bytes, from) = (parts.concat(), offset as usize);
-        self.edit(kind, |file| {
-            file.resize(file.len().max(from + bytes.len()), 0);
-            file[from..from + bytes.len()].copy_from_slice(&bytes);
-        });
-        Ok(())
-    }
-
-    fn append(&self, kind: FileKind, bytes: &[u8]) -> io::Result<AppendedRange> {
-        let start = self.len(kind)?;
-        self.edit(kind, |file| file.extend_from_slice(bytes));
-        Ok(AppendedRange { start, end: start + bytes.len() as u64 })
-    }
-
-    fn truncate(&self, kind: FileKind, len: u64) -> io::Result<()> {
-        self.edit(kind, |file| file.resize(len as usize, 0));
-        Ok(())
-    }
-
-    fn reserve(&self, _: FileKind, _: u64, _: u64) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn sync(&self, _: FileKind) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 /// A CSV of these bytes either has no valid header, or a CSV reader reads its rows back as wide as the header.
 pub fn csv_header(data: &[u8]) {
@@ -158,7 +85,7 @@ pub fn journal_record(data: &[u8]) {
     }
 }
 
-fn first_header(disk: &Memory) -> Header {
+pub(super) fn first_header(disk: &Memory) -> Header {
     let csv_bytes = disk.len(FileKind::Csv).expect("memory");
     Header {
         journal: 7,
@@ -173,6 +100,7 @@ fn first_header(disk: &Memory) -> Header {
         keys: 0,
         csv_inode: 1,
         rebuild: None,
+        rebuilds: 0,
     }
 }
 

@@ -2,4 +2,7 @@
 
 pub mod fuzz;
 #[cfg(test)]
+mod interleaved;
+mod memory;
+#[cfg(test)]
 mod simulation;

@@ -114,6 +114,7 @@ impl History {
             keys: 0,
             csv_inode: 1,
             rebuild: None,
+            rebuilds: 0,
         };
         for (page, number) in [(0, 1), (1, 0)] {
             disk.write_at(FileKind::Journal, page * LAYOUT.page, &Header { number, ..head.clone() }.encode())
