@@ -19,7 +19,7 @@ use tokio::sync::broadcast;
 use crate::commit::{appender::Appender, lock_changes::KNOWN_FOR_MS, queue::QueueLoad, reading::Reading};
 use crate::{
     api::events::{Figures, LockChange, ReplicaState, ReplicaStats, Stats},
-    storage::{NewRows, PeerFile},
+    storage::{NewRows, PeerFile, Place},
     time::{ms, unix_ms},
 };
 
@@ -169,7 +169,7 @@ struct EventPump {
     published: Instant,
     figures: BTreeMap<String, (Instant, Figures)>,
     /// The end of the rows that subscribers were sent; `None` while there are none.
-    rows_end: Option<u64>,
+    rows_end: Option<Place>,
 }
 
 impl EventPump {
@@ -285,10 +285,7 @@ impl EventPump {
             return;
         };
         match self.reading.new_rows_blocking(from, NEW_ROWS_MAX) {
-            // A rebuild may have moved the end back: rows from there on are new.
-            Ok(rows) if rows.end == from => {
-                self.rows_end = self.reading.end_blocking().ok().map(|end| end.min(from));
-            }
+            Ok(rows) if rows.count == 0 => self.rows_end = Some(rows.end),
             Ok(rows) => {
                 self.rows_end = Some(rows.end);
                 self.shared.send(Event::Rows(Arc::new(rows)));

@@ -9,6 +9,7 @@ mod check;
 mod disk;
 mod edited;
 mod error;
+mod file_parts;
 mod files;
 mod format;
 mod hold;
@@ -26,6 +27,8 @@ mod slow_call;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod testing;
+#[cfg(test)]
+mod tests;
 mod types;
 mod volume;
 
@@ -49,11 +52,12 @@ pub use crate::storage::{
         report::{CheckOptions, JournalReport, JournalState, Plan, RepairChoice, Report},
     },
     error::{AppendError, OpenError, Refusal},
+    file_parts::{FileParts, Snapshot},
     peer_file::PeerFile,
     probe::probe,
-    reader::{FileParts, ReadError, Reader, Snapshot},
+    reader::{ReadError, Reader},
     side_files::resolve,
-    types::{AppendEntry, EntryOutcome, IdleOutcome, KnownKey, NewRows, Options, Page, Row, Turn},
+    types::{AppendEntry, EntryOutcome, IdleOutcome, KnownKey, NewRows, Options, Page, Place, Row, Turn},
     volume::{VolumeInfo, VolumeKind, VolumeRefusal},
 };
 
@@ -325,75 +329,5 @@ impl Storage {
             self.ledger.checkpoint_now()?;
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        csv::{rows::Rows, schema::Data},
-        storage::side_files::side_path,
-    };
-
-    #[test]
-    fn lost_lease_or_held_os_lock_writes_nothing() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("rows.csv");
-        let mut storage = open(&path);
-        let rows = one_row(&storage);
-        let mut append = |held: bool| {
-            let now = Instant::now();
-            let turn = Turn { token: 1, lease: 1, granted: now, timestamp: "", deadline: now, still_held: &|| held };
-            storage.append(&[AppendEntry { rows: &rows, key: None, keys_seen: 0, waited_ms: 0, released: true }], &turn)
-        };
-        assert!(matches!(append(false), Err(AppendError::LeaseLost)));
-        let stopped = std::fs::File::open(side_path(&path, ".journal")).expect("opens");
-        stopped.lock().expect("locks");
-        assert!(matches!(append(true), Err(AppendError::Busy)));
-        assert_eq!(std::fs::read_to_string(&path).expect("reads"), "token,data\n");
-        stopped.unlock().expect("unlocks");
-        assert!(append(true).is_ok());
-        assert_eq!(std::fs::read_to_string(&path).expect("reads"), "token,data\n1,x\n");
-    }
-
-    #[test]
-    fn key_that_may_be_forgotten_is_refused() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("rows.csv");
-        let mut storage = open(&path);
-        let rows = one_row(&storage);
-        let mut append = |name: String, keys_seen| {
-            let (now, key) = (Instant::now(), Key::new(&name, &rows).expect("a key"));
-            let turn = Turn { token: 1, lease: 1, granted: now, timestamp: "", deadline: now, still_held: &|| true };
-            let entry = AppendEntry { rows: &rows, key: Some(&key), keys_seen, waited_ms: 0, released: true };
-            storage.append(&[entry], &turn).expect("written").remove(0)
-        };
-        for n in 0..100 {
-            assert!(matches!(append(format!("k{n}"), n), EntryOutcome::Written { .. }));
-        }
-        assert_eq!(append("late".to_owned(), 0), EntryOutcome::Refused(Refusal::KeyMayBeForgotten));
-        assert!(matches!(append("k0".to_owned(), 0), EntryOutcome::Replayed(_)), "a remembered key is answered");
-        assert!(matches!(append("late".to_owned(), 1), EntryOutcome::Written { .. }));
-    }
-
-    fn one_row(storage: &Storage) -> Rows {
-        let mut rows = storage.schema().rows();
-        storage.schema().push(&Data::Text("x".into()), &mut rows).expect("fits");
-        rows
-    }
-
-    fn open(path: &Path) -> Storage {
-        Storage::open(Options {
-            path: path.to_owned(),
-            header: "token,data".to_owned(),
-            replica: "r".to_owned(),
-            journal_bytes: 1 << 20,
-            keys: 100,
-            accept_unlocked: false,
-            is_repair: false,
-            meter: Arc::default(),
-        })
-        .expect("opens")
     }
 }

@@ -5,6 +5,7 @@ use std::{
     io::{self, Read},
     ops::{ControlFlow, Range},
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -15,15 +16,16 @@ use crate::{
         row_splitter::{Piece, RowSplitter, without_line_end},
     },
     storage::{
-        disk::{Disk, FileKind, FileRange},
+        disk::{FileKind, FileRange},
         error::{AppendError, OpenError},
+        file_parts::{FileParts, Snapshot},
         files::Files,
         format::Format,
         journal::{Layout, csv_tail_checksum},
-        ledger::{Ledger, LedgerOptions, Purpose, RefreshOutcome, RepairMode},
+        ledger::{Ledger, LedgerOptions, Purpose, RefreshOutcome},
         row_index::RowIndex,
         side_files,
-        types::{NewRows, Options, Page, Row},
+        types::{NewRows, Options, Page, Place, Row},
     },
 };
 
@@ -32,8 +34,11 @@ const CHUNK_BYTES: usize = 64 << 10;
 const PAGE_BYTES_MAX: u64 = 8 << 20;
 /// The most bytes of rows, as text, in one `NewRows`.
 const NEW_ROWS_BYTES_MAX: usize = 64 << 10;
-/// How long a refresh tries for the OS lock.
-const LOCK_WAIT: Duration = Duration::from_millis(100);
+/// How long a reading waits for the end of a rebuild.
+const REBUILD_WAIT: Duration = Duration::from_millis(100);
+const REBUILD_PAUSE: Duration = Duration::from_millis(5);
+/// How often a reading starts over because a rebuild moved rows.
+const READ_TRIES_MAX: u32 = 5;
 
 /// Why no rows were read.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +51,7 @@ pub enum ReadError {
         /// Offset after the last row.
         end: u64,
     },
-    /// The offset may become valid: another process holds the OS lock, or the CSV has to be repaired first.
+    /// The offset may become valid: another process is writing, or the CSV has to be repaired first.
     #[error("byte {offset} is past the verified end of the file")]
     Behind {
         /// The requested offset.
@@ -58,48 +63,6 @@ pub enum ReadError {
     /// A system call failed.
     #[error("cannot read the CSV: {0}")]
     Io(#[from] io::Error),
-}
-
-/// The file up to its verified end at one moment: whole rows, which do not change any more.
-#[derive(Debug, Clone)]
-pub struct Snapshot {
-    files: Arc<Files>,
-    bytes: u64,
-    tag: String,
-}
-
-impl Snapshot {
-    /// Its length in bytes.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Differs from the tags of other snapshots; letters, digits and a dash.
-    pub fn tag(&self) -> &str {
-        &self.tag
-    }
-
-    /// Reads a part of it, or less at its end.
-    ///
-    /// # Errors
-    /// The system's error.
-    pub fn read(&self, offset: u64, bytes: u64) -> io::Result<Vec<u8>> {
-        self.files.read(FileKind::Csv, offset, bytes.min(self.bytes.saturating_sub(offset)))
-    }
-}
-
-/// Reads rows whose place is known.
-#[derive(Debug, Clone)]
-pub struct FileParts(Arc<Files>);
-
-impl FileParts {
-    /// Reads a part of the CSV, or less at its end.
-    ///
-    /// # Errors
-    /// The system's error.
-    pub fn read(&self, offset: u64, bytes: u64) -> io::Result<Vec<u8>> {
-        self.0.read(FileKind::Csv, offset, bytes)
-    }
 }
 
 /// Reads one CSV with a ledger of its own, so that readers never wait for the committer.
@@ -141,25 +104,60 @@ impl Reader {
     /// That the files can't be read.
     pub fn committed(&mut self) -> Result<u64, ReadError> {
         let checkpoint_end = self.ledger.checkpoint_end();
-        self.is_behind = true;
-        let outcome = if self.files.is_direct() {
-            self.ledger.refresh_unlocked()?
-        } else {
-            match self.files.lock(Instant::now() + LOCK_WAIT) {
-                Ok(_lock) => self.ledger.refresh(RepairMode::Forbidden)?,
-                // What was verified before is still valid.
-                Err(AppendError::Busy) => return Ok(self.ledger.whole_end()),
-                Err(e) => return Err(e.into()),
+        self.files.refuse_replaced()?;
+        let rebuilt_by = Instant::now() + REBUILD_WAIT;
+        let outcome = loop {
+            let outcome = self.ledger.refresh_unlocked();
+            // Also after an error: the ledger may know a newer header.
+            self.forget_moved(checkpoint_end);
+            if !self.ledger.is_rebuilding() || Instant::now() >= rebuilt_by {
+                break outcome;
             }
+            thread::sleep(REBUILD_PAUSE);
         };
-        self.is_behind = outcome == RefreshOutcome::NeedsRepair;
-        let (end, indexed_end) = (self.ledger.whole_end(), self.index.end());
-        if self.ledger.checkpoint_end() != checkpoint_end || end < indexed_end {
-            // A rebuild may have moved the rows after the checkpoint.
-            self.index.forget_from(checkpoint_end.min(end), self.ledger.format());
+        self.is_behind = !matches!(outcome, Ok(RefreshOutcome::Consistent(_)));
+        outcome?;
+        Ok(self.end())
+    }
+
+    /// The rows after the checkpoint may have moved.
+    fn forget_moved(&mut self, checkpoint_end: u64) {
+        if self.ledger.checkpoint_end() != checkpoint_end || self.end() < self.index.end() {
+            self.index.forget_from(checkpoint_end.min(self.end()), self.ledger.format());
         }
+    }
+
+    /// Where the rows end that readers may see.
+    fn end(&self) -> u64 {
         // guard: verified_end: readers see only verified rows
-        Ok(self.ledger.whole_end())
+        let verified = self.ledger.whole_end();
+        // guard: not_while_rebuilding: rows that a rebuild is moving are not served
+        if self.ledger.is_rebuilding() {
+            return verified.min(self.ledger.checkpoint_end());
+        }
+        verified
+    }
+
+    /// Refreshes and calls `read` with the end of the rows; again if a rebuild moved rows meanwhile.
+    fn read<T>(&mut self, mut read: impl FnMut(&mut Self, u64) -> Result<T, ReadError>) -> Result<T, ReadError> {
+        for _ in 0..READ_TRIES_MAX {
+            let end = self.committed()?;
+            let result = read(self, end);
+            // Otherwise the index may hold what was read while a rebuild moved rows.
+            if !self.ledger.has_moved()? {
+                return result;
+            }
+            self.index.forget_from(self.ledger.checkpoint_end(), self.ledger.format());
+        }
+        Err(io::Error::other("the end of the file is being rebuilt").into())
+    }
+
+    /// As `read`, with an index of all rows.
+    fn read_indexed<T>(&mut self, mut read: impl FnMut(&Self, u64) -> Result<T, ReadError>) -> Result<T, ReadError> {
+        self.read(|reader, end| {
+            reader.index.extend(&reader.files, end)?;
+            read(reader, end)
+        })
     }
 
     /// The last rows: as many of the newest as fit a page, and at least one, if there is one.
@@ -167,21 +165,22 @@ impl Reader {
     /// # Errors
     /// That the files can't be read.
     pub fn last(&mut self, rows: usize) -> Result<Page, ReadError> {
-        let end = self.committed()?;
-        self.index.extend(&self.files, end)?;
-        let by_number = self.index.entry_at_row(self.index.rows().saturating_sub(rows as u64));
-        let by_size = self.index.entry_before(end.saturating_sub(PAGE_BYTES_MAX).max(self.index.first_row()));
-        let mut newest = VecDeque::<Range<u64>>::new();
-        self.each_row(by_number.offset.max(by_size.offset), end, |row| {
-            newest.push_back(row);
-            while newest.len() > rows || newest.len() > 1 && end - newest[0].start > PAGE_BYTES_MAX {
-                newest.pop_front();
-            }
-            ControlFlow::Continue(())
-        })?;
-        let start = newest.front().map_or(end, |first| first.start);
-        newest.shrink_to_fit();
-        Ok(Page { rows: newest.into(), start, next: None })
+        self.read_indexed(|reader, end| {
+            let index = &reader.index;
+            let by_number = index.entry_at_row(index.rows().saturating_sub(rows as u64));
+            let by_size = index.entry_before(end.saturating_sub(PAGE_BYTES_MAX).max(index.first_row()));
+            let mut newest = VecDeque::<Range<u64>>::new();
+            reader.each_row(by_number.offset.max(by_size.offset), end, |row| {
+                newest.push_back(row);
+                while newest.len() > rows || newest.len() > 1 && end - newest[0].start > PAGE_BYTES_MAX {
+                    newest.pop_front();
+                }
+                ControlFlow::Continue(())
+            })?;
+            let start = newest.front().map_or(end, |first| first.start);
+            newest.shrink_to_fit();
+            Ok(Page { rows: newest.into(), start, next: None })
+        })
     }
 
     /// The rows from an offset on, at which a row must begin; 0 stands for the first row.
@@ -189,34 +188,51 @@ impl Reader {
     /// # Errors
     /// `NotARowStart`, `Behind`, or that the files can't be read.
     pub fn from(&mut self, offset: u64, limit: usize) -> Result<Page, ReadError> {
-        let end = self.committed()?;
-        self.index.extend(&self.files, end)?;
-        let offset = if offset == 0 { self.index.first_row() } else { offset };
-        if !self.is_row_start(offset, end)? {
-            return Err(ReadError::NotARowStart { offset, end });
-        }
-        Ok(self.page(offset, limit, end)?)
+        self.read_indexed(|reader, end| {
+            let offset = if offset == 0 { reader.index.first_row() } else { offset };
+            if !reader.is_row_start(offset, end)? {
+                return Err(ReadError::NotARowStart { offset, end });
+            }
+            Ok(reader.page(offset, limit, end)?)
+        })
     }
 
-    /// The rows from `from` on, at which a row must begin: up to 8 MiB of them, and at least one row, if there is one. Only
-    /// the newest are returned as cells, at most `rows_max` rows and 64 KiB.
+    /// The rows from a place on: up to 8 MiB of them, and at least one row, if there is one. They begin before the place if a rebuild
+    /// may have moved rows since it was taken. Only the newest are returned as cells, at most `rows_max` rows and 64 KiB.
     ///
     /// # Errors
     /// That the files can't be read.
-    pub fn new_rows(&mut self, from: u64, rows_max: usize) -> Result<NewRows, ReadError> {
-        let file_end = self.committed()?;
-        let mut new_rows = NewRows { offset: from, end: from, count: 0, rows: Vec::new() };
+    pub fn new_rows(&mut self, from: Place, rows_max: usize) -> Result<NewRows, ReadError> {
+        self.read(|reader, end| Ok(reader.rows_after(reader.still_valid(from), end, rows_max)?))
+    }
+
+    /// The place itself, or the last one before it where no row can have moved.
+    fn still_valid(&self, place: Place) -> Place {
+        // guard: place_goes_back: a reader that follows the file does not begin in the middle of a row that a rebuild moved
+        if place.rebuilds == self.ledger.rebuilds() {
+            return self.place(place.offset);
+        }
+        self.place(place.offset.min(place.settled))
+    }
+
+    fn place(&self, offset: u64) -> Place {
+        Place { offset, settled: self.ledger.checkpoint_end(), rebuilds: self.ledger.rebuilds() }
+    }
+
+    fn rows_after(&self, start: Place, file_end: u64, rows_max: usize) -> io::Result<NewRows> {
+        let from = start.offset;
+        let mut new_rows = NewRows { start, end: start, count: 0, rows: Vec::new() };
         let (mut newest, mut newest_bytes) = (VecDeque::new(), 0);
         let mut input = FileRange::new(&self.files, FileKind::Csv, from, file_end);
         let (mut splitter, mut chunk) = (RowSplitter::new(from), vec![0; CHUNK_BYTES]);
-        while new_rows.end - from < PAGE_BYTES_MAX {
+        while new_rows.end.offset - from < PAGE_BYTES_MAX {
             let read = input.read(&mut chunk)?;
             if read == 0 {
                 break;
             }
             splitter.feed(&chunk[..read], &mut |piece| {
                 let Piece::Row(offset, row) = piece else { return };
-                new_rows.end = offset + row.len() as u64;
+                new_rows.end.offset = offset + row.len() as u64;
                 if without_line_end(row).is_empty() {
                     return;
                 }
@@ -232,14 +248,21 @@ impl Reader {
         Ok(new_rows)
     }
 
-    /// Whether a row begins at `offset`, or the last row ends there.
+    /// The place where the last row ends.
+    ///
+    /// # Errors
+    /// That the files can't be read.
+    pub fn end_place(&mut self) -> Result<Place, ReadError> {
+        let end = self.committed()?;
+        Ok(self.place(end))
+    }
+
+    /// The place at `offset`, if a row begins there or the last row ends there.
     ///
     /// # Errors
     /// `Behind`, or that the files can't be read.
-    pub fn is_start(&mut self, offset: u64) -> Result<bool, ReadError> {
-        let end = self.committed()?;
-        self.index.extend(&self.files, end)?;
-        self.is_row_start(offset, end)
+    pub fn place_at(&mut self, offset: u64) -> Result<Option<Place>, ReadError> {
+        self.read_indexed(|reader, end| Ok(reader.is_row_start(offset, end)?.then(|| reader.place(offset))))
     }
 
     /// Sizes of the files as of the last refresh, and the space on the volume.
@@ -259,7 +282,7 @@ impl Reader {
 
     /// Reads parts of the CSV without a refresh.
     pub fn parts(&self) -> FileParts {
-        FileParts(Arc::clone(&self.files))
+        FileParts::new(&self.files, self.ledger.checkpoint_end(), self.ledger.rebuilds())
     }
 
     /// The file up to its verified end.
@@ -267,9 +290,10 @@ impl Reader {
     /// # Errors
     /// That the files can't be read.
     pub fn snapshot(&mut self) -> Result<Snapshot, ReadError> {
-        let bytes = self.committed()?;
-        let tag = format!("{bytes:x}-{:08x}", csv_tail_checksum(&self.files, bytes)?);
-        Ok(Snapshot { files: Arc::clone(&self.files), bytes, tag })
+        self.read(|reader, bytes| {
+            let tag = format!("{bytes:x}-{:08x}", csv_tail_checksum(&reader.files, bytes)?);
+            Ok(Snapshot::new(reader.parts(), bytes, tag))
+        })
     }
 
     fn is_row_start(&self, offset: u64, end: u64) -> Result<bool, ReadError> {

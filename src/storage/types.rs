@@ -128,13 +128,31 @@ pub struct Page {
     pub next: Option<u64>,
 }
 
-/// The rows after an offset.
+/// A place between two rows, for a reader that follows the file. If a rebuild moves rows, it goes back to where none can have moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Byte offset.
+    pub offset: u64,
+    /// No rebuild moves a row before this offset.
+    pub(super) settled: u64,
+    /// How many rebuilds there were.
+    pub(super) rebuilds: u64,
+}
+
+impl Place {
+    /// Whether no rebuild began between the moments at which the two were taken.
+    pub fn is_of_same_rows(self, other: Self) -> bool {
+        self.rebuilds == other.rebuilds
+    }
+}
+
+/// The rows after a place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewRows {
-    /// Offset of the first row.
-    pub offset: u64,
-    /// Offset after the last row.
-    pub end: u64,
+    /// The start of the first row.
+    pub start: Place,
+    /// The end of the last row.
+    pub end: Place,
     /// How many rows there are.
     pub count: u64,
     /// The newest of them.

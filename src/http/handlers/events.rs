@@ -31,7 +31,7 @@ use crate::{
     api::events::{LockChange, Stats},
     commit::{
         peer_events::{Event, NEW_ROWS_MAX},
-        reading::NewRows,
+        reading::{NewRows, Place},
     },
     csv::schema::InvalidField,
     time::ms,
@@ -45,6 +45,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// How polyfills of `EventSource` send it, since a header would need a CORS preflight.
 const LAST_EVENT_ID_PARAMETER: &str = "lastEventId";
+
+/// Said before rows are sent again.
+const MOVED: &str = "the file was repaired; the rows that may have moved are sent again";
 
 /// The replica that sends the events, what it accepts, and what the subscriber may do.
 #[derive(Serialize, ToSchema)]
@@ -111,8 +114,8 @@ pub(crate) fn schemas() -> Vec<(String, RefOr<JsonSchema>)> {
 struct Subscription {
     app: App,
     live: broadcast::Receiver<Event>,
-    /// Byte offset of the next row to send; `None` until the first live rows arrive.
-    at: Option<u64>,
+    /// Where the next row to send begins; `None` until the first live rows arrive.
+    at: Option<Place>,
     /// Live rows that start after `at`, so that the rows between are read from the file first.
     ahead: Option<Arc<NewRows>>,
     /// Rows of the file are sent before live ones.
@@ -160,19 +163,19 @@ pub(crate) async fn events(
     let slot = Arc::clone(&app.subscriber_slots).try_acquire_owned();
     let slot = slot.map_err(|_| ApiError::TooManySubscribers(SUBSCRIBERS_MAX))?;
     let (live, known) = app.events.subscribe();
-    let (stop, catching_up) = (app.stopped.clone(), resume.is_some());
+    let stop = app.stopped.clone();
     let mut subscription = Subscription {
         live,
-        at: resume,
+        at: None,
         ahead: None,
-        catching_up,
+        catching_up: false,
         rows_max,
         first: Vec::new(),
         stop,
         app,
         _slot: slot,
     };
-    let first = subscription.begin(last).await?;
+    let first = subscription.begin(resume, last).await?;
     let known = known.iter().rev().map(|change| json_event("lock", change));
     subscription.first = known.chain([first, subscription.hello(caller).retry(RETRY)]).collect();
     let revoked = Arc::clone(&subscription.app.access).revoked(caller, Role::Read);
@@ -214,17 +217,22 @@ impl Subscription {
     }
 
     /// The event after `hello`: the `last` rows, or whether the stream continues where the subscriber wants.
-    async fn begin(&mut self, last: usize) -> Result<SseEvent, ApiError> {
-        Ok(match self.at {
-            Some(at) if self.app.reading.is_start(at).await? => SseEvent::default().comment("resumed"),
-            Some(_) => {
-                (self.at, self.catching_up) = (None, false);
-                lagged(None, "the file was replaced or repaired at this offset; rows are sent from now on")
-            }
+    async fn begin(&mut self, resume: Option<u64>, last: usize) -> Result<SseEvent, ApiError> {
+        Ok(match resume {
+            Some(offset) => match self.app.reading.place_at(offset).await? {
+                Some(place) => {
+                    (self.at, self.catching_up) = (Some(place), true);
+                    SseEvent::default().comment("resumed")
+                }
+                None => lagged(None, "the file was replaced or repaired at this offset; rows are sent from now on"),
+            },
             None if last == 0 => SseEvent::default().comment("from now on"),
             None => {
                 let (page, _) = self.app.reading.last(last).await?;
-                let news = self.app.reading.new_rows(page.start, last).await?;
+                let Some(start) = self.app.reading.place_at(page.start).await? else {
+                    return Ok(lagged(None, MOVED));
+                };
+                let news = self.app.reading.new_rows(start, last).await?;
                 // The rows may be more than `new_rows` reads at once.
                 (self.at, self.catching_up) = (Some(news.end), true);
                 self.rows(&news, last)
@@ -286,16 +294,21 @@ impl Subscription {
             }
         };
         self.at = Some(news.end);
-        if news.count == 0 || self.ahead.as_ref().is_some_and(|ahead| ahead.end <= news.end) {
+        if news.count == 0 || self.ahead.as_ref().is_some_and(|ahead| ahead.end.offset <= news.end.offset) {
             (self.ahead, self.catching_up) = (None, false);
         }
-        (news.count > 0).then(|| self.rows(&news, self.rows_max))
+        let rows = (news.count > 0).then(|| self.rows(&news, self.rows_max));
+        if news.start.offset < at.offset {
+            self.first.extend(rows);
+            return Some(lagged(None, MOVED));
+        }
+        rows
     }
 
     fn live_rows(&mut self, news: Arc<NewRows>) -> Option<SseEvent> {
         match self.at {
-            Some(at) if news.end <= at => None,
-            Some(at) if news.offset != at => {
+            Some(at) if at.is_of_same_rows(news.end) && news.end.offset <= at.offset => None,
+            Some(at) if !at.is_of_same_rows(news.start) || news.start.offset != at.offset => {
                 self.ahead = Some(news);
                 None
             }
@@ -309,8 +322,8 @@ impl Subscription {
     fn rows(&self, news: &NewRows, rows_max: usize) -> SseEvent {
         let newest = &news.rows[news.rows.len().saturating_sub(rows_max)..];
         let rows = row_bodies(newest, self.app.appender.schema());
-        let body = RowsBody { offset: news.offset, end: news.end, count: news.count, rows };
-        json_event("rows", &body).id(news.end.to_string())
+        let (offset, end) = (news.start.offset, news.end.offset);
+        json_event("rows", &RowsBody { offset, end, count: news.count, rows }).id(end.to_string())
     }
 }
 

@@ -130,7 +130,7 @@ impl LocalFiles {
     }
 
     /// Rows appended to a file that was renamed or replaced would be lost to its readers.
-    fn refuse_replaced(&self) -> Result<(), AppendError> {
+    pub(super) fn refuse_replaced(&self) -> Result<(), AppendError> {
         // A network volume trusts names that it knows until it learns that the directory has changed.
         stat_on_server(parent_directory(&self.path)).map_err(AppendError::before("find the directory of"))?;
         for (path, inode) in [&self.path, &self.journal_path].into_iter().zip(self.inodes) {

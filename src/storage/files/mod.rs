@@ -106,6 +106,15 @@ impl Files {
         Ok((volume.f_bavail * volume.f_frsize, volume.f_blocks * volume.f_frsize))
     }
 
+    /// Refuses a path of a local volume that leads to another file. On a network volume that costs calls of the server, and the next
+    /// append finds it.
+    pub(crate) fn refuse_replaced(&self) -> Result<(), AppendError> {
+        match self {
+            Self::Local(files) => files.refuse_replaced(),
+            Self::Network(_) => Ok(()),
+        }
+    }
+
     /// Takes the OS lock, retrying until `deadline`, and refuses if a path leads to another file by then.
     pub(crate) fn lock(&self, deadline: Instant) -> Result<OsLock, AppendError> {
         Ok(match self {
