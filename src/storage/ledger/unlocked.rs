@@ -28,7 +28,6 @@ impl<D: Disk> Ledger<D> {
         for _ in 0..READ_TRIES_MAX {
             let (number, from) = (self.head.number, self.verified.next);
             self.disk.forget_read_ahead();
-            // guard: length_first: rows whose record was not read yet are not shown as another program's
             let len = self.csv_len()?;
             let ahead_end = if self.disk.is_direct() { from + self.read_ahead(from)? } else { 0 };
             let outcome = self.refresh_at(len, RepairMode::Unlocked);

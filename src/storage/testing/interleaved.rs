@@ -214,6 +214,7 @@ fn write(random: &mut Random) -> Written {
         disk.files.append(FileKind::Csv, text.as_bytes()).expect("memory writes");
         disk.step();
     };
+    let fullness = [9, 17][random.below(2)];
     for number in 0..12 {
         let mut slips = false;
         match random.below(20) {
@@ -224,7 +225,7 @@ fn write(random: &mut Random) -> Written {
                 ledger.checkpoint_now().expect("nothing fails");
             }
             4 => slips = true,
-            5..13 => disk.runs_full.set(true),
+            other if (5..fullness).contains(&other) => disk.runs_full.set(true),
             _ => {}
         }
         let names: Vec<_> = (0..=random.below(3)).map(|nth| format!("r{number}.{nth}")).collect();
@@ -266,8 +267,8 @@ fn check_reader(seed: u64) {
     let pages = last.read(FileKind::Journal, 0, LAYOUT.space()).expect("memory reads");
     let rebuilds = Header::newest(&pages, LAYOUT).expect("a header").0.rebuilds;
     let at = Rc::new(Cell::new(random.below(moments.len())));
-    let paces = [(15, 2), (40, 4), (70, 8)];
-    let (at, pace) = (Rc::new(Cell::new(random.below(moments.len()))), paces[random.below(3)]);
+    let paces = [(20, 2), (50, 3), (90, 2), (70, 8)];
+    let (at, pace) = (Rc::new(Cell::new(random.below(moments.len()))), paces[random.below(4)]);
     let disk = Moments { all: Rc::new(moments), at, pace, random: Rc::new(RefCell::new(random)) };
     let mut reader = open(disk.clone(), Purpose::Read);
     loop {
