@@ -249,6 +249,12 @@ impl Keys {
         }
     }
 
+    /// Makes room in the index, so that it does not grow step by step.
+    fn reserve(&mut self, keys: usize) {
+        let (first, ring) = (self.first(), &self.ring);
+        self.index.reserve(keys, |&low| ring[low.wrapping_sub(first as u32) as usize].hash as u64);
+    }
+
     fn forget_oldest(&mut self) {
         let low = self.first() as u32;
         let Some(oldest) = self.ring.pop_front() else { return };
@@ -270,6 +276,7 @@ impl Keys {
         let wanted = if self.ring.is_empty() { self.capacity } else { self.ring_max };
         let mut from = self.next.max(end.saturating_sub(slots.min(wanted as u64)));
         self.skip_to(from);
+        self.reserve(end.saturating_sub(from) as usize);
         while from < end {
             let run = run_of(from, end, slots);
             let text = disk.read(FileKind::Keys, slot_offset(from, slots), run * SLOT_BYTES)?;
