@@ -99,6 +99,10 @@ pub struct Storage {
     /// The last record at the last idle refresh.
     idle_since: u64,
     keys_recorded: Arc<AtomicU64>,
+    /// Whether the keys file has a slot for each key that this replica remembers.
+    is_keys_file_large_enough: bool,
+    /// The journal's size in bytes that this replica was started with, until a refresh has seen to it.
+    journal_bytes_wanted: Option<u64>,
 }
 
 /// A checkpoint whose sync runs on a thread of its own.
@@ -299,6 +303,8 @@ impl Storage {
             RefreshOutcome::Consistent(Some(open_line)) => self.ledger.find_several_lines(open_line)?,
             RefreshOutcome::Consistent(None) => {}
         }
+        let resized = self.resize_journal();
+        self.without_rows(resized)?;
         if !is_quiet || !self.ledger.is_dirty() {
             return Ok(IdleOutcome::Clean);
         }
