@@ -1,13 +1,15 @@
 //! Adopts a CSV that has no journal, or one whose journal describes another file: reads it through once.
 
 use std::{
-    fs::{self, OpenOptions, TryLockError},
+    fs::{self, TryLockError},
     io::{self, Read, Write},
     path::Path,
     sync::Arc,
     thread,
     time::{Duration, Instant},
 };
+
+use rustix::fs::OFlags;
 
 use crate::{
     csv::{
@@ -24,6 +26,7 @@ use crate::{
         format::Format,
         journal::{Header, Layout, csv_tail_checksum, read_after},
         open_line::refuse_several_lines,
+        safe_open::{Access, open_csv},
         side_files::{self, side_path},
         types::Options,
     },
@@ -31,7 +34,7 @@ use crate::{
 
 /// Writes the header of an empty file. The CSV itself is locked for that, since there is no journal yet.
 pub(crate) fn write_header_if_empty(path: &Path, schema: &Schema) -> Result<(), OpenError> {
-    let file = OpenOptions::new().read(true).append(true).open(path).map_err(|e| OpenError::io(path, "open", e))?;
+    let file = open_csv(path, Access::Append, OFlags::empty()).map_err(|e| OpenError::io(path, "open", e))?;
     side_files::refuse_unfit(path, &file)?;
     let Some(header) = schema.header() else { return Ok(()) };
     let lacks_header = || -> io::Result<bool> {

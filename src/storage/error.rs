@@ -10,6 +10,7 @@ use crate::{
     fencing::FencingToken,
     storage::{
         journal::{FORMAT, HeaderFault},
+        unsafe_side_file::UnsafeSideFile,
         volume::VolumeRefusal,
     },
 };
@@ -33,6 +34,9 @@ pub enum OpenError {
     /// Each name of the file would have a lock and a journal of its own.
     #[error("{} has several hard links; remove all but one", .0.display())]
     HardLinks(PathBuf),
+    /// A side file that another user may have put there.
+    #[error("{0}; nothing was changed. Find out who made it, and remove it or correct its owner")]
+    SideFile(UnsafeSideFile),
     /// The file's header is not valid.
     #[error("{}: {}", .0.display(), .1)]
     Header(PathBuf, HeaderError),

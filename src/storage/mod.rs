@@ -21,16 +21,17 @@ mod peer_file;
 mod probe;
 mod reader;
 mod row_index;
+mod safe_open;
 mod side_files;
 mod slow_call;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod testing;
 mod types;
+mod unsafe_side_file;
 mod volume;
 
 use std::{
-    fs::OpenOptions,
     io,
     path::Path,
     sync::{
@@ -54,8 +55,11 @@ pub use crate::storage::{
     reader::{FileParts, ReadError, Reader, Snapshot},
     side_files::resolve,
     types::{AppendEntry, EntryOutcome, IdleOutcome, KnownKey, NewRows, Options, Page, Row, Turn},
+    unsafe_side_file::UnsafeSideFile,
     volume::{VolumeInfo, VolumeKind, VolumeRefusal},
 };
+
+use rustix::fs::OFlags;
 
 use crate::{
     csv::{idempotency_key::Key, schema::Schema},
@@ -67,6 +71,7 @@ use crate::{
             Ledger, RefreshOutcome, RepairMode,
             checkpoint::{PendingCheckpoint, sync_for_checkpoint},
         },
+        safe_open::{Access, open_csv, open_side_file},
     },
 };
 
@@ -140,9 +145,9 @@ impl Storage {
 
     /// Whether the CSV and its journal may be opened for writing. Writes nothing.
     pub fn is_writable(&mut self) -> bool {
-        [self.path().to_owned(), side_files::side_path(self.path(), ".journal")]
-            .iter()
-            .all(|path| OpenOptions::new().append(true).open(path).is_ok())
+        let (csv, none) = (self.path(), OFlags::empty());
+        let journal = side_files::side_path(csv, ".journal");
+        open_csv(csv, Access::Append, none).is_ok() && open_side_file(&journal, csv, Access::Append, none).is_ok()
     }
 
     /// How many keys were ever recorded, as of the last refresh.

@@ -11,6 +11,7 @@ use crate::{
         format::Format,
         journal::Layout,
         ledger::{Ledger, LedgerOptions, Purpose, RefreshOutcome, RepairMode},
+        safe_open::{refuse_unsafe_side_files, warn_of_open_folder},
         side_files,
         slow_call::watched,
         types::Options,
@@ -27,6 +28,7 @@ impl Storage {
         let path = watched(&options.path, "find", || side_files::resolve(&options.path))?;
         let new_file = Arc::new(side_files::parse_header_option(&options.header)?);
         let volume = judge_volume(&path, &options)?;
+        watched(&path, "find", || refuse_unsafe_side_files(&path))?;
         if !options.is_repair {
             watched(&path, "find", || adopt::refuse_missing(&path))?;
         }
@@ -69,6 +71,7 @@ impl Storage {
         // Not before: a refused start prints one line.
         storage.volume.log(storage.path());
         storage.volume.warn(storage.path());
+        warn_of_open_folder(storage.path());
         Ok(storage)
     }
 

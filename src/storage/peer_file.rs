@@ -2,15 +2,17 @@
 //! is emptied when it grows large, and a line may be lost then.
 
 use std::{
-    fs::{File, OpenOptions},
     io::{self, ErrorKind, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
+use rustix::fs::OFlags;
+
 use crate::storage::{
     files::{handles::try_until, is_network},
+    safe_open::{Access, open_or_create, open_side_file},
     side_files::{copy_owner_and_mode, side_path},
 };
 
@@ -49,7 +51,7 @@ impl PeerFile {
     /// # Errors
     /// The system's error.
     pub fn publish(&self, line: &str) -> io::Result<()> {
-        let mut file = OpenOptions::new().append(true).create(true).open(&self.path)?;
+        let mut file = open_or_create(&self.path, &self.csv, Access::Append, OFlags::empty())?;
         if self.is_network && try_until(Instant::now() + LOCK_WAIT, || file.try_lock()).is_err() {
             return Ok(());
         }
@@ -68,7 +70,7 @@ impl PeerFile {
     /// # Errors
     /// The system's error.
     pub fn poll(&mut self) -> io::Result<String> {
-        let file = match File::open(&self.path) {
+        let file = match open_side_file(&self.path, &self.csv, Access::Read, OFlags::empty()) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 self.at = Some(0);
                 return Ok(String::new());

@@ -103,13 +103,15 @@ pub(crate) fn refuse_unfit(path: &Path, file: &File) -> Result<(), OpenError> {
 
 /// The number of names, as the server of a network volume knows it.
 fn links(file: &File) -> io::Result<u32> {
-    Ok(statx(file, "", AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC, StatxFlags::NLINK)?.stx_nlink)
+    let how = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    Ok(statx(file, "", how, StatxFlags::NLINK)?.stx_nlink)
 }
 
 /// Asks the server of a network volume, not the attribute cache. Costs nothing more on a local volume. NFS asks only for
 /// attributes that can change, so the mode is requested as well.
 pub(crate) fn stat_on_server(path: &Path) -> io::Result<Statx> {
-    Ok(statx(CWD, path, AtFlags::STATX_FORCE_SYNC, StatxFlags::INO | StatxFlags::MODE)?)
+    let how = AtFlags::STATX_FORCE_SYNC;
+    Ok(statx(CWD, path, how, StatxFlags::INO | StatxFlags::MODE | StatxFlags::NLINK)?)
 }
 
 /// Removes the names under which a file was created, where it could only get its own name by a second link (`persist_new`).

@@ -36,6 +36,7 @@ mod metrics;
 mod module_boundaries;
 mod network_volume;
 mod open_files;
+mod planted_files;
 mod reading;
 mod readme;
 mod redis_connections;

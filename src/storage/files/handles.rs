@@ -1,7 +1,7 @@
 //! What files of both kinds need of an open file and of its name.
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
+    fs::{File, TryLockError},
     io,
     path::Path,
     thread,
@@ -26,17 +26,21 @@ pub(super) fn stat(file: &File, what: StatxFlags) -> io::Result<Statx> {
 
 /// The inode that the path leads to now. A network volume would otherwise answer from its attribute cache for up to a minute.
 pub(super) fn inode_at(path: &Path) -> io::Result<Inode> {
-    let found = stat_on_server(path)?;
-    Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
+    Ok(inode(&stat_on_server(path)?))
 }
 
 pub(super) fn inode_of(file: &File) -> io::Result<Inode> {
-    let found = stat(file, StatxFlags::INO)?;
-    Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
+    Ok(inode(&stat(file, StatxFlags::INO)?))
 }
 
-pub(super) fn open_to_write(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).open(path)
+pub(super) fn inode(found: &Statx) -> Inode {
+    (found.stx_dev_major, found.stx_dev_minor, found.stx_ino)
+}
+
+/// Refuses a name that leads to another file than the open one.
+pub(super) fn refuse_other_file(named: &Statx, open: Inode) -> Result<(), AppendError> {
+    // guard: same_file: no rows go to a renamed or replaced file
+    if inode(named) == open { Ok(()) } else { Err(AppendError::Replaced) }
 }
 
 /// Tries to take a file lock every 1 to 50 ms until `deadline`.
@@ -55,16 +59,16 @@ pub(crate) fn try_until(deadline: Instant, try_lock: impl Fn() -> Result<(), Try
 
 /// Whether a lock held through one handle excludes another handle of the same file.
 pub(super) fn lock_excludes(first: &File, second: &File) -> io::Result<bool> {
-    match first.try_lock() {
+    match try_until(Instant::now(), || first.try_lock()) {
         // Another process holds the lock, so locks work.
-        Err(TryLockError::WouldBlock) => return Ok(true),
-        Err(TryLockError::Error(e)) => {
+        Err(AppendError::Busy) => return Ok(true),
+        Err(e) => {
             tracing::debug!(error = %e, "the journal cannot be locked");
             return Ok(false);
         }
         Ok(()) => {}
     }
-    let excluded = matches!(second.try_lock(), Err(TryLockError::WouldBlock));
+    let excluded = matches!(try_until(Instant::now(), || second.try_lock()), Err(AppendError::Busy));
     first.unlock()?;
     Ok(excluded)
 }

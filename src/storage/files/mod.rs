@@ -72,6 +72,12 @@ impl Files {
         })
     }
 
+    /// As `open`, as if the volume were shared by several hosts.
+    #[cfg(test)]
+    pub(crate) fn open_as_network(path: &Path) -> io::Result<Self> {
+        Ok(Self::Network(Arc::new(NetworkFiles::open(path)?)))
+    }
+
     fn disk(&self) -> &dyn Disk {
         match self {
             Self::Local(files) => files,
