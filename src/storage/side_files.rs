@@ -19,6 +19,7 @@ use crate::{
         error::OpenError,
         journal::{Header, Layout},
         keys,
+        volume::is_mount_point,
     },
 };
 
@@ -83,11 +84,16 @@ pub(crate) fn ensure_exists(path: &Path, schema: &Schema) -> Result<(), OpenErro
     create().map_err(|e| OpenError::io(path, "create", e))
 }
 
-/// Refuses a file that is not a regular file with one name.
+/// Refuses a file that is not a regular file with one name, or that is a mount point: each of several paths to it would have a
+/// journal and an OS lock of its own.
 pub(crate) fn refuse_unfit(path: &Path, file: &File) -> Result<(), OpenError> {
     let fail = |e| OpenError::io(path, "stat", e);
     if !file.metadata().map_err(fail)?.is_file() {
         return Err(OpenError::NotAFile(path.to_owned()));
+    }
+    // guard: mounted_csv: a file that is mounted by itself gets no second journal
+    if is_mount_point(path).map_err(fail)? {
+        return Err(OpenError::mount_point(path));
     }
     let deadline = Instant::now() + LINKS_WAIT;
     while links(file).map_err(fail)? > 1 {
@@ -108,9 +114,10 @@ fn links(file: &File) -> io::Result<u32> {
 }
 
 /// Asks the server of a network volume, not the attribute cache. Costs nothing more on a local volume. NFS asks only for
-/// attributes that can change, so the mode is requested as well.
+/// attributes that can change, so the mode is requested as well. Follows no symbolic link: the path was resolved.
 pub(crate) fn stat_on_server(path: &Path) -> io::Result<Statx> {
-    let how = AtFlags::STATX_FORCE_SYNC;
+    // guard: moved_behind_a_link: a CSV that was moved, with a symbolic link in its place, gets no second journal
+    let how = AtFlags::STATX_FORCE_SYNC | AtFlags::SYMLINK_NOFOLLOW;
     Ok(statx(CWD, path, how, StatxFlags::INO | StatxFlags::MODE | StatxFlags::NLINK)?)
 }
 

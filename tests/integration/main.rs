@@ -43,6 +43,7 @@ mod redis_connections;
 mod redis_rejections;
 mod redis_topologies;
 mod refused_uploads;
+mod second_paths;
 mod shutdown;
 mod shutdown_clients;
 mod slow_readers;

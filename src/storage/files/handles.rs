@@ -10,7 +10,11 @@ use std::{
 
 use rustix::fs::{AtFlags, Statx, StatxFlags, statx};
 
-use crate::storage::{error::AppendError, side_files::stat_on_server};
+use crate::storage::{
+    error::{AppendError, OpenError},
+    safe_open::is_mount_point,
+    side_files::stat_on_server,
+};
 
 /// The longest pause between two attempts to take an OS lock.
 const RETRY_PAUSE_MAX: Duration = Duration::from_millis(50);
@@ -41,6 +45,20 @@ pub(super) fn inode(found: &Statx) -> Inode {
 pub(super) fn refuse_other_file(named: &Statx, open: Inode) -> Result<(), AppendError> {
     // guard: same_file: no rows go to a renamed or replaced file
     if inode(named) == open { Ok(()) } else { Err(AppendError::Replaced) }
+}
+
+/// Refuses a CSV that another path may lead to, beside which another journal could be: `named` is what its name leads to, without
+/// following a symbolic link.
+pub(super) fn refuse_second_path(csv: &Path, named: &Statx) -> Result<(), AppendError> {
+    // guard: one_path: the CSV of a running replica gets no second journal
+    if named.stx_nlink > 1 {
+        return Err(AppendError::Unfit(OpenError::HardLinks(csv.to_owned())));
+    }
+    // guard: not_mounted: the CSV of a running replica is not reached by a mount of the file alone
+    if is_mount_point(named) == Some(true) {
+        return Err(AppendError::Unfit(OpenError::mount_point(csv)));
+    }
+    Ok(())
 }
 
 /// Tries to take a file lock every 1 to 50 ms until `deadline`.

@@ -20,7 +20,9 @@ use crate::{
     storage::{
         disk::{AppendedRange, Disk, FileKind},
         error::AppendError,
-        files::handles::{Inode, inode_at, inode_of, lock_excludes, refuse_other_file, stat, try_until},
+        files::handles::{
+            Inode, inode_at, inode_of, lock_excludes, refuse_other_file, refuse_second_path, stat, try_until,
+        },
         files::read_ahead::read_full,
         journal::Layout,
         safe_open::{Access, open_csv, open_or_create, open_side_file},
@@ -143,7 +145,7 @@ impl LocalFiles {
         let (csv, [csv_inode, journal_inode]) = (csv?, self.inodes);
         refuse_other_file(&csv, csv_inode)?;
         refuse_other_file(&journal?, journal_inode)?;
-        Ok(())
+        refuse_second_path(&self.path, &csv)
     }
 
     /// Opens a side file that exists once more.

@@ -24,7 +24,7 @@ use crate::storage::{
     disk::{AppendedRange, Disk, FileKind},
     error::{AppendError, is_full},
     files::{
-        handles::{Inode, inode_of, lock_excludes, refuse_other_file, stat, try_until},
+        handles::{Inode, inode_of, lock_excludes, refuse_other_file, refuse_second_path, stat, try_until},
         read_ahead::{ReadAhead, read_full},
     },
     safe_open::{Access, open_csv, open_or_create, open_side_file},
@@ -159,6 +159,7 @@ impl NetworkFiles {
         // guard: lock_csv: rows are written through a handle that holds the CSV's lock
         lock(&csv, deadline.max(Instant::now() + SIDE_LOCK_WAIT))?;
         self.refuse_replaced(&csv)?;
+        refuse_second_path(&self.path, &opened)?;
         self.csv_len.store(csv_len, Ordering::Relaxed);
         *self.hold.lock().expect("not poisoned") = Some(Hold { csv, csv_len: Some(csv_len), side: Vec::new() });
         Ok(held)
