@@ -11,7 +11,10 @@ use std::{
 use rustix::fs::OFlags;
 
 use crate::storage::{
-    files::{handles::try_until, is_network},
+    files::{
+        handles::{retry, try_until},
+        is_network,
+    },
     safe_open::{Access, open_or_create, open_side_file},
     side_files::{copy_owner_and_mode, side_path},
 };
@@ -82,7 +85,7 @@ impl PeerFile {
         let at = self.at.map_or(len, |at| if at > len { 0 } else { at });
         let from = at.max(len.saturating_sub(POLL_BYTES_MAX));
         let mut text = vec![0; (len - from) as usize];
-        let read = file.read_at(&mut text, from)?;
+        let read = retry(|| file.read_at(&mut text, from))?;
         text.truncate(read);
         // An incomplete last line is left for the next poll.
         let whole = memchr::memrchr(b'\n', &text).map_or(0, |at| at + 1);

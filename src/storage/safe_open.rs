@@ -11,6 +11,7 @@ use std::{
 use rustix::{
     fd::AsFd,
     fs::{AtFlags, CWD, FileType, OFlags, Statx, StatxAttributes, StatxFlags, statx},
+    io::retry_on_intr,
     process::geteuid,
 };
 
@@ -96,7 +97,7 @@ pub(crate) fn refuse_unsafe_side_files(csv: &Path) -> Result<(), OpenError> {
 /// Warns of a folder in which every user may plant files.
 pub(crate) fn warn_of_open_folder(csv: &Path) {
     let folder = parent_directory(csv);
-    let Ok(found) = statx(CWD, folder, AtFlags::empty(), StatxFlags::MODE) else { return };
+    let Ok(found) = retry_on_intr(|| statx(CWD, folder, AtFlags::empty(), StatxFlags::MODE)) else { return };
     let mode = u32::from(found.stx_mode);
     if mode & WRITABLE_FOR_ALL != 0 {
         tracing::warn!(
@@ -121,11 +122,11 @@ fn options(access: Access, flags: OFlags) -> OpenOptions {
 }
 
 fn stat_name(path: &Path) -> io::Result<Statx> {
-    Ok(statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, ASKED)?)
+    Ok(retry_on_intr(|| statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, ASKED))?)
 }
 
 fn stat_handle(file: impl AsFd) -> io::Result<Statx> {
-    Ok(statx(&file, "", AtFlags::EMPTY_PATH, ASKED)?)
+    Ok(retry_on_intr(|| statx(&file, "", AtFlags::EMPTY_PATH, ASKED))?)
 }
 
 fn refusal(path: &Path, fault: SideFileFault) -> io::Error {

@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::{AtFlags, CWD, Statx, StatxFlags, statx};
+use rustix::{
+    fs::{AtFlags, CWD, Statx, StatxFlags, statx},
+    io::retry_on_intr,
+};
 use tempfile::NamedTempFile;
 
 use crate::{
@@ -110,7 +113,7 @@ pub(crate) fn refuse_unfit(path: &Path, file: &File) -> Result<(), OpenError> {
 /// The number of names, as the server of a network volume knows it.
 fn links(file: &File) -> io::Result<u32> {
     let how = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
-    Ok(statx(file, "", how, StatxFlags::NLINK)?.stx_nlink)
+    Ok(retry_on_intr(|| statx(file, "", how, StatxFlags::NLINK))?.stx_nlink)
 }
 
 /// Asks the server of a network volume, not the attribute cache. Costs nothing more on a local volume. NFS asks only for
@@ -118,7 +121,7 @@ fn links(file: &File) -> io::Result<u32> {
 pub(crate) fn stat_on_server(path: &Path) -> io::Result<Statx> {
     // guard: moved_behind_a_link: a CSV that was moved, with a symbolic link in its place, gets no second journal
     let how = AtFlags::STATX_FORCE_SYNC | AtFlags::SYMLINK_NOFOLLOW;
-    Ok(statx(CWD, path, how, StatxFlags::INO | StatxFlags::MODE | StatxFlags::NLINK)?)
+    Ok(retry_on_intr(|| statx(CWD, path, how, StatxFlags::INO | StatxFlags::MODE | StatxFlags::NLINK))?)
 }
 
 /// Removes the names under which a file was created, where it could only get its own name by a second link (`persist_new`).

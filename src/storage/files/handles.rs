@@ -2,13 +2,16 @@
 
 use std::{
     fs::{File, TryLockError},
-    io,
+    io::{self, ErrorKind},
     path::Path,
     thread,
     time::{Duration, Instant},
 };
 
-use rustix::fs::{AtFlags, Statx, StatxFlags, statx};
+use rustix::{
+    fs::{AtFlags, Statx, StatxFlags, statx},
+    io::retry_on_intr,
+};
 
 use crate::storage::{
     error::{AppendError, OpenError},
@@ -25,7 +28,7 @@ pub(super) type Inode = (u32, u32, u64);
 /// Requests only these attributes: since Linux 6.13, reading a file's times makes its next write store a new time, and the
 /// sync after that write takes 1.5 times as long.
 pub(super) fn stat(file: &File, what: StatxFlags) -> io::Result<Statx> {
-    Ok(statx(file, "", AtFlags::EMPTY_PATH, what)?)
+    Ok(retry_on_intr(|| statx(file, "", AtFlags::EMPTY_PATH, what))?)
 }
 
 /// The inode that the path leads to now. A network volume would otherwise answer from its attribute cache for up to a minute.
@@ -61,12 +64,23 @@ pub(super) fn refuse_second_path(csv: &Path, named: &Statx) -> Result<(), Append
     Ok(())
 }
 
+/// Makes a call again that a signal interrupted.
+pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
 /// Tries to take a file lock every 1 to 50 ms until `deadline`.
 pub(crate) fn try_until(deadline: Instant, try_lock: impl Fn() -> Result<(), TryLockError>) -> Result<(), AppendError> {
     let mut pause = Duration::from_millis(1);
     loop {
         match try_lock() {
             Ok(()) => return Ok(()),
+            Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Interrupted => continue,
             Err(TryLockError::Error(e)) => return Err(AppendError::before("lock")(e)),
             Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return Err(AppendError::Busy),
             Err(TryLockError::WouldBlock) => thread::sleep(pause),
@@ -87,6 +101,31 @@ pub(super) fn lock_excludes(first: &File, second: &File) -> io::Result<bool> {
         Ok(()) => {}
     }
     let excluded = matches!(try_until(Instant::now(), || second.try_lock()), Err(AppendError::Busy));
-    first.unlock()?;
+    retry(|| first.unlock())?;
     Ok(excluded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interrupted_call_is_made_again_and_other_errors_are_not() {
+        let mut results = vec![Ok(7), Err(ErrorKind::Interrupted), Err(ErrorKind::Interrupted)];
+        assert_eq!(retry(|| results.pop().expect("a call").map_err(io::Error::from)).expect("at last"), 7);
+        let mut results = vec![Ok(7), Err(ErrorKind::StorageFull), Err(ErrorKind::Interrupted)];
+        let failed = retry(|| results.pop().expect("a call").map_err(io::Error::from)).expect_err("the second call");
+        assert_eq!(failed.kind(), ErrorKind::StorageFull);
+    }
+
+    #[test]
+    fn interrupted_lock_is_tried_again() {
+        let tries = std::cell::Cell::new(0);
+        let try_lock = || {
+            tries.set(tries.get() + 1);
+            if tries.get() < 3 { Err(TryLockError::Error(ErrorKind::Interrupted.into())) } else { Ok(()) }
+        };
+        try_until(Instant::now(), try_lock).expect("locked");
+        assert_eq!(tries.get(), 3);
+    }
 }

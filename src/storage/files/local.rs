@@ -12,7 +12,7 @@ use std::{
 
 use rustix::{
     fs::{FallocateFlags, OFlags, StatxFlags, fallocate},
-    io::{Errno, pwritev},
+    io::{Errno, pwritev, retry_on_intr},
 };
 
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
         disk::{AppendedRange, Disk, FileKind},
         error::AppendError,
         files::handles::{
-            Inode, inode_at, inode_of, lock_excludes, refuse_other_file, refuse_second_path, stat, try_until,
+            Inode, inode_at, inode_of, lock_excludes, refuse_other_file, refuse_second_path, retry, stat, try_until,
         },
         files::read_ahead::read_full,
         journal::Layout,
@@ -242,7 +242,7 @@ impl Disk for LocalFiles {
                 FileKind::Torn => "torn_half_written",
                 FileKind::Journal | FileKind::Keys | FileKind::Tail(_) => "tail_half_written",
             };
-            let first = file.write(&bytes[..failpoints::partial_len(point, bytes.len())])?;
+            let first = retry(|| file.write(&bytes[..failpoints::partial_len(point, bytes.len())]))?;
             let start = file.stream_position()? - first as u64;
             failpoints::hit(point);
             if first == bytes.len() {
@@ -270,7 +270,7 @@ impl Disk for LocalFiles {
                 return Ok(());
             }
             let allocate = |bytes| {
-                let reserved = fallocate(file, FallocateFlags::KEEP_SIZE, offset, bytes);
+                let reserved = retry_on_intr(|| fallocate(file, FallocateFlags::KEEP_SIZE, offset, bytes));
                 reserved.map_err(io::Error::from)
             };
             match allocate(bytes + RESERVE_BYTES).or_else(|_| allocate(bytes)) {
@@ -298,7 +298,7 @@ pub(crate) struct LocalLock(Option<Arc<File>>);
 
 impl Drop for LocalLock {
     fn drop(&mut self) {
-        if let Some(Err(e)) = self.0.as_ref().map(|file| file.unlock()) {
+        if let Some(Err(e)) = self.0.as_ref().map(|file| retry(|| file.unlock())) {
             tracing::error!(error = %e, "cannot unlock the journal");
         }
     }

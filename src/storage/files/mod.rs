@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::fstatvfs;
+use rustix::{fs::fstatvfs, io::retry_on_intr};
 
 use crate::storage::{
     disk::{AppendedRange, Disk, FileKind},
@@ -106,8 +106,8 @@ impl Files {
     /// Bytes available to unprivileged users on the volume, and the volume's size.
     pub(crate) fn volume_bytes(&self) -> io::Result<(u64, u64)> {
         let volume = match self {
-            Self::Local(files) => fstatvfs(files.csv())?,
-            Self::Network(files) => fstatvfs(files.csv())?,
+            Self::Local(files) => retry_on_intr(|| fstatvfs(files.csv()))?,
+            Self::Network(files) => retry_on_intr(|| fstatvfs(files.csv()))?,
         };
         Ok((volume.f_bavail * volume.f_frsize, volume.f_blocks * volume.f_frsize))
     }

@@ -18,13 +18,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::{AtFlags, CWD, OFlags, Statx, StatxFlags, statx};
+use rustix::{
+    fs::{AtFlags, CWD, OFlags, Statx, StatxFlags, statx},
+    io::retry_on_intr,
+};
 
 use crate::storage::{
     disk::{AppendedRange, Disk, FileKind},
     error::{AppendError, is_full},
     files::{
-        handles::{Inode, inode_of, lock_excludes, refuse_other_file, refuse_second_path, stat, try_until},
+        handles::{Inode, inode_of, lock_excludes, refuse_other_file, refuse_second_path, retry, stat, try_until},
         read_ahead::{ReadAhead, read_full},
     },
     safe_open::{Access, open_csv, open_or_create, open_side_file},
@@ -375,19 +378,19 @@ fn flags(access: Access, direct: OFlags) -> OFlags {
 
 /// What a name leads to, for which a known name needs no call.
 fn stat_name(path: &Path) -> io::Result<Statx> {
-    Ok(statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::INO)?)
+    Ok(retry_on_intr(|| statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::INO))?)
 }
 
 /// Whether the file can be read and written past the page cache at any offset: network file systems ask for no alignment.
 fn is_direct_possible(path: &Path) -> io::Result<bool> {
-    let found = statx(CWD, path, AtFlags::empty(), StatxFlags::DIOALIGN)?;
+    let found = retry_on_intr(|| statx(CWD, path, AtFlags::empty(), StatxFlags::DIOALIGN))?;
     Ok(found.stx_mask & StatxFlags::DIOALIGN.bits() == 0 || found.stx_dio_offset_align == 1)
 }
 
 /// The length that the server knows.
 fn stat_fresh(file: &File) -> io::Result<u64> {
     let how = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
-    Ok(statx(file, "", how, StatxFlags::SIZE)?.stx_size)
+    Ok(retry_on_intr(|| statx(file, "", how, StatxFlags::SIZE))?.stx_size)
 }
 
 /// The locks of one hold, released when dropped: the CSV's first, then the journal's.
@@ -400,7 +403,7 @@ pub(crate) struct NetworkLock {
 impl Drop for NetworkLock {
     fn drop(&mut self) {
         self.files.end_hold();
-        if let Err(e) = self.journal.unlock() {
+        if let Err(e) = retry(|| self.journal.unlock()) {
             tracing::debug!(error = %e, "cannot unlock the journal");
             self.files.is_suspect.store(true, Ordering::Relaxed);
         }

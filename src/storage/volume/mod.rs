@@ -5,7 +5,10 @@ mod verdict;
 
 use std::{fmt, fs, io, path::Path};
 
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statfs, statx};
+use rustix::{
+    fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statfs, statx},
+    io::retry_on_intr,
+};
 
 use crate::storage::volume::{
     mountinfo::{Location, Mount},
@@ -72,7 +75,7 @@ const MAGIC_NUMBERS: [(u64, &str); 21] = [
 /// # Errors
 /// The system's error.
 pub(crate) fn is_mount_point(file: &Path) -> io::Result<bool> {
-    let found = statx(CWD, file, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::INO)?;
+    let found = retry_on_intr(|| statx(CWD, file, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::INO))?;
     let is_known = found.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT);
     // Before Linux 5.8 only the list of mounts tells.
     let is_listed = || Mount::on(&mountinfo(), file).is_some();
@@ -109,7 +112,7 @@ impl VolumeInfo {
     pub(crate) fn of(csv: &Path) -> io::Result<Self> {
         let directory = csv.parent().unwrap_or(Path::new("/"));
         let asked = StatxFlags::INO | StatxFlags::MNT_ID;
-        let found = statx(CWD, directory, AtFlags::empty(), asked)?;
+        let found = retry_on_intr(|| statx(CWD, directory, AtFlags::empty(), asked))?;
         let has_mount_id = found.stx_mask & StatxFlags::MNT_ID.bits() != 0;
         let location = Location {
             mount_id: has_mount_id.then_some(found.stx_mnt_id),
@@ -118,7 +121,7 @@ impl VolumeInfo {
         };
         match Mount::holding(&mountinfo(), &location) {
             Some(mount) => Ok(Self::from_mount(mount)),
-            None => Ok(Self::from_magic_number(statfs(directory)?.f_type as u64)),
+            None => Ok(Self::from_magic_number(retry_on_intr(|| statfs(directory))?.f_type as u64)),
         }
     }
 
