@@ -1,12 +1,11 @@
 //! Adopts a CSV that has no journal, or one whose journal describes another file: reads it through once.
 
 use std::{
-    fs::{self, TryLockError},
+    fs,
     io::{self, Read, Write},
     path::Path,
     sync::Arc,
-    thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use rustix::fs::OFlags;
@@ -21,8 +20,8 @@ use crate::{
     storage::{
         check::audit::Audit,
         disk::{Disk, FileKind, FileRange},
-        error::OpenError,
-        files::{Files, START_WAIT},
+        error::{AppendError, OpenError},
+        files::{Files, START_WAIT, handles::try_until},
         format::Format,
         journal::{Header, Layout, csv_tail_checksum, read_after},
         open_line::refuse_several_lines,
@@ -49,13 +48,9 @@ pub(crate) fn write_header_if_empty(path: &Path, schema: &Schema) -> Result<(), 
     if !lacks_header().map_err(fail)? {
         return Ok(());
     }
-    let deadline = Instant::now() + START_WAIT;
     // A volume without working locks is refused later, by the probe of the journal.
-    while let Err(TryLockError::WouldBlock) = file.try_lock() {
-        if Instant::now() >= deadline {
-            return Err(OpenError::Busy(path.to_owned()));
-        }
-        thread::sleep(Duration::from_millis(5));
+    if let Err(AppendError::Busy) = try_until(Instant::now() + START_WAIT, || file.try_lock()) {
+        return Err(OpenError::Busy(path.to_owned()));
     }
     // Another replica may have written the header in the meantime. Closing the file releases the lock.
     if lacks_header().map_err(fail)? { write().map_err(fail) } else { Ok(()) }
