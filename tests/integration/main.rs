@@ -24,6 +24,7 @@ mod input_suites;
 mod interface;
 mod journal;
 mod kubernetes;
+mod left_out_tests;
 mod limits;
 mod live_page;
 mod load_command;
