@@ -1,13 +1,14 @@
 //! Adopts a CSV that has no journal, or one whose journal describes another file: reads it through once.
 
 use std::{
-    fs::{self, OpenOptions, TryLockError},
+    fs,
     io::{self, Read, Write},
     path::Path,
     sync::Arc,
-    thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
+
+use rustix::fs::OFlags;
 
 use crate::{
     csv::{
@@ -19,11 +20,12 @@ use crate::{
     storage::{
         check::audit::Audit,
         disk::{Disk, FileKind, FileRange},
-        error::OpenError,
-        files::{Files, START_WAIT},
+        error::{AppendError, OpenError},
+        files::{Files, START_WAIT, handles::try_until},
         format::Format,
         journal::{Header, Layout, csv_tail_checksum, read_after},
         open_line::refuse_several_lines,
+        safe_open::{Access, open_csv},
         side_files::{self, side_path},
         types::Options,
     },
@@ -31,7 +33,7 @@ use crate::{
 
 /// Writes the header of an empty file. The CSV itself is locked for that, since there is no journal yet.
 pub(crate) fn write_header_if_empty(path: &Path, schema: &Schema) -> Result<(), OpenError> {
-    let file = OpenOptions::new().read(true).append(true).open(path).map_err(|e| OpenError::io(path, "open", e))?;
+    let file = open_csv(path, Access::Append, OFlags::empty()).map_err(|e| OpenError::io(path, "open", e))?;
     side_files::refuse_unfit(path, &file)?;
     let Some(header) = schema.header() else { return Ok(()) };
     let lacks_header = || -> io::Result<bool> {
@@ -46,13 +48,9 @@ pub(crate) fn write_header_if_empty(path: &Path, schema: &Schema) -> Result<(), 
     if !lacks_header().map_err(fail)? {
         return Ok(());
     }
-    let deadline = Instant::now() + START_WAIT;
     // A volume without working locks is refused later, by the probe of the journal.
-    while let Err(TryLockError::WouldBlock) = file.try_lock() {
-        if Instant::now() >= deadline {
-            return Err(OpenError::Busy(path.to_owned()));
-        }
-        thread::sleep(Duration::from_millis(5));
+    if let Err(AppendError::Busy) = try_until(Instant::now() + START_WAIT, || file.try_lock()) {
+        return Err(OpenError::Busy(path.to_owned()));
     }
     // Another replica may have written the header in the meantime. Closing the file releases the lock.
     if lacks_header().map_err(fail)? { write().map_err(fail) } else { Ok(()) }

@@ -10,7 +10,8 @@ use crate::{
     fencing::FencingToken,
     storage::{
         journal::{FORMAT, HeaderFault},
-        volume::VolumeRefusal,
+        unsafe_side_file::UnsafeSideFile,
+        volume::{VolumeRefusal, mounted_folder},
     },
 };
 
@@ -33,6 +34,17 @@ pub enum OpenError {
     /// Each name of the file would have a lock and a journal of its own.
     #[error("{} has several hard links; remove all but one", .0.display())]
     HardLinks(PathBuf),
+    /// The file is mounted by itself. Through another path it would have another lock and another journal.
+    #[error("{path} is a mount point, and so has a second path; nothing was changed. Mount the folder {folder} instead of the file", path = .path.display())]
+    MountPoint {
+        /// The file.
+        path: PathBuf,
+        /// The folder that holds the file, and its file system.
+        folder: String,
+    },
+    /// A side file that another user may have put there.
+    #[error("{0}; nothing was changed. Find out who made it, and remove it or correct its owner")]
+    SideFile(UnsafeSideFile),
     /// The file's header is not valid.
     #[error("{}: {}", .0.display(), .1)]
     Header(PathBuf, HeaderError),
@@ -87,6 +99,11 @@ pub enum OpenError {
 impl OpenError {
     pub(crate) fn io(path: &Path, doing: &'static str, source: io::Error) -> Self {
         Self::Io { path: path.to_owned(), doing, source }
+    }
+
+    /// The refusal of a file that is mounted by itself.
+    pub(crate) fn mount_point(path: &Path) -> Self {
+        Self::MountPoint { path: path.to_owned(), folder: mounted_folder(path) }
     }
 
     /// Whether the journal cannot be read: it is damaged, or of a newer version.

@@ -26,12 +26,17 @@ impl Storage {
     /// Takes the OS lock. On a network volume it is kept until `end_hold`.
     pub(super) fn begin_hold(&mut self, deadline: Instant) -> Result<Option<OsLock>, AppendError> {
         if !self.files.is_direct() {
-            return self.files.lock(deadline).map(Some);
+            let lock = self.files.lock(deadline)?;
+            // guard: room_for_keys: keys are not stored in a file that has fewer slots than this replica remembers
+            self.make_room_for_keys()?;
+            return Ok(Some(lock));
         }
         if self.hold.is_none() {
             self.ledger.end_hold();
             let locked = self.files.lock(deadline);
             self.hold = Some(self.without_rows(locked)?);
+            let made = self.make_room_for_keys();
+            self.without_rows(made)?;
         }
         Ok(None)
     }

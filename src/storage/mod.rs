@@ -22,6 +22,7 @@ mod peer_file;
 mod probe;
 mod reader;
 mod row_index;
+mod safe_open;
 mod side_files;
 mod slow_call;
 #[cfg(any(test, fuzzing))]
@@ -30,10 +31,10 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 mod types;
+mod unsafe_side_file;
 mod volume;
 
 use std::{
-    fs::OpenOptions,
     io,
     path::Path,
     sync::{
@@ -58,8 +59,11 @@ pub use crate::storage::{
     reader::{ReadError, Reader},
     side_files::resolve,
     types::{AppendEntry, EntryOutcome, IdleOutcome, KnownKey, NewRows, Options, Page, Place, Row, Turn},
+    unsafe_side_file::UnsafeSideFile,
     volume::{VolumeInfo, VolumeKind, VolumeRefusal},
 };
+
+use rustix::fs::OFlags;
 
 use crate::{
     csv::{idempotency_key::Key, schema::Schema},
@@ -71,6 +75,7 @@ use crate::{
             Ledger, RefreshOutcome, RepairMode,
             checkpoint::{PendingCheckpoint, sync_for_checkpoint},
         },
+        safe_open::{Access, open_csv, open_side_file},
     },
 };
 
@@ -103,6 +108,10 @@ pub struct Storage {
     /// The last record at the last idle refresh.
     idle_since: u64,
     keys_recorded: Arc<AtomicU64>,
+    /// Whether the keys file has a slot for each key that this replica remembers.
+    is_keys_file_large_enough: bool,
+    /// The journal's size in bytes that this replica was started with, until a refresh has seen to it.
+    journal_bytes_wanted: Option<u64>,
 }
 
 /// A checkpoint whose sync runs on a thread of its own.
@@ -140,9 +149,9 @@ impl Storage {
 
     /// Whether the CSV and its journal may be opened for writing. Writes nothing.
     pub fn is_writable(&mut self) -> bool {
-        [self.path().to_owned(), side_files::side_path(self.path(), ".journal")]
-            .iter()
-            .all(|path| OpenOptions::new().append(true).open(path).is_ok())
+        let (csv, none) = (self.path(), OFlags::empty());
+        let journal = side_files::side_path(csv, ".journal");
+        open_csv(csv, Access::Append, none).is_ok() && open_side_file(&journal, csv, Access::Append, none).is_ok()
     }
 
     /// How many keys were ever recorded, as of the last refresh.
@@ -303,6 +312,8 @@ impl Storage {
             RefreshOutcome::Consistent(Some(open_line)) => self.ledger.find_several_lines(open_line)?,
             RefreshOutcome::Consistent(None) => {}
         }
+        let resized = self.resize_journal();
+        self.without_rows(resized)?;
         if !is_quiet || !self.ledger.is_dirty() {
             return Ok(IdleOutcome::Clean);
         }

@@ -11,6 +11,7 @@ use crate::{
         format::Format,
         journal::Layout,
         ledger::{Ledger, LedgerOptions, Purpose, RefreshOutcome, RepairMode},
+        safe_open::{refuse_unsafe_side_files, warn_of_open_folder},
         side_files,
         slow_call::watched,
         types::Options,
@@ -27,6 +28,7 @@ impl Storage {
         let path = watched(&options.path, "find", || side_files::resolve(&options.path))?;
         let new_file = Arc::new(side_files::parse_header_option(&options.header)?);
         let volume = judge_volume(&path, &options)?;
+        watched(&path, "find", || refuse_unsafe_side_files(&path))?;
         if !options.is_repair {
             watched(&path, "find", || adopt::refuse_missing(&path))?;
         }
@@ -62,20 +64,24 @@ impl Storage {
             checkpoint_failed: false,
             idle_since: 0,
             keys_recorded: Arc::default(),
+            is_keys_file_large_enough: false,
+            journal_bytes_wanted: Some(journal_bytes),
         };
-        storage.first_refresh(journal_bytes)?;
+        storage.first_refresh()?;
         // Not before: a refused start prints one line.
         storage.volume.log(storage.path());
         storage.volume.warn(storage.path());
+        warn_of_open_folder(storage.path());
         Ok(storage)
     }
 
     /// Refreshes without repairs, which need the lock. Waits a limited time for a process that holds the OS lock.
-    fn first_refresh(&mut self, journal_bytes: u64) -> Result<(), OpenError> {
+    fn first_refresh(&mut self) -> Result<(), OpenError> {
         let path = self.ledger.path().to_owned();
         let refuse = |e| match e {
             AppendError::Unfit(e) => e,
             AppendError::Before { doing, source } => OpenError::io(&path, doing, source),
+            AppendError::DiskFull(source) => OpenError::io(&path, "make room for keys of", source),
             other => OpenError::io(&path, "refresh", io::Error::other(other)),
         };
         let lock = match watched(&path, "lock", || self.begin_hold(Instant::now() + START_WAIT)) {
@@ -86,24 +92,43 @@ impl Storage {
             }
             Err(e) => return Err(refuse(e)),
         };
-        side_files::grow_keys(&self.files, &path, self.ledger.keys_stored(), self.ledger.keys_capacity())
-            .map_err(|e| OpenError::io(&path, "enlarge the keys file of", e))?;
         let outcome = self.ledger.refresh(RepairMode::Forbidden).map_err(refuse)?;
         if let RefreshOutcome::Consistent(Some(open_line)) = outcome {
             self.ledger.refuse_several_lines(open_line)?;
         }
-        if outcome != RefreshOutcome::NeedsRepair && self.ledger.journal_bytes() != journal_bytes {
-            match self.ledger.resize(journal_bytes) {
-                Err(AppendError::DiskFull(e)) => {
-                    tracing::warn!(error = %e, "not enough space to resize the journal; it keeps its size");
-                }
-                other => other.map_err(refuse)?,
-            }
+        if outcome != RefreshOutcome::NeedsRepair {
+            self.resize_journal().map_err(refuse)?;
         }
         drop(lock);
         self.end_hold();
         self.publish_keys_recorded();
         Ok(())
+    }
+
+    /// Makes the keys file as large as this replica remembers keys, once. The OS lock is held.
+    pub(super) fn make_room_for_keys(&mut self) -> Result<(), AppendError> {
+        if self.is_keys_file_large_enough {
+            return Ok(());
+        }
+        let (path, capacity) = (self.ledger.path(), self.ledger.keys_capacity());
+        let grown = self.ledger.keys_stored().and_then(|end| side_files::grow_keys(&self.files, path, end, capacity));
+        grown.map_err(AppendError::before("enlarge the keys file of"))?;
+        self.is_keys_file_large_enough = true;
+        Ok(())
+    }
+
+    /// Gives the journal the size that this replica was started with, once. Follows a refresh that found no damage.
+    pub(super) fn resize_journal(&mut self) -> Result<(), AppendError> {
+        let Some(bytes) = self.journal_bytes_wanted.take().filter(|&bytes| bytes != self.ledger.journal_bytes()) else {
+            return Ok(());
+        };
+        match self.ledger.resize(bytes) {
+            Err(AppendError::DiskFull(e)) => {
+                tracing::warn!(error = %e, "not enough space to resize the journal; it keeps its size");
+                Ok(())
+            }
+            other => other,
+        }
     }
 }
 
@@ -129,4 +154,114 @@ fn open_files(csv: &Path, accept_unlocked: bool) -> Result<Files, OpenError> {
         files.accept_unlocked();
     }
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, File},
+        path::PathBuf,
+        thread,
+        time::Duration,
+    };
+
+    use super::*;
+    use crate::{
+        csv::{idempotency_key::Key, rows::Rows, schema::Data},
+        storage::{
+            keys,
+            types::{AppendEntry, EntryOutcome, Turn},
+        },
+    };
+
+    const FEW: usize = 50;
+    const MANY: usize = 400;
+
+    fn open(path: &Path, keys: usize, journal_bytes: u64) -> Storage {
+        let options = Options {
+            path: path.to_owned(),
+            header: "token,data".to_owned(),
+            replica: "r".to_owned(),
+            journal_bytes,
+            keys,
+            accept_unlocked: false,
+            is_repair: false,
+            meter: Arc::default(),
+        };
+        Storage::open(options).expect("opens")
+    }
+
+    fn one_row(storage: &Storage) -> Rows {
+        let mut rows = storage.schema().rows();
+        storage.schema().push(&Data::Text("x".into()), &mut rows).expect("fits");
+        rows
+    }
+
+    fn append(storage: &mut Storage, number: usize) -> EntryOutcome {
+        let rows = one_row(storage);
+        let key = Key::new(&format!("k{number}"), &rows).expect("a key");
+        let (now, keys_seen) = (Instant::now(), storage.keys_recorded().load(std::sync::atomic::Ordering::Relaxed));
+        let turn = Turn { token: 1, lease: 1, granted: now, timestamp: "", deadline: now, still_held: &|| true };
+        let entry = AppendEntry { rows: &rows, key: Some(&key), keys_seen, waited_ms: 0, released: true };
+        storage.append(&[entry], &turn).expect("written").remove(0)
+    }
+
+    /// A CSV whose keys file has few slots, and the lock on its journal, as a stopped process holds it.
+    fn held_csv(folder: &Path) -> (PathBuf, File) {
+        let path = folder.join("rows.csv");
+        open(&path, FEW, 1 << 20).close().expect("closed");
+        let journal = File::open(side_files::side_path(&path, ".journal")).expect("opens");
+        journal.lock().expect("locks");
+        (path, journal)
+    }
+
+    #[test]
+    fn keys_stay_known_after_a_start_beside_a_held_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, held) = held_csv(folder.path());
+        let mut storage = open(&path, MANY, 1 << 20);
+        held.unlock().expect("unlocks");
+        for number in 0..MANY {
+            assert!(matches!(append(&mut storage, number), EntryOutcome::Written { .. }));
+        }
+        storage.close().expect("closed");
+        let mut storage = open(&path, MANY, 1 << 20);
+        for number in 0..MANY {
+            assert!(matches!(append(&mut storage, number), EntryOutcome::Replayed(_)), "key {number} is forgotten");
+        }
+    }
+
+    #[test]
+    fn keys_of_others_outlive_a_late_growth_of_the_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, held) = held_csv(folder.path());
+        let mut late = open(&path, MANY, 1 << 20);
+        held.unlock().expect("unlocks");
+        // Many more keys are stored than the late replica knew of when it started.
+        let mut other = open(&path, FEW, 1 << 20);
+        for number in 0..FEW * 5 {
+            append(&mut other, number);
+        }
+        other.close().expect("closed");
+        for number in FEW * 4..FEW * 5 {
+            assert!(matches!(append(&mut late, number), EntryOutcome::Replayed(_)), "key {number} is forgotten");
+        }
+        assert_eq!(keys::slots(&late.files).expect("readable"), MANY as u64);
+    }
+
+    #[test]
+    fn journal_is_resized_once_the_held_file_is_free() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, held) = held_csv(folder.path());
+        let mut storage = open(&path, FEW, 2 << 20);
+        held.unlock().expect("unlocks");
+        append(&mut storage, 0);
+        while storage.ledger.journal_bytes() != 2 << 20 {
+            storage.idle_refresh().expect("refreshes");
+            thread::sleep(Duration::from_millis(1));
+        }
+        let journal = fs::metadata(side_files::side_path(&path, ".journal")).expect("there");
+        assert_eq!(journal.len(), 2 << 20);
+        assert!(matches!(append(&mut storage, 0), EntryOutcome::Replayed(_)));
+    }
 }

@@ -2,15 +2,20 @@
 //! is emptied when it grows large, and a line may be lost then.
 
 use std::{
-    fs::{File, OpenOptions},
     io::{self, ErrorKind, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
+use rustix::fs::OFlags;
+
 use crate::storage::{
-    files::{handles::try_until, is_network},
+    files::{
+        handles::{retry, try_until},
+        is_network,
+    },
+    safe_open::{Access, open_or_create, open_side_file},
     side_files::{copy_owner_and_mode, side_path},
 };
 
@@ -49,7 +54,7 @@ impl PeerFile {
     /// # Errors
     /// The system's error.
     pub fn publish(&self, line: &str) -> io::Result<()> {
-        let mut file = OpenOptions::new().append(true).create(true).open(&self.path)?;
+        let mut file = open_or_create(&self.path, &self.csv, Access::Append, OFlags::empty())?;
         if self.is_network && try_until(Instant::now() + LOCK_WAIT, || file.try_lock()).is_err() {
             return Ok(());
         }
@@ -68,7 +73,7 @@ impl PeerFile {
     /// # Errors
     /// The system's error.
     pub fn poll(&mut self) -> io::Result<String> {
-        let file = match File::open(&self.path) {
+        let file = match open_side_file(&self.path, &self.csv, Access::Read, OFlags::empty()) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 self.at = Some(0);
                 return Ok(String::new());
@@ -80,7 +85,7 @@ impl PeerFile {
         let at = self.at.map_or(len, |at| if at > len { 0 } else { at });
         let from = at.max(len.saturating_sub(POLL_BYTES_MAX));
         let mut text = vec![0; (len - from) as usize];
-        let read = file.read_at(&mut text, from)?;
+        let read = retry(|| file.read_at(&mut text, from))?;
         text.truncate(read);
         // An incomplete last line is left for the next poll.
         let whole = memchr::memrchr(b'\n', &text).map_or(0, |at| at + 1);

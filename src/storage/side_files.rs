@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::{AtFlags, CWD, Statx, StatxFlags, statx};
+use rustix::{
+    fs::{AtFlags, CWD, Statx, StatxFlags, statx},
+    io::retry_on_intr,
+};
 use tempfile::NamedTempFile;
 
 use crate::{
@@ -19,6 +22,7 @@ use crate::{
         error::OpenError,
         journal::{Header, Layout},
         keys,
+        volume::is_mount_point,
     },
 };
 
@@ -83,11 +87,16 @@ pub(crate) fn ensure_exists(path: &Path, schema: &Schema) -> Result<(), OpenErro
     create().map_err(|e| OpenError::io(path, "create", e))
 }
 
-/// Refuses a file that is not a regular file with one name.
+/// Refuses a file that is not a regular file with one name, or that is a mount point: each of several paths to it would have a
+/// journal and an OS lock of its own.
 pub(crate) fn refuse_unfit(path: &Path, file: &File) -> Result<(), OpenError> {
     let fail = |e| OpenError::io(path, "stat", e);
     if !file.metadata().map_err(fail)?.is_file() {
         return Err(OpenError::NotAFile(path.to_owned()));
+    }
+    // guard: mounted_csv: a file that is mounted by itself gets no second journal
+    if is_mount_point(path).map_err(fail)? {
+        return Err(OpenError::mount_point(path));
     }
     let deadline = Instant::now() + LINKS_WAIT;
     while links(file).map_err(fail)? > 1 {
@@ -103,13 +112,16 @@ pub(crate) fn refuse_unfit(path: &Path, file: &File) -> Result<(), OpenError> {
 
 /// The number of names, as the server of a network volume knows it.
 fn links(file: &File) -> io::Result<u32> {
-    Ok(statx(file, "", AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC, StatxFlags::NLINK)?.stx_nlink)
+    let how = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    Ok(retry_on_intr(|| statx(file, "", how, StatxFlags::NLINK))?.stx_nlink)
 }
 
 /// Asks the server of a network volume, not the attribute cache. Costs nothing more on a local volume. NFS asks only for
-/// attributes that can change, so the mode is requested as well.
+/// attributes that can change, so the mode is requested as well. Follows no symbolic link: the path was resolved.
 pub(crate) fn stat_on_server(path: &Path) -> io::Result<Statx> {
-    Ok(statx(CWD, path, AtFlags::STATX_FORCE_SYNC, StatxFlags::INO | StatxFlags::MODE)?)
+    // guard: moved_behind_a_link: a CSV that was moved, with a symbolic link in its place, gets no second journal
+    let how = AtFlags::STATX_FORCE_SYNC | AtFlags::SYMLINK_NOFOLLOW;
+    Ok(retry_on_intr(|| statx(CWD, path, how, StatxFlags::INO | StatxFlags::MODE | StatxFlags::NLINK))?)
 }
 
 /// Removes the names under which a file was created, where it could only get its own name by a second link (`persist_new`).

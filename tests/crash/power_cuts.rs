@@ -135,6 +135,23 @@ async fn failed_sync_or_write_ends_process_unacknowledged() {
     }
 }
 
+/// As a signal does while a call waits for its volume.
+#[tokio::test(flavor = "multi_thread")]
+async fn interrupted_write_is_made_again() {
+    for file in ["rows.csv", "rows.csv.journal"] {
+        let Some((host, bench)) = Host::start(On::Embedded, 13) else { return };
+        let replica = bench.replica(&SETTINGS);
+        for key in ["one", "two"] {
+            let before = host.disk.writes_failed();
+            host.disk.fail_writes(file, 3, rustix::io::Errno::INTR);
+            assert_eq!(keyed(&replica, key).await.0, 201, "{file}: {}", replica.log());
+            assert_eq!(host.disk.writes_failed(), before + 3, "{file}");
+        }
+        let keys: Vec<_> = bench.rows().iter().map(|row| row["key"].clone()).collect();
+        assert_eq!(keys, ["one", "two"], "{file}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn failed_checkpoint_sync_ends_process_and_loses_no_row() {
     for file in ["rows.csv", "rows.csv.keys"] {

@@ -12,7 +12,7 @@ use std::{
     thread,
 };
 
-use crate::support::{Bench, On};
+use crate::support::{Bench, On, not_run};
 
 const UNAVAILABLE: &str = "{\"code\":\"no_replica\",\"retryable\":true,\"outcome\":\"not_written\"}";
 
@@ -98,7 +98,7 @@ fn writes_one_row(language: &str, file: &str, command: &[&str]) {
     assert_eq!(rows[0]["data"], "hello", "{language}");
 }
 
-/// Whether this runtime is here, in this version or a newer one. If not, the test says so and leaves its recipe out.
+/// Whether this runtime is here, in this version or a newer one. If not, the test leaves its recipe out.
 pub(crate) fn is_here(language: &str, command: &[&str], before: &str, version_min: u32) -> bool {
     let output = Command::new(command[0]).args(&command[1..]).output();
     let version = output.ok().and_then(|output| {
@@ -107,12 +107,7 @@ pub(crate) fn is_here(language: &str, command: &[&str], before: &str, version_mi
     });
     let here = version.is_some_and(|version| version >= version_min);
     if !here {
-        // Not `eprintln!`, whose output a passing test hides.
-        let _ = writeln!(
-            std::io::stderr(),
-            "NOT TESTED: what clients in {language} do: {} is missing or too old",
-            command[0]
-        );
+        not_run(&format!("what clients in {language} do: {} is missing or too old", command[0]));
     }
     here
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, process::Command};
 use reqwest::Method;
 use serde_json::json;
 
-use crate::support::{Bench, On, answer, header};
+use crate::support::{Bench, On, answer, header, not_run};
 
 /// What stands in quotes behind `href=` and `src=`.
 fn links(page: &str) -> BTreeSet<String> {
@@ -95,7 +95,7 @@ async fn what_is_not_below_docs_is_refused_as_everywhere() {
 #[tokio::test]
 async fn a_browser_shows_every_operation_of_the_contract() {
     let Ok(version) = Command::new("chromium").arg("--version").output() else {
-        return eprintln!("skipped: no chromium is installed");
+        return not_run("chromium is missing");
     };
     assert!(version.status.success());
     let bench = Bench::new(On::Embedded);

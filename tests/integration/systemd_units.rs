@@ -2,7 +2,7 @@
 
 use std::{fs, process::Command};
 
-use crate::support::{Bench, On};
+use crate::support::{Bench, On, not_run};
 
 const UNIT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/systemd/rowlock.service");
 /// The highest accepted exposure level of `systemd-analyze security`, in tenths: 100 is a service without a sandbox. This unit has
@@ -13,8 +13,7 @@ const EXPOSURE_MAX: u32 = 15;
 fn unit_is_valid_and_well_sandboxed() {
     let help = Command::new("systemd-analyze").arg("--help").output();
     if !help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains("--threshold")) {
-        println!("skipped: systemd-analyze of systemd 250 or newer is missing");
-        return;
+        return not_run("systemd-analyze of systemd 250 or newer is missing");
     }
     let bench = Bench::new(On::Embedded);
     let path = bench.folder().join("rowlock.service");

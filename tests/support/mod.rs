@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fs,
-    io::{BufRead, BufReader},
+    io::{self, BufRead, BufReader, Write},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -17,6 +17,14 @@ use tempfile::TempDir;
 
 /// The longest time that a test waits for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Says that a test, or a part of it, is not run, and why. Fails where `CI` is set: there nothing may be left out.
+pub(crate) fn not_run(reason: &str) {
+    let is_ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty());
+    assert!(!is_ci, "not run, which fails because CI is set: {reason}");
+    // Not `eprintln!`, whose output a passing test hides.
+    let _ = writeln!(io::stderr(), "not run: {reason}");
+}
 
 /// A temporary folder with one CSV, and the Redis of its lock if there is one.
 pub(crate) struct Bench {
@@ -145,7 +153,7 @@ impl Drop for Process {
 
 /// Collects the lines of a process in a log, and sends each line with `marker` to the receiver.
 fn follow(
-    output: impl std::io::Read + Send + 'static,
+    output: impl io::Read + Send + 'static,
     marker: &'static str,
 ) -> (Arc<Mutex<String>>, mpsc::Receiver<String>) {
     let log = Arc::new(Mutex::new(String::new()));

@@ -27,6 +27,7 @@ use crate::{
         format::Format,
         journal::{Header, HeaderFault, JournalRecord, Layout, records_since},
         open_line::line_of,
+        safe_open::refuse_unsafe_side_files,
         side_files::{self, side_path},
         slow_call::watched,
         volume::VolumeInfo,
@@ -46,6 +47,7 @@ pub fn check(options: &CheckOptions, progress: &dyn Fn(u64, u64)) -> Result<Repo
     let schema = Arc::new(side_files::parse_header_option(&options.header)?);
     let volume = watched(&path, "find the volume of", || VolumeInfo::of(&path));
     volume.map_err(|e| OpenError::io(&path, "find the volume of", e))?.log(&path);
+    refuse_unsafe_side_files(&path)?;
     refuse_missing(&path)?;
     let open = || fs::metadata(&path).and_then(|_| Files::open_to_read(&path));
     let files = watched(&path, "open", open).map_err(|e| OpenError::io(&path, "open", e))?;
@@ -177,6 +179,7 @@ fn lock_failed(path: &Path, e: AppendError) -> OpenError {
     match e {
         AppendError::Busy => OpenError::Busy(path.to_owned()),
         AppendError::Before { source, .. } => OpenError::io(path, "read", source),
+        AppendError::Unfit(e) => e,
         other => OpenError::io(path, "read", io::Error::other(other)),
     }
 }

@@ -25,6 +25,7 @@ use crate::{
         format::Format,
         journal::{Header, Layout, plausible_payloads, records_since},
         keys,
+        safe_open::refuse_unsafe_side_files,
         side_files::{self, side_path},
     },
 };
@@ -64,9 +65,11 @@ pub fn replace_journal(options: &CheckOptions, journal_bytes: u64, restores: boo
         move |e| OpenError::io(&path, doing, e)
     };
     let new_file = Arc::new(side_files::parse_header_option(&options.header)?);
+    refuse_unsafe_side_files(&path)?;
     let files = Arc::new(Files::open(&path).map_err(fail("open"))?);
     let _lock = files.lock(Instant::now() + START_WAIT).map_err(|e| match e {
         AppendError::Busy => OpenError::Busy(path.clone()),
+        AppendError::Unfit(e) => e,
         other => fail("lock")(io::Error::other(other)),
     })?;
     let format = Format::read(&files, &path, &new_file)?;

@@ -2,7 +2,7 @@
 //! lock on the journal.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, ErrorKind, IoSlice, Seek, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -11,8 +11,8 @@ use std::{
 };
 
 use rustix::{
-    fs::{FallocateFlags, StatxFlags, fallocate},
-    io::{Errno, pwritev},
+    fs::{FallocateFlags, OFlags, StatxFlags, fallocate},
+    io::{Errno, pwritev, retry_on_intr},
 };
 
 use crate::{
@@ -20,8 +20,12 @@ use crate::{
     storage::{
         disk::{AppendedRange, Disk, FileKind},
         error::AppendError,
-        files::handles::{Inode, inode_at, inode_of, lock_excludes, open_to_write, stat, try_until},
+        files::handles::{
+            Inode, inode_at, inode_of, lock_excludes, refuse_other_file, refuse_second_path, retry, stat, try_until,
+        },
+        files::read_ahead::read_full,
         journal::Layout,
+        safe_open::{Access, open_csv, open_or_create, open_side_file},
         side_files::{copy_owner_and_mode, parent_directory, side_path, stat_on_server},
     },
 };
@@ -73,11 +77,12 @@ impl LocalFiles {
 
     /// Opens existing files.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let csv = OpenOptions::new().read(true).append(true).open(path)?;
-        let journal = Arc::new(open_to_write(&side_path(path, ".journal"))?);
+        let csv = open_csv(path, Access::Append, OFlags::empty())?;
+        let open = |suffix| open_side_file(&side_path(path, suffix), path, Access::Write, OFlags::empty());
+        let journal = Arc::new(open(".journal")?);
         Ok(Self {
             inodes: [inode_of(&csv)?, inode_of(&journal)?],
-            keys: Mutex::new(open_to_write(&side_path(path, ".keys"))?),
+            keys: Mutex::new(open(".keys")?),
             journal_path: side_path(path, ".journal"),
             path: path.to_owned(),
             locks: true,
@@ -89,15 +94,16 @@ impl LocalFiles {
     /// Opens the files read-only. Without a journal or keys file, the CSV stands in for it: only the CSV may be read then. In the
     /// same way the journal stands in for a missing CSV.
     pub(super) fn open_to_read(path: &Path) -> io::Result<Self> {
-        let open = |suffix| match File::open(side_path(path, suffix)) {
+        let found = |opened: io::Result<File>| match opened {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
             other => other.map(Some),
         };
-        let csv = match open("")? {
+        let open = |suffix| open_side_file(&side_path(path, suffix), path, Access::Read, OFlags::empty());
+        let csv = match found(open_csv(path, Access::Read, OFlags::empty()))? {
             Some(csv) => csv,
-            None => File::open(side_path(path, ".journal"))?,
+            None => open(".journal")?,
         };
-        let (journal, keys) = (open(".journal")?, open(".keys")?);
+        let (journal, keys) = (found(open(".journal"))?, found(open(".keys"))?);
         let journal_path = if journal.is_some() { side_path(path, ".journal") } else { path.to_owned() };
         let journal = Arc::new(journal.map_or_else(|| csv.try_clone(), Ok)?);
         let keys = Mutex::new(keys.map_or_else(|| csv.try_clone(), Ok)?);
@@ -107,7 +113,7 @@ impl LocalFiles {
 
     /// Whether a lock held through one handle excludes another handle.
     pub(super) fn locks_work(&self) -> io::Result<bool> {
-        lock_excludes(&self.journal, &open_to_write(&side_path(&self.path, ".journal"))?)
+        lock_excludes(&self.journal, &self.open_again(&self.journal_path)?)
     }
 
     /// Continues without locks.
@@ -124,7 +130,6 @@ impl LocalFiles {
         } else {
             LocalLock(None)
         };
-        // guard: same_file: no rows go to a renamed or replaced file
         self.refuse_replaced()?;
         Ok(lock)
     }
@@ -133,14 +138,19 @@ impl LocalFiles {
     pub(super) fn refuse_replaced(&self) -> Result<(), AppendError> {
         // A network volume trusts names that it knows until it learns that the directory has changed.
         stat_on_server(parent_directory(&self.path)).map_err(AppendError::before("find the directory of"))?;
-        for (path, inode) in [&self.path, &self.journal_path].into_iter().zip(self.inodes) {
-            match inode_at(path) {
-                Ok(found) if found == inode => {}
-                Err(e) if e.kind() != ErrorKind::NotFound => return Err(AppendError::before("find")(e)),
-                _ => return Err(AppendError::Replaced),
-            }
-        }
-        Ok(())
+        let [csv, journal] = [&self.path, &self.journal_path].map(|path| match stat_on_server(path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => Err(AppendError::Replaced),
+            other => other.map_err(AppendError::before("find")),
+        });
+        let (csv, [csv_inode, journal_inode]) = (csv?, self.inodes);
+        refuse_other_file(&csv, csv_inode)?;
+        refuse_other_file(&journal?, journal_inode)?;
+        refuse_second_path(&self.path, &csv)
+    }
+
+    /// Opens a side file that exists once more.
+    fn open_again(&self, path: &Path) -> io::Result<File> {
+        open_side_file(path, &self.path, Access::Write, OFlags::empty())
     }
 
     /// The keys file that the path leads to now.
@@ -148,7 +158,7 @@ impl LocalFiles {
         let path = side_path(&self.path, ".keys");
         let mut keys = self.keys.lock().expect("not poisoned");
         if inode_at(&path)? != inode_of(&keys)? {
-            *keys = open_to_write(&path)?;
+            *keys = self.open_again(&path)?;
         }
         Ok(keys)
     }
@@ -162,7 +172,7 @@ impl LocalFiles {
     }
 
     fn open_side(&self, kind: FileKind) -> io::Result<File> {
-        let file = OpenOptions::new().read(true).append(true).create(true).open(self.path_of(kind))?;
+        let file = open_or_create(&self.path_of(kind), &self.path, Access::Append, OFlags::empty())?;
         if file.metadata()?.len() == 0 {
             copy_owner_and_mode(&file, &self.path)?;
         }
@@ -195,25 +205,14 @@ impl Disk for LocalFiles {
     }
 
     fn read_at(&self, kind: FileKind, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        self.with(kind, |file| {
-            let mut read = 0;
-            while read < buffer.len() {
-                match file.read_at(&mut buffer[read..], offset + read as u64) {
-                    Ok(0) => break,
-                    Ok(some) => read += some,
-                    Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                    Err(e) => return Err(e),
-                }
-            }
-            Ok(read)
-        })
+        self.with(kind, |file| read_full(file, offset, buffer))
     }
 
     fn write_parts_at(&self, kind: FileKind, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
         assert!(matches!(kind, FileKind::Journal | FileKind::Keys | FileKind::Tail(_)), "the CSV is only appended to");
         match kind {
             // A handle opened for appending would ignore the offset.
-            FileKind::Tail(_) => write_all_parts_at(&open_to_write(&self.path_of(kind))?, offset, parts),
+            FileKind::Tail(_) => write_all_parts_at(&self.open_again(&self.path_of(kind))?, offset, parts),
             FileKind::Journal => {
                 let is_header = offset < Layout::REAL.sync_failed_flag_offset();
                 let point = if is_header { "header_half_written" } else { "record_half_written" };
@@ -243,7 +242,7 @@ impl Disk for LocalFiles {
                 FileKind::Torn => "torn_half_written",
                 FileKind::Journal | FileKind::Keys | FileKind::Tail(_) => "tail_half_written",
             };
-            let first = file.write(&bytes[..failpoints::partial_len(point, bytes.len())])?;
+            let first = retry(|| file.write(&bytes[..failpoints::partial_len(point, bytes.len())]))?;
             let start = file.stream_position()? - first as u64;
             failpoints::hit(point);
             if first == bytes.len() {
@@ -270,7 +269,10 @@ impl Disk for LocalFiles {
             if stat(file, StatxFlags::BLOCKS)?.stx_blocks * 512 >= end + METADATA_BYTES {
                 return Ok(());
             }
-            let allocate = |bytes| fallocate(file, FallocateFlags::KEEP_SIZE, offset, bytes).map_err(io::Error::from);
+            let allocate = |bytes| {
+                let reserved = retry_on_intr(|| fallocate(file, FallocateFlags::KEEP_SIZE, offset, bytes));
+                reserved.map_err(io::Error::from)
+            };
             match allocate(bytes + RESERVE_BYTES).or_else(|_| allocate(bytes)) {
                 // Some file systems cannot reserve space. A full disk is then found after the commit point, and ends the process.
                 Err(e) if e.kind() == ErrorKind::Unsupported => Ok(()),
@@ -296,7 +298,7 @@ pub(crate) struct LocalLock(Option<Arc<File>>);
 
 impl Drop for LocalLock {
     fn drop(&mut self) {
-        if let Some(Err(e)) = self.0.as_ref().map(|file| file.unlock()) {
+        if let Some(Err(e)) = self.0.as_ref().map(|file| retry(|| file.unlock())) {
             tracing::error!(error = %e, "cannot unlock the journal");
         }
     }

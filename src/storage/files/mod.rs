@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::fstatvfs;
+use rustix::{fs::fstatvfs, io::retry_on_intr};
 
 use crate::storage::{
     disk::{AppendedRange, Disk, FileKind},
@@ -72,6 +72,12 @@ impl Files {
         })
     }
 
+    /// As `open`, as if the volume were shared by several hosts.
+    #[cfg(test)]
+    pub(crate) fn open_as_network(path: &Path) -> io::Result<Self> {
+        Ok(Self::Network(Arc::new(NetworkFiles::open(path)?)))
+    }
+
     fn disk(&self) -> &dyn Disk {
         match self {
             Self::Local(files) => files,
@@ -100,8 +106,8 @@ impl Files {
     /// Bytes available to unprivileged users on the volume, and the volume's size.
     pub(crate) fn volume_bytes(&self) -> io::Result<(u64, u64)> {
         let volume = match self {
-            Self::Local(files) => fstatvfs(files.csv())?,
-            Self::Network(files) => fstatvfs(files.csv())?,
+            Self::Local(files) => retry_on_intr(|| fstatvfs(files.csv()))?,
+            Self::Network(files) => retry_on_intr(|| fstatvfs(files.csv()))?,
         };
         Ok((volume.f_bavail * volume.f_frsize, volume.f_blocks * volume.f_frsize))
     }

@@ -7,9 +7,9 @@
 //! under it, when they are first written.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io::{self, ErrorKind},
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -18,15 +18,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags, statx};
+use rustix::{
+    fs::{AtFlags, CWD, OFlags, Statx, StatxFlags, statx},
+    io::retry_on_intr,
+};
 
 use crate::storage::{
     disk::{AppendedRange, Disk, FileKind},
     error::{AppendError, is_full},
     files::{
-        handles::{Inode, inode_of, lock_excludes, stat, try_until},
+        handles::{Inode, inode_of, lock_excludes, refuse_other_file, refuse_second_path, retry, stat, try_until},
         read_ahead::{ReadAhead, read_full},
     },
+    safe_open::{Access, open_csv, open_or_create, open_side_file},
     side_files::{copy_owner_and_mode, parent_directory, side_path, stat_on_server},
 };
 
@@ -93,8 +97,9 @@ impl NetworkFiles {
         let journal_path = if read_only && !side.exists() { path.to_owned() } else { side };
         let csv_path = if read_only && !path.exists() { &journal_path } else { path };
         let direct = if is_direct_possible(csv_path)? { direct } else { OFlags::empty() };
-        let csv = open(csv_path, Mode::Read, direct)?;
-        let journal = open(&journal_path, if read_only { Mode::Read } else { Mode::Write }, direct)?;
+        let csv = open_csv(csv_path, Access::Read, direct)?;
+        let access = if read_only { Access::Read } else { Access::Write };
+        let journal = open_side_file(&journal_path, path, access, flags(access, direct))?;
         Ok(Self {
             inodes: [inode_of(&csv)?, inode_of(&journal)?],
             handles: Mutex::new(Handles { csv: Arc::new(csv), journal: Arc::new(journal) }),
@@ -118,7 +123,7 @@ impl NetworkFiles {
 
     /// Whether a lock held through one handle excludes another handle.
     pub(super) fn locks_work(&self) -> io::Result<bool> {
-        lock_excludes(&self.handles().journal, &open(&self.journal_path, Mode::Write, self.direct)?)
+        lock_excludes(&self.handles().journal, &self.open_side(&self.journal_path, Access::Write)?)
     }
 
     /// Continues without locks.
@@ -148,12 +153,16 @@ impl NetworkFiles {
         let csv = if self.read_only {
             self.handles().csv
         } else {
-            Arc::new(open(&self.path, Mode::Write, self.direct).map_err(|e| self.suspect("open", e))?)
+            let csv = open_csv(&self.path, Access::Write, flags(Access::Write, self.direct));
+            Arc::new(csv.map_err(|e| self.suspect("open", e))?)
         };
-        let csv_len = stat(&csv, StatxFlags::SIZE).map_err(|e| self.suspect("stat", e))?.stx_size;
+        // The open has just told both.
+        let opened = stat(&csv, StatxFlags::SIZE | StatxFlags::NLINK).map_err(|e| self.suspect("stat", e))?;
+        let csv_len = opened.stx_size;
         // guard: lock_csv: rows are written through a handle that holds the CSV's lock
         lock(&csv, deadline.max(Instant::now() + SIDE_LOCK_WAIT))?;
         self.refuse_replaced(&csv)?;
+        refuse_second_path(&self.path, &opened)?;
         self.csv_len.store(csv_len, Ordering::Relaxed);
         *self.hold.lock().expect("not poisoned") = Some(Hold { csv, csv_len: Some(csv_len), side: Vec::new() });
         Ok(held)
@@ -170,9 +179,9 @@ impl NetworkFiles {
             return Ok(());
         }
         let reopen = || {
-            let csv = open(&self.path, Mode::Read, self.direct)?;
-            let mode = if self.read_only { Mode::Read } else { Mode::Write };
-            let journal = open(&self.journal_path, mode, self.direct)?;
+            let csv = open_csv(&self.path, Access::Read, self.direct)?;
+            let access = if self.read_only { Access::Read } else { Access::Write };
+            let journal = self.open_side(&self.journal_path, access)?;
             let is_same = [inode_of(&csv)?, inode_of(&journal)?] == self.inodes;
             Ok((is_same, Handles { csv: Arc::new(csv), journal: Arc::new(journal) }))
         };
@@ -191,17 +200,23 @@ impl NetworkFiles {
 
     /// Rows appended to a file that was renamed or replaced would be lost to its readers.
     fn refuse_replaced(&self, csv: &File) -> Result<(), AppendError> {
-        let check = || -> io::Result<bool> {
+        let find = || -> io::Result<(Statx, Statx, Inode)> {
             // The client trusts names that it knows until it learns that the directory has changed.
             stat_on_server(parent_directory(&self.path))?;
-            let found = [named_inode(&self.path)?, named_inode(&self.journal_path)?];
-            Ok(found == self.inodes && inode_of(csv)? == self.inodes[0])
+            Ok((stat_name(&self.path)?, stat_name(&self.journal_path)?, inode_of(csv)?))
         };
-        match check() {
-            Ok(true) => Ok(()),
-            Err(e) if e.kind() != ErrorKind::NotFound => Err(AppendError::before("find")(e)),
-            _ => Err(AppendError::Replaced),
-        }
+        let (named_csv, named_journal, opened) = find().map_err(|e| match e.kind() {
+            ErrorKind::NotFound => AppendError::Replaced,
+            _ => AppendError::before("find")(e),
+        })?;
+        let [csv_inode, journal_inode] = self.inodes;
+        refuse_other_file(&named_csv, csv_inode)?;
+        refuse_other_file(&named_journal, journal_inode)?;
+        if opened == csv_inode { Ok(()) } else { Err(AppendError::Replaced) }
+    }
+
+    fn open_side(&self, path: &Path, access: Access) -> io::Result<File> {
+        open_side_file(path, &self.path, access, flags(access, self.direct))
     }
 
     fn path_of(&self, kind: FileKind) -> PathBuf {
@@ -222,7 +237,7 @@ impl NetworkFiles {
             (FileKind::Journal, _) => Ok(self.handles().journal),
             (_, hold) => match hold.as_ref().and_then(|hold| hold.side(kind)) {
                 Some(file) => Ok(file),
-                None => Ok(Arc::new(open(&self.path_of(kind), Mode::Read, self.direct)?)),
+                None => Ok(Arc::new(self.open_side(&self.path_of(kind), Access::Read)?)),
             },
         }
     }
@@ -239,7 +254,8 @@ impl NetworkFiles {
         if let Some(file) = hold.side(kind) {
             return Ok(file);
         }
-        let file = open(&self.path_of(kind), Mode::Create, self.direct)?;
+        let flags = flags(Access::Write, self.direct);
+        let file = open_or_create(&self.path_of(kind), &self.path, Access::Write, flags)?;
         // guard: lock_side_files: a late write of a host that lost its locks can't hit another host's side files
         try_until(Instant::now() + SIDE_LOCK_WAIT, || if self.locks { file.try_lock() } else { Ok(()) })
             .map_err(io::Error::other)?;
@@ -355,39 +371,26 @@ impl Hold {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Read,
-    Write,
-    Create,
+/// Every write of a handle that is open for writing is stable when it returns.
+fn flags(access: Access, direct: OFlags) -> OFlags {
+    if access == Access::Read { direct } else { direct | OFlags::DSYNC }
 }
 
-fn open(path: &Path, mode: Mode, direct: OFlags) -> io::Result<File> {
-    let flags = if mode == Mode::Read { direct } else { direct | OFlags::DSYNC };
-    OpenOptions::new()
-        .read(true)
-        .write(mode != Mode::Read)
-        .create(mode == Mode::Create)
-        .truncate(false)
-        .custom_flags(flags.bits().cast_signed())
-        .open(path)
-}
-
-/// The inode that a name leads to, for which a known name needs no call.
-fn named_inode(path: &Path) -> io::Result<Inode> {
-    let found = statx(CWD, path, AtFlags::empty(), StatxFlags::INO)?;
-    Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
+/// What a name leads to, for which a known name needs no call.
+fn stat_name(path: &Path) -> io::Result<Statx> {
+    Ok(retry_on_intr(|| statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::INO))?)
 }
 
 /// Whether the file can be read and written past the page cache at any offset: network file systems ask for no alignment.
 fn is_direct_possible(path: &Path) -> io::Result<bool> {
-    let found = statx(CWD, path, AtFlags::empty(), StatxFlags::DIOALIGN)?;
+    let found = retry_on_intr(|| statx(CWD, path, AtFlags::empty(), StatxFlags::DIOALIGN))?;
     Ok(found.stx_mask & StatxFlags::DIOALIGN.bits() == 0 || found.stx_dio_offset_align == 1)
 }
 
 /// The length that the server knows.
 fn stat_fresh(file: &File) -> io::Result<u64> {
-    Ok(statx(file, "", AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC, StatxFlags::SIZE)?.stx_size)
+    let how = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    Ok(retry_on_intr(|| statx(file, "", how, StatxFlags::SIZE))?.stx_size)
 }
 
 /// The locks of one hold, released when dropped: the CSV's first, then the journal's.
@@ -400,7 +403,7 @@ pub(crate) struct NetworkLock {
 impl Drop for NetworkLock {
     fn drop(&mut self) {
         self.files.end_hold();
-        if let Err(e) = self.journal.unlock() {
+        if let Err(e) = retry(|| self.journal.unlock()) {
             tracing::debug!(error = %e, "cannot unlock the journal");
             self.files.is_suspect.store(true, Ordering::Relaxed);
         }
@@ -421,7 +424,7 @@ mod tests {
     }
 
     fn is_locked(files: &NetworkFiles, kind: FileKind) -> bool {
-        let file = open(&files.path_of(kind), Mode::Write, OFlags::empty()).expect("opens");
+        let file = File::options().write(true).open(files.path_of(kind)).expect("opens");
         matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock))
     }
 

@@ -203,9 +203,11 @@ impl<D: Disk> Ledger<D> {
         self.keys.next()
     }
 
-    /// How many keys the newest known checkpoint has stored in the keys file.
-    pub(crate) fn keys_stored(&self) -> u64 {
-        self.head.keys
+    /// How many keys the newest checkpoint has stored in the keys file, also if no refresh has read it yet.
+    pub(crate) fn keys_stored(&self) -> io::Result<u64> {
+        let pages = self.disk.read(FileKind::Journal, 0, self.layout.space())?;
+        // A refresh refuses a damaged journal.
+        Ok(Header::newest(&pages, self.layout).map_or(self.head.keys, |(head, _)| head.keys))
     }
 
     /// How many keys are remembered.

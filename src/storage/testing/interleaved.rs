@@ -266,7 +266,6 @@ fn check_reader(seed: u64) {
     let final_csv = last.edit(FileKind::Csv, |file| file.clone());
     let pages = last.read(FileKind::Journal, 0, LAYOUT.space()).expect("memory reads");
     let rebuilds = Header::newest(&pages, LAYOUT).expect("a header").0.rebuilds;
-    let at = Rc::new(Cell::new(random.below(moments.len())));
     let paces = [(20, 2), (50, 3), (90, 2), (70, 8)];
     let (at, pace) = (Rc::new(Cell::new(random.below(moments.len()))), paces[random.below(4)]);
     let disk = Moments { all: Rc::new(moments), at, pace, random: Rc::new(RefCell::new(random)) };

@@ -5,7 +5,10 @@ mod verdict;
 
 use std::{fmt, fs, io, path::Path};
 
-use rustix::fs::{AtFlags, CWD, StatxFlags, statfs, statx};
+use rustix::{
+    fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statfs, statx},
+    io::retry_on_intr,
+};
 
 use crate::storage::volume::{
     mountinfo::{Location, Mount},
@@ -67,6 +70,29 @@ const MAGIC_NUMBERS: [(u64, &str); 21] = [
     (0x786f_4256, "vboxsf"),
 ];
 
+/// Whether a file is mounted by itself, as by `mount --bind` or a container's volume of one file.
+///
+/// # Errors
+/// The system's error.
+pub(crate) fn is_mount_point(file: &Path) -> io::Result<bool> {
+    let found = retry_on_intr(|| statx(CWD, file, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::INO))?;
+    let is_known = found.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT);
+    // Before Linux 5.8 only the list of mounts tells.
+    let is_listed = || Mount::on(&mountinfo(), file).is_some();
+    Ok(if is_known { found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) } else { is_listed() })
+}
+
+/// The folder from which a file was mounted, as part of a line.
+pub(crate) fn mounted_folder(file: &Path) -> String {
+    let folder = Mount::on(&mountinfo(), file).and_then(|mount| mount.source_folder());
+    folder.unwrap_or_else(|| "that holds it".to_owned())
+}
+
+/// Paths that are not UTF-8 are only compared before Linux 5.8.
+fn mountinfo() -> String {
+    String::from_utf8_lossy(&fs::read("/proc/self/mountinfo").unwrap_or_default()).into_owned()
+}
+
 /// The volume that holds a CSV.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeInfo {
@@ -85,18 +111,17 @@ impl VolumeInfo {
     /// The system's error.
     pub(crate) fn of(csv: &Path) -> io::Result<Self> {
         let directory = csv.parent().unwrap_or(Path::new("/"));
-        let found = statx(CWD, directory, AtFlags::empty(), StatxFlags::INO | StatxFlags::MNT_ID)?;
+        let asked = StatxFlags::INO | StatxFlags::MNT_ID;
+        let found = retry_on_intr(|| statx(CWD, directory, AtFlags::empty(), asked))?;
         let has_mount_id = found.stx_mask & StatxFlags::MNT_ID.bits() != 0;
         let location = Location {
             mount_id: has_mount_id.then_some(found.stx_mnt_id),
             device: (found.stx_dev_major, found.stx_dev_minor),
             directory,
         };
-        // Paths that are not UTF-8 are only compared before Linux 5.8.
-        let mountinfo = fs::read("/proc/self/mountinfo").unwrap_or_default();
-        match Mount::holding(&String::from_utf8_lossy(&mountinfo), &location) {
+        match Mount::holding(&mountinfo(), &location) {
             Some(mount) => Ok(Self::from_mount(mount)),
-            None => Ok(Self::from_magic_number(statfs(directory)?.f_type as u64)),
+            None => Ok(Self::from_magic_number(retry_on_intr(|| statfs(directory))?.f_type as u64)),
         }
     }
 

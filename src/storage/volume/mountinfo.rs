@@ -8,6 +8,8 @@ pub(super) struct Mount {
     id: u64,
     /// Major and minor number.
     device: (u32, u32),
+    /// The path within the file system of what is mounted.
+    root: PathBuf,
     mount_point: PathBuf,
     fs_type: String,
     source: String,
@@ -29,7 +31,15 @@ impl Mount {
     /// A mount of which only the type is known.
     pub(super) fn of_type(fs_type: &str) -> Self {
         let (source, options) = ("unknown".to_owned(), Vec::new());
-        Self { id: 0, device: (0, 0), mount_point: PathBuf::new(), fs_type: fs_type.to_owned(), source, options }
+        Self {
+            id: 0,
+            device: (0, 0),
+            root: PathBuf::new(),
+            mount_point: PathBuf::new(),
+            fs_type: fs_type.to_owned(),
+            source,
+            options,
+        }
     }
 
     /// The mount that holds a directory, out of the text of `/proc/self/mountinfo`.
@@ -43,12 +53,23 @@ impl Mount {
         mounts.into_iter().max_by_key(|mount| mount.mount_point.components().count())
     }
 
+    /// The mount on exactly this path, out of the text of `/proc/self/mountinfo`.
+    pub(super) fn on(mountinfo: &str, path: &Path) -> Option<Self> {
+        // Of mounts stacked on one mount point, the last one is on top.
+        mountinfo.lines().filter_map(Self::parse).rfind(|mount| mount.mount_point == path)
+    }
+
+    /// The folder that holds what is mounted, within its file system.
+    pub(super) fn source_folder(&self) -> Option<String> {
+        self.root.parent().map(|folder| format!("{} of {}", folder.display(), self.source))
+    }
+
     /// `36 35 98:0 /root /mount/point rw,noatime shared:1 - ext4 /dev/sda1 rw,errors=continue`
     fn parse(line: &str) -> Option<Self> {
         // Spaces within fields are escaped. The number of fields before the dash varies.
         let (of_mount, of_file_system) = line.split_once(" - ")?;
         let fields: Vec<&str> = of_mount.split(' ').collect();
-        let [id, _parent, device, _root, mount_point, mount_options, ..] = fields[..] else { return None };
+        let [id, _parent, device, root, mount_point, mount_options, ..] = fields[..] else { return None };
         let (major, minor) = device.split_once(':')?;
         let mut fields = of_file_system.splitn(3, ' ');
         let (fs_type, source) = (fields.next()?, fields.next()?);
@@ -56,6 +77,7 @@ impl Mount {
         Some(Self {
             id: id.parse().ok()?,
             device: (major.parse().ok()?, minor.parse().ok()?),
+            root: unescape(root).into(),
             mount_point: unescape(mount_point).into(),
             fs_type: unescape(fs_type),
             source: unescape(source),
@@ -144,6 +166,18 @@ a line that is none
         assert_eq!(found(None, (0, 41), "/data/my rows\ta\\b/deep").map(|(id, _)| id), Some(32));
         assert_eq!(found(None, (254, 0), "/database"), Some((22, "/dev/vda".to_owned())));
         assert_eq!(found(None, (0, 99), "/data"), None);
+    }
+
+    #[test]
+    fn mount_of_a_file_is_found_with_its_source_folder() {
+        let text = format!(
+            "{STACKED}40 22 254:0 /srv/old/rows.csv /data/rows.csv rw - ext4 /dev/vda rw\n\
+             41 40 254:0 /srv/my\\040rows/rows.csv /data/rows.csv rw - ext4 /dev/vda rw\n"
+        );
+        let folder = |path| Mount::on(&text, Path::new(path)).and_then(|mount| mount.source_folder());
+        assert_eq!(folder("/data/rows.csv").as_deref(), Some("/srv/my rows of /dev/vda"));
+        assert_eq!(folder("/home/rows.csv"), None);
+        assert_eq!(Mount::on(&text, Path::new("/data/rows.csv.journal")), None);
     }
 
     #[test]
