@@ -19,7 +19,7 @@ use crate::{
 const CLIENTS: usize = 12;
 const SYNC_FAILED: i32 = 74;
 
-/// A disk, and a bench whose CSV is on it.
+/// A disk, on which the CSV of a bench is. To be dropped before the bench, whose folder it is mounted in.
 struct Host {
     // Unmounted before its folder is removed.
     mounted: Option<Mounted>,
@@ -28,14 +28,14 @@ struct Host {
 }
 
 impl Host {
-    fn start(on: On, seed: u64) -> Option<(Self, Bench)> {
+    fn start(on: On, seed: u64) -> Option<(Bench, Self)> {
         let disk = disk(seed)?;
         let mut bench = Bench::new(on);
         let at = bench.folder().join("disk");
         fs::create_dir(&at).expect("a folder");
         bench.csv = at.join("rows.csv");
         let mounted = Some(disk.mount(&at));
-        Some((Self { mounted, disk, at }, bench))
+        Some((bench, Self { mounted, disk, at }))
     }
 
     /// No process may have a file open.
@@ -54,7 +54,7 @@ fn cuts() -> u64 {
 /// Between the power cuts, syncs fail and Redis loses all its data.
 #[tokio::test(flavor = "multi_thread")]
 async fn power_cuts_under_load_keep_each_key_once() {
-    let Some((mut host, bench)) = Host::start(On::Redis, 1) else { return };
+    let Some((bench, mut host)) = Host::start(On::Redis, 1) else { return };
     let mut replicas = Replicas::on(bench);
     let load = Load::start(CLIENTS, &replicas.addresses);
     let (mut lost, mut failed) = (Lost::default(), Vec::new());
@@ -85,6 +85,7 @@ async fn power_cuts_under_load_keep_each_key_once() {
     assert!(failed.iter().all(|&code| code == SYNC_FAILED), "{failed:?}");
     assert!(failed.len() as u64 >= cuts() / 4, "a failed sync must end its process: {failed:?}");
     replicas.kill_all();
+    drop(host);
 }
 
 /// Appends a row with a key. Returns the status, whether it was replayed, and the body.
@@ -104,7 +105,7 @@ const SETTINGS: [(&str, &str); 1] = [("ROWLOCK_CSV_HEADER", HEADER)];
 #[tokio::test(flavor = "multi_thread")]
 async fn failed_sync_or_write_ends_process_unacknowledged() {
     for seed in 0..12 {
-        let Some((mut host, bench)) = Host::start(On::Embedded, seed) else { return };
+        let Some((bench, mut host)) = Host::start(On::Embedded, seed) else { return };
         let mut replica = bench.replica(&SETTINGS);
         assert_eq!(keyed(&replica, "before").await.0, 201);
         let after_commit = seed % 3 == 2;
@@ -139,7 +140,7 @@ async fn failed_sync_or_write_ends_process_unacknowledged() {
 #[tokio::test(flavor = "multi_thread")]
 async fn interrupted_write_is_made_again() {
     for file in ["rows.csv", "rows.csv.journal"] {
-        let Some((host, bench)) = Host::start(On::Embedded, 13) else { return };
+        let Some((bench, host)) = Host::start(On::Embedded, 13) else { return };
         let replica = bench.replica(&SETTINGS);
         for key in ["one", "two"] {
             let before = host.disk.writes_failed();
@@ -155,7 +156,7 @@ async fn interrupted_write_is_made_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn failed_checkpoint_sync_ends_process_and_loses_no_row() {
     for file in ["rows.csv", "rows.csv.keys"] {
-        let Some((mut host, bench)) = Host::start(On::Embedded, 7) else { return };
+        let Some((bench, mut host)) = Host::start(On::Embedded, 7) else { return };
         let mut replica = bench.replica(&SETTINGS);
         host.disk.fail_syncs(file, 1);
         for key in ["one", "two", "three"] {
@@ -174,7 +175,7 @@ async fn failed_checkpoint_sync_ends_process_and_loses_no_row() {
 
 #[test]
 fn failed_sync_sets_exit_code_of_command() {
-    let Some((host, bench)) = Host::start(On::Embedded, 3) else { return };
+    let Some((bench, host)) = Host::start(On::Embedded, 3) else { return };
     assert!(bench.run(&["append", "--data", "one"], &SETTINGS).status.success());
     // The first sync of the journal is that of the first refresh.
     host.disk.fail_syncs("rows.csv.journal", u32::MAX);
@@ -184,7 +185,7 @@ fn failed_sync_sets_exit_code_of_command() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn short_writes_are_continued() {
-    let Some((host, bench)) = Host::start(On::Redis, 5) else { return };
+    let Some((bench, host)) = Host::start(On::Redis, 5) else { return };
     host.disk.short_writes(true);
     let mut replicas = Replicas::on(bench);
     let load = Load::start(CLIENTS, &replicas.addresses);
@@ -192,13 +193,14 @@ async fn short_writes_are_continued() {
     let all = load.end().await;
     verify(&replicas.bench.csv, &all);
     replicas.kill_all();
+    drop(host);
 }
 
 /// On a file system that can reserve space, and on one that can't.
 #[tokio::test(flavor = "multi_thread")]
 async fn full_disk_before_or_after_commit_point_leaves_no_rows() {
     for without_fallocate in [false, true] {
-        let Some((host, bench)) = Host::start(On::Embedded, 9) else { return };
+        let Some((bench, host)) = Host::start(On::Embedded, 9) else { return };
         host.disk.without_fallocate(without_fallocate);
         let replica = bench.replica(&SETTINGS);
         assert_eq!(keyed(&replica, "before").await.0, 201);
@@ -235,7 +237,7 @@ async fn full_disk_before_or_after_commit_point_leaves_no_rows() {
 #[tokio::test(flavor = "multi_thread")]
 async fn read_only_volume_refuses_rows_until_writable() {
     for on in [On::Redis, On::Embedded] {
-        let Some((host, bench)) = Host::start(on, 11) else { return };
+        let Some((bench, host)) = Host::start(on, 11) else { return };
         // The embedded lock is on that volume too, and the append waits for it.
         let replica = bench.replica(&[SETTINGS[0], ("ROWLOCK_WAIT_TIMEOUT", "200ms")]);
         assert_eq!(keyed(&replica, "before").await.0, 201);
