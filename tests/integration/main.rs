@@ -29,6 +29,7 @@ mod live_page;
 mod load_command;
 mod lock_api;
 mod lock_queue;
+mod lock_readers;
 mod locking;
 mod lua_scripts;
 mod media_types;
