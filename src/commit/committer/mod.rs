@@ -54,6 +54,8 @@ impl Committer {
     pub(super) async fn run(mut self) -> Result<(), Fatal> {
         let served = self.serve().await;
         self.queue.close();
+        // Nobody answers what is asked from now on.
+        self.queue.end_grace();
         self.queue.refuse_all(&AppendError::Draining);
         served?;
         match self.storage.close() {
