@@ -12,7 +12,7 @@ mod redis;
 mod shared_call;
 mod types;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout};
 
@@ -66,17 +66,14 @@ impl Lock {
         Ok(Self { backend: Backend::Redis(lock), health, meter, status_calls: SharedCall::new() })
     }
 
-    /// A lock in a file next to the CSV, for processes of one host. Status calls run on the runtime that calls this function.
+    /// A lock in this file next to the CSV, open for reading and writing, for processes of one host.
     ///
-    /// # Errors
-    /// If the file cannot be opened or created.
-    pub fn embedded(path: &Path, options: Options) -> Result<Self, OpenError> {
+    /// Status calls run on the runtime that calls this function.
+    pub fn embedded(path: PathBuf, file: File, options: Options) -> Self {
         let meter = Arc::clone(&options.meter);
-        let lock = EmbeddedLock::open(path, options);
-        let lock = lock.map_err(|source| OpenError::File { path: path.display().to_string(), source })?;
         let health = BackendHealth::new("embedded", format!("the lock file {}", path.display()), Vec::new());
-        let backend = Backend::Embedded(Arc::new(lock));
-        Ok(Self { backend, health, meter, status_calls: SharedCall::new() })
+        let backend = Backend::Embedded(Arc::new(EmbeddedLock::new(path, file, options)));
+        Self { backend, health, meter, status_calls: SharedCall::new() }
     }
 
     /// `redis` or `embedded`, for logs and health checks.

@@ -52,7 +52,7 @@ pub use crate::storage::{
     peer_file::PeerFile,
     probe::probe,
     reader::{FileParts, ReadError, Reader, Snapshot},
-    side_files::resolve,
+    side_files::{open_lock_file, resolve},
     types::{AppendEntry, EntryOutcome, IdleOutcome, KnownKey, NewRows, Options, Page, Row, Turn},
     volume::{VolumeInfo, VolumeKind, VolumeRefusal},
 };

@@ -1,15 +1,18 @@
 //! Creates the CSV and its side files, and refuses what cannot serve as a CSV.
 
 use std::{
-    fs::{self, File, Permissions},
+    fs::{self, File, OpenOptions, Permissions},
     io::{self, ErrorKind, Write},
-    os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
-use rustix::fs::{AtFlags, CWD, Statx, StatxFlags, statx};
+use rustix::{
+    fs::{AtFlags, CWD, OFlags, Statx, StatxFlags, statx},
+    io::Errno,
+};
 use tempfile::NamedTempFile;
 
 use crate::{
@@ -168,6 +171,40 @@ pub(crate) fn grow_keys(disk: &impl Disk, csv: &Path, end: u64, wanted: u64) -> 
     }
     let file = new_side_file(csv, |file| keys::copy_slots(disk, end, wanted, file))?;
     persist_over(file, &side_path(csv, ".keys"))
+}
+
+/// Opens the embedded lock's file, and creates it first if it is missing. What is in it is the lock's business.
+///
+/// # Errors
+/// If it cannot be opened, or is not a regular file with one name.
+pub fn open_lock_file(csv: &Path) -> Result<(PathBuf, File), OpenError> {
+    let path = side_path(csv, ".lock");
+    let no_link = OFlags::NOFOLLOW.bits().cast_signed();
+    let open = || OpenOptions::new().read(true).write(true).custom_flags(no_link).open(&path);
+    let opened = match open() {
+        Err(e) if e.kind() == ErrorKind::NotFound => create_lock_file(csv, &path).and_then(|()| open()),
+        other => other,
+    };
+    let file = match opened {
+        Err(e) if e.kind() == ErrorKind::IsADirectory => return Err(OpenError::NotAFile(path)),
+        Err(e) if e.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+            let source = io::Error::other("it is a symbolic link, which this service does not make");
+            return Err(OpenError::io(&path, "open", source));
+        }
+        other => other.map_err(|e| OpenError::io(&path, "open", e))?,
+    };
+    // guard: lock_file_is_ours: the lock's state is not written over a file with another name, such as the CSV
+    refuse_unfit(&path, &file)?;
+    Ok((path, file))
+}
+
+/// An empty file with the mode and owner of the CSV, or of the journal if the CSV is missing.
+fn create_lock_file(csv: &Path, path: &Path) -> io::Result<()> {
+    let journal = side_path(csv, ".journal");
+    match [csv, &journal].into_iter().find(|file| file.exists()) {
+        Some(model) => ensure_side_file(path, model, |_| Ok(())),
+        None => OpenOptions::new().write(true).create(true).truncate(false).open(path).map(drop),
+    }
 }
 
 /// Creates a side file, complete or not at all. Keeps an existing one.

@@ -15,6 +15,7 @@ mod contract;
 mod csv_files;
 mod doc_coverage;
 mod docs_page;
+mod embedded_lock;
 mod events;
 mod formula_guard;
 mod http_framing;
