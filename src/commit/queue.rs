@@ -219,7 +219,7 @@ impl Queue {
     /// Puts appends that are certain not to be written back in their old order, for another turn. Those past their deadline are
     /// refused with `refusal`, and all of them after the grace time: nobody waits for another turn then.
     pub(super) fn requeue(&self, batch: Vec<PendingAppend>, refusal: &AppendError) {
-        // Before the grace time is asked about: `refuse_all` finds what is put back before its end.
+        // Before the grace time is asked about: its end finds what is put back before.
         let mut state = self.state();
         let (now, is_grace_over) = (Instant::now(), self.is_grace_over());
         // A batch was taken from the front, so all that waits now came later.
@@ -277,9 +277,18 @@ impl Queue {
         self.state().closed
     }
 
-    /// Ends the sleep before a write and the waits for a busy file, now and from now on. To be called before `refuse_all`.
+    /// Refuses all that waits, and ends the sleep before a write and the waits for a busy file, now and from now on.
     pub(super) fn end_grace(&self) {
+        let mut state = self.state();
+        // With the queue locked: a turn that ends now finds no rows, and none are put back later.
         self.grace_over.send_replace(true);
+        while let Some(append) = state.take(0) {
+            append.answer(Err(AppendError::Draining));
+        }
+        drop(state);
+        for request in self.take_forced_releases() {
+            let _ = request.send(Err(AppendError::Draining));
+        }
     }
 
     pub(super) fn is_grace_over(&self) -> bool {
@@ -290,17 +299,6 @@ impl Queue {
     pub(super) async fn grace_over(&self) {
         // An error would mean that the queue was dropped, but its caller holds it.
         let _ = self.grace_over.subscribe().wait_for(|over| *over).await;
-    }
-
-    /// Refuses all that waits.
-    pub(super) fn refuse_all(&self, refusal: &AppendError) {
-        for request in self.take_forced_releases() {
-            let _ = request.send(Err(refusal.clone()));
-        }
-        let mut state = self.state();
-        while let Some(append) = state.take(0) {
-            append.answer(Err(refusal.clone()));
-        }
     }
 }
 
