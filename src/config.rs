@@ -236,11 +236,7 @@ pub fn variable(name: &str) -> Option<String> {
 impl Config {
     /// The replica's name; a new random one on each call if none is set.
     pub fn replica_name(&self) -> String {
-        self.replica.clone().unwrap_or_else(|| {
-            let host = gethostname::gethostname().to_string_lossy().into_owned();
-            let random = uuid::Uuid::new_v4().simple().to_string();
-            format!("{host}-{}", &random[..6])
-        })
+        self.replica.clone().unwrap_or_else(|| values::random_replica(&gethostname::gethostname().to_string_lossy()))
     }
 
     /// The lock's key in Redis; derived from the file's name if none is set.

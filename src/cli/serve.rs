@@ -4,7 +4,6 @@ use crate::cli::{Exit, FAILED, SYNC_FAILED, WRONG_USAGE};
 use crate::{
     commit,
     config::Config,
-    lock,
     server::{self, ServeError},
     storage,
 };
@@ -38,14 +37,7 @@ pub(super) async fn run(config: Config) -> Result<(), Exit> {
 /// The exit code: a wrong setting is wrong usage; a file or lock that cannot be used is a failure.
 pub(super) fn open_error_code(e: &commit::OpenError) -> u8 {
     match e {
-        commit::OpenError::Storage(storage::OpenError::HeaderOption(_))
-        | commit::OpenError::Lock(
-            lock::OpenError::Address(_)
-            | lock::OpenError::Certificate { .. }
-            | lock::OpenError::HalfACertificate
-            | lock::OpenError::LockKey(_)
-            | lock::OpenError::Rejected(_),
-        ) => WRONG_USAGE,
-        commit::OpenError::Storage(_) | commit::OpenError::Lock(_) | commit::OpenError::Thread(_) => FAILED,
+        commit::OpenError::Storage(storage::OpenError::HeaderOption(_)) | commit::OpenError::Lock(_) => WRONG_USAGE,
+        commit::OpenError::Storage(_) | commit::OpenError::Thread(_) => FAILED,
     }
 }

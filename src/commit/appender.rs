@@ -306,6 +306,5 @@ impl Appender {
     pub fn refuse_waiting(&self) {
         self.queue.close();
         self.queue.end_grace();
-        self.queue.refuse_all(&AppendError::Draining);
     }
 }

@@ -166,10 +166,9 @@ fn open_redis(config: &Config, options: lock::Options) -> Result<Option<Lock>, l
     config.redis.as_ref().map(|url| Lock::redis(url, &config.lock_key(), options)).transpose()
 }
 
-fn open_embedded(options: lock::Options, csv: &Path) -> Result<Lock, lock::OpenError> {
-    let mut path = csv.as_os_str().to_owned();
-    path.push(".lock");
-    Lock::embedded(Path::new(&path), options)
+fn open_embedded(options: lock::Options, csv: &Path) -> Result<Lock, storage::OpenError> {
+    let (path, file) = storage::open_lock_file(csv)?;
+    Ok(Lock::embedded(path, file, options))
 }
 
 /// Reads the lock's status without opening the CSV.

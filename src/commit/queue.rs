@@ -107,7 +107,7 @@ pub(super) struct Queue {
     /// Forced releases that are not done yet.
     forced_releases: Mutex<Vec<ForcedReleaseRequest>>,
     forced_release_requested: Notify,
-    /// The grace time of a shutdown is over: no row sleeps any longer.
+    /// The grace time of a shutdown is over: nothing waits any longer.
     grace_over: watch::Sender<bool>,
     bounds: Bounds,
 }
@@ -138,7 +138,13 @@ impl Queue {
     /// Asks the committer for a forced release.
     pub(super) fn request_forced_release(&self) -> oneshot::Receiver<Result<ForcedRelease, AppendError>> {
         let (request, done) = oneshot::channel();
-        self.forced_releases().push(request);
+        let mut requests = self.forced_releases();
+        if self.is_grace_over() {
+            let _ = request.send(Err(AppendError::Draining));
+            return done;
+        }
+        requests.push(request);
+        drop(requests);
         self.forced_release_requested.notify_one();
         self.changed.notify_one();
         done
@@ -211,13 +217,17 @@ impl Queue {
     }
 
     /// Puts appends that are certain not to be written back in their old order, for another turn. Those past their deadline are
-    /// refused with `refusal`.
+    /// refused with `refusal`, and all of them after the grace time: nobody waits for another turn then.
     pub(super) fn requeue(&self, batch: Vec<PendingAppend>, refusal: &AppendError) {
+        // Before the grace time is asked about: its end finds what is put back before.
         let mut state = self.state();
-        let now = Instant::now();
+        let (now, is_grace_over) = (Instant::now(), self.is_grace_over());
         // A batch was taken from the front, so all that waits now came later.
         for append in batch.into_iter().rev() {
-            if append.deadline <= now {
+            // guard: no_retry_after_grace: a request that is tried again when the grace time ends is answered
+            if is_grace_over {
+                append.answer(Err(AppendError::Draining));
+            } else if append.deadline <= now {
                 append.answer(Err(refusal.clone()));
             } else if !append.answer.is_closed() {
                 state.rows += append.rows.len();
@@ -267,23 +277,28 @@ impl Queue {
         self.state().closed
     }
 
-    /// Ends the sleep before a write, now and from now on.
+    /// Refuses all that waits, and ends the sleep before a write and the waits for a busy file, now and from now on.
     pub(super) fn end_grace(&self) {
+        let mut state = self.state();
+        // With the queue locked: a turn that ends now finds no rows, and none are put back later.
         self.grace_over.send_replace(true);
+        while let Some(append) = state.take(0) {
+            append.answer(Err(AppendError::Draining));
+        }
+        drop(state);
+        for request in self.take_forced_releases() {
+            let _ = request.send(Err(AppendError::Draining));
+        }
+    }
+
+    pub(super) fn is_grace_over(&self) -> bool {
+        *self.grace_over.borrow()
     }
 
     /// Returns when the grace time is over.
     pub(super) async fn grace_over(&self) {
         // An error would mean that the queue was dropped, but its caller holds it.
         let _ = self.grace_over.subscribe().wait_for(|over| *over).await;
-    }
-
-    /// Refuses all that waits.
-    pub(super) fn refuse_all(&self, refusal: &AppendError) {
-        let mut state = self.state();
-        while let Some(append) = state.take(0) {
-            append.answer(Err(refusal.clone()));
-        }
     }
 }
 

@@ -300,8 +300,20 @@ pub(super) fn parse_origins(text: &str) -> Result<Origins, String> {
     }
 }
 
+/// The most bytes of a replica's name: the keys file keeps as many.
+const REPLICA_BYTES_MAX: usize = 64;
+
 pub(super) fn parse_replica(text: &str) -> Result<String, String> {
-    parse_name(text, 64)
+    parse_name(text, REPLICA_BYTES_MAX)
+}
+
+/// A name from the host's and a random part. A host's name may be as long as a replica's, and may have other characters.
+pub(super) fn random_replica(host: &str) -> String {
+    let random = uuid::Uuid::new_v4().simple().to_string();
+    let suffix = format!("-{}", &random[..6]);
+    let printable = host.chars().map(|character| if character.is_ascii_graphic() { character } else { '_' });
+    // guard: replica_name_fits: a replica's name comes back whole in a replay
+    printable.take(REPLICA_BYTES_MAX - suffix.len()).collect::<String>() + &suffix
 }
 
 pub(super) fn parse_lock_key(text: &str) -> Result<String, String> {
@@ -321,6 +333,21 @@ fn parse_name(text: &str, max: usize) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn random_replica_names_are_valid_for_any_host() {
+        for host in
+            ["", "h", "a host", "häuser.example", "\u{fffd}\0\n\"", &"x".repeat(57), &"x".repeat(64), &"ä".repeat(255)]
+        {
+            let names = [random_replica(host), random_replica(host)];
+            assert_ne!(names[0], names[1], "{host:?}");
+            for name in names {
+                assert_eq!(parse_replica(&name), Ok(name.clone()), "{host:?}");
+            }
+        }
+        assert!(random_replica("host").starts_with("host-"));
+        assert!(parse_replica(&"x".repeat(64)).is_ok() && parse_replica(&"x".repeat(65)).is_err());
+    }
 
     #[test]
     fn durations_and_sizes_are_parsed_within_bounds() {

@@ -36,14 +36,6 @@ pub enum OpenError {
     /// The server refuses this replica, or is no Redis, and waiting does not help.
     #[error("REDIS_CONN_STR (--redis): {0}")]
     Rejected(outage::Outage),
-    /// The embedded lock's file cannot be opened.
-    #[error("cannot open the lock file {path}: {source}")]
-    File {
-        /// `<csv>.lock`.
-        path: String,
-        /// The system's error.
-        source: io::Error,
-    },
 }
 
 /// Why one call to the backend failed. The caller tries again, so the only cost is time.

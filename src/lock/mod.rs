@@ -9,11 +9,12 @@ mod health;
 mod lease;
 mod outage;
 mod redis;
+mod shared_call;
 mod types;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::{sync::Mutex, time::Instant};
+use tokio::time::{Instant, timeout};
 
 use crate::{
     api::lock_status::LockStatus,
@@ -21,7 +22,7 @@ use crate::{
     fencing::FencingToken,
     lock::{
         embedded::EmbeddedLock, error::AttemptError, health::BackendHealth, lease::BackendLease, redis::RedisLock,
-        types::AcquireAttempt,
+        shared_call::SharedCall, types::AcquireAttempt,
     },
     metrics::Meter,
 };
@@ -41,8 +42,7 @@ pub struct Lock {
     backend: Backend,
     health: Arc<BackendHealth>,
     meter: Arc<Meter>,
-    /// Held while the embedded lock's status is read.
-    status_turn: Arc<Mutex<()>>,
+    status_calls: SharedCall<LockStatus>,
 }
 
 enum Backend {
@@ -50,21 +50,8 @@ enum Backend {
     Embedded(Arc<EmbeddedLock>),
 }
 
-/// How long the embedded lock's status may take.
+/// How long a reader waits for the embedded lock's status: its volume may not answer.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Reads the status on a thread that may block, since the volume may not answer. One call at a time, so that one thread hangs at most.
-async fn embedded_status(lock: Arc<EmbeddedLock>, turn: Arc<Mutex<()>>) -> std::io::Result<LockStatus> {
-    let read = async {
-        let turn = turn.lock_owned().await;
-        let read = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            lock.status()
-        });
-        read.await.map_err(std::io::Error::other)?
-    };
-    tokio::time::timeout(STATUS_TIMEOUT, read).await?
-}
 
 impl Lock {
     /// A lock in Redis. It connects at its first use, so Redis may be down now.
@@ -76,20 +63,17 @@ impl Lock {
     pub fn redis(url: &RedisUrl, key: &str, options: Options) -> Result<Self, OpenError> {
         let meter = Arc::clone(&options.meter);
         let (lock, health) = RedisLock::new(url, key, options)?;
-        Ok(Self { backend: Backend::Redis(lock), health, meter, status_turn: Arc::default() })
+        Ok(Self { backend: Backend::Redis(lock), health, meter, status_calls: SharedCall::new() })
     }
 
-    /// A lock in a file next to the CSV, for processes of one host.
+    /// A lock in this file next to the CSV, open for reading and writing, for processes of one host.
     ///
-    /// # Errors
-    /// If the file cannot be opened or created.
-    pub fn embedded(path: &Path, options: Options) -> Result<Self, OpenError> {
+    /// Status calls run on the runtime that calls this function.
+    pub fn embedded(path: PathBuf, file: File, options: Options) -> Self {
         let meter = Arc::clone(&options.meter);
-        let lock = EmbeddedLock::open(path, options);
-        let lock = lock.map_err(|source| OpenError::File { path: path.display().to_string(), source })?;
         let health = BackendHealth::new("embedded", format!("the lock file {}", path.display()), Vec::new());
-        let backend = Backend::Embedded(Arc::new(lock));
-        Ok(Self { backend, health, meter, status_turn: Arc::default() })
+        let backend = Backend::Embedded(Arc::new(EmbeddedLock::new(path, file, options)));
+        Self { backend, health, meter, status_calls: SharedCall::new() }
     }
 
     /// `redis` or `embedded`, for logs and health checks.
@@ -209,14 +193,20 @@ impl Lock {
         None
     }
 
-    /// The holder and the waiters; `None` if the backend is unreachable.
+    /// The holder and the waiters; `None` if the backend is unreachable. Readers share calls, so that they do not hinder the holder.
     pub async fn status(&self) -> Option<LockStatus> {
-        match &self.backend {
-            Backend::Redis(redis) => redis.status().await.ok(),
-            Backend::Embedded(embedded) => {
-                self.record(embedded_status(Arc::clone(embedded), Arc::clone(&self.status_turn)).await)
-            }
-        }
+        let embedded = match &self.backend {
+            Backend::Redis(redis) => return self.status_calls.answer(redis.status()).await,
+            Backend::Embedded(embedded) => Arc::clone(embedded),
+        };
+        let health = Arc::clone(&self.health);
+        // On a thread that may block. One call at a time, so that one thread hangs at most.
+        let read = async move {
+            let status = tokio::task::spawn_blocking(move || embedded.status()).await.map_err(std::io::Error::other);
+            health.record(status.and_then(|status| status).map_err(AttemptError::from), true).ok()
+        };
+        let answer = timeout(STATUS_TIMEOUT, self.status_calls.answer(read)).await;
+        answer.unwrap_or_else(|elapsed| self.record(Err(elapsed.into())))
     }
 
     /// The same for a command that tells by itself what fails.

@@ -16,6 +16,7 @@ mod hold;
 mod journal;
 mod keys;
 mod ledger;
+mod lock_file;
 mod open;
 mod open_line;
 mod peer_file;
@@ -54,6 +55,7 @@ pub use crate::storage::{
     },
     error::{AppendError, OpenError, Refusal},
     file_parts::{FileParts, Snapshot},
+    lock_file::open_lock_file,
     peer_file::PeerFile,
     probe::probe,
     reader::{ReadError, Reader},

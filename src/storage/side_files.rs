@@ -183,7 +183,7 @@ pub(crate) fn grow_keys(disk: &impl Disk, csv: &Path, end: u64, wanted: u64) -> 
 }
 
 /// Creates a side file, complete or not at all. Keeps an existing one.
-fn ensure_side_file(path: &Path, csv: &Path, fill: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+pub(crate) fn ensure_side_file(path: &Path, csv: &Path, fill: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
     if path.exists() {
         return Ok(());
     }

@@ -9,7 +9,8 @@ use crate::commit::{
     error::AppendError,
 };
 use crate::{
-    api::{events::Change, lock_status::ForcedRelease},
+    api::{events::Change, lock_status::ForcedRelease, outcome::Outcome},
+    fencing::FencingToken,
     metrics::Counter,
     storage::{self, Turn},
 };
@@ -37,8 +38,24 @@ impl Committer {
         if sync_failed { Err(Fatal::SyncFailed) } else { Ok(()) }
     }
 
-    /// Records a newer token first, so that the old holder can no longer write; then releases the lock.
+    /// Records a newer token first, so that the old holder can no longer write; then releases the lock. Redis may not answer, so both
+    /// end with the grace time.
     async fn fence_and_release(&mut self) -> Result<ForcedRelease, AppendError> {
+        let (lock, queue) = (Arc::clone(&self.lock), Arc::clone(&self.queue));
+        let (holder, token) = tokio::select! {
+            fenced = self.fence_holder() => fenced?,
+            // guard: no_release_after_grace: an admin's request is answered when the grace time ends
+            () = queue.grace_over() => return Err(AppendError::Draining),
+        };
+        let released = tokio::select! {
+            released = lock.force_release() => released.ok_or_else(|| AppendError::of_lock(&lock, FILE_LOCK_WAIT))?,
+            () = queue.grace_over() => return Err(AppendError::Internal(Outcome::Unknown)),
+        };
+        Ok(ForcedRelease { released, holder, token })
+    }
+
+    /// Records a token that is higher than the holder's. Returns the holder and the token.
+    async fn fence_holder(&mut self) -> Result<(Option<String>, FencingToken), AppendError> {
         let lock = Arc::clone(&self.lock);
         let unavailable = || AppendError::of_lock(&lock, FILE_LOCK_WAIT);
         let holder = self.lock.status().await.ok_or_else(unavailable)?.holder;
@@ -67,7 +84,6 @@ impl Committer {
             }
         }
         self.storage.end_hold();
-        let released = self.lock.force_release().await.ok_or_else(unavailable)?;
-        Ok(ForcedRelease { released, holder, token })
+        Ok((holder, token))
     }
 }

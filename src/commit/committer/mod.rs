@@ -12,7 +12,7 @@ mod turn;
 use std::{sync::Arc, time::Duration};
 
 pub(super) use crate::commit::committer::observers::Observers;
-use crate::commit::{error::AppendError, queue::Queue, storage_watch::WatchedStorage};
+use crate::commit::{queue::Queue, storage_watch::WatchedStorage};
 use crate::{lock::Lock, storage};
 
 /// The longest that one turn tries for a file that another process has locked, such as a stopped one: then the lock passes to
@@ -54,7 +54,7 @@ impl Committer {
     pub(super) async fn run(mut self) -> Result<(), Fatal> {
         let served = self.serve().await;
         self.queue.close();
-        self.queue.refuse_all(&AppendError::Draining);
+        self.queue.end_grace();
         served?;
         match self.storage.close() {
             Err(e @ storage::AppendError::Sync(_)) => Err(sync_failed(&e)),

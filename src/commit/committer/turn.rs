@@ -135,13 +135,12 @@ impl Committer {
             () = tokio::time::sleep(sleep) => return Ok(BeforeWrite::Append(batch)),
             // guard: lost_lease_interrupts_sleep: a lost lease ends the sleep of a row
             () = lease.lost() => AppendError::LockLost,
-            () = self.queue.forced_release() => {
-                self.force_release().await?;
-                AppendError::LockLost
-            }
+            () = self.queue.forced_release() => AppendError::LockLost,
             () = self.queue.grace_over() => AppendError::Draining,
         };
         self.observers.answer(batch, |_| Err(refusal.clone()));
+        // After the answer, because Redis may not answer.
+        self.force_release().await?;
         Ok(BeforeWrite::Done(ReleaseMode::Release))
     }
 
@@ -165,7 +164,7 @@ impl Committer {
             let outcomes = match outcomes {
                 Ok(outcomes) => outcomes,
                 // A batch that slept cannot be tried again later, so it uses up its whole wait now.
-                Err(storage::AppendError::Busy) if !slept.is_zero() && Instant::now() < give_up => continue,
+                Err(storage::AppendError::Busy) if !slept.is_zero() && self.may_wait(give_up) => continue,
                 Err(e) => {
                     hold.forbid_continuing();
                     return self.handle_not_written(&e, batch, !slept.is_zero());
@@ -187,6 +186,12 @@ impl Committer {
         Ok(mode)
     }
 
+    /// Whether a batch that slept may go on waiting for a file that another process has locked.
+    fn may_wait(&self, give_up: Instant) -> bool {
+        // guard: no_wait_after_grace: a batch that waits for a busy file when the grace time ends is answered
+        !self.queue.is_grace_over() && Instant::now() < give_up
+    }
+
     /// Requeues appends that are certain not to be written, for a turn under a new lease. Refuses those that already slept under
     /// this lease, and all of them where a retry is of no use.
     fn handle_not_written(
@@ -195,7 +200,11 @@ impl Committer {
         batch: Vec<PendingAppend>,
         slept: bool,
     ) -> Result<ReleaseMode, Fatal> {
-        let refusal = AppendError::from(e);
+        let refusal = match e {
+            // It would wait on.
+            storage::AppendError::Busy if self.queue.is_grace_over() => AppendError::Draining,
+            _ => AppendError::from(e),
+        };
         self.observers.set_file_busy(matches!(e, storage::AppendError::Busy));
         self.observers.note_file_fault(e);
         let (mode, retry) = match e {

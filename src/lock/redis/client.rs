@@ -42,7 +42,9 @@ pub(super) enum ReleaseAnswer {
 pub(super) struct Client {
     /// For the committer, which calls from its own runtime: no other thread takes part in its calls.
     committer_pool: ConnectionPool,
-    /// For renewals, probes and status calls, which must not wait for the committer's thread: it blocks in storage.
+    /// For renewals alone, so that no other call can delay one until the lease is lost.
+    renewal_pool: ConnectionPool,
+    /// For probes and status calls. Like renewals, they must not wait for the committer's thread: it blocks in storage.
     background_pool: ConnectionPool,
     background: Handle,
     /// In the order in which the scripts know them: the lock, the token counter, the queue, and when each waiter came and last polled.
@@ -98,6 +100,7 @@ impl Client {
         let instance = uuid::Uuid::new_v4().simple();
         Ok(Self {
             committer_pool: ConnectionPool::new(topology, CheckIn::WhenIdle, &options.meter)?,
+            renewal_pool: ConnectionPool::new(topology, CheckIn::AfterEachCall, &options.meter)?,
             background_pool: ConnectionPool::new(topology, CheckIn::AfterEachCall, &options.meter)?,
             background: Handle::current(),
             keys: [key.to_owned(), derived_key(key, "token"), derived_key(key, "queue"), derived_key(key, "seen")],
@@ -133,7 +136,7 @@ impl Client {
     }
 
     /// Runs a task on the runtime of background calls. A connection is served by the runtime that opened it, so calls on the
-    /// background pool start there.
+    /// other two pools start there.
     pub(super) fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
         self.background.spawn(task)
     }
@@ -155,7 +158,7 @@ impl Client {
 
     /// Renews a lease from a background task; returns whether it still holds the lock.
     pub(super) async fn renew(&self, id: &str) -> Result<bool, AttemptError> {
-        self.call(&self.background_pool, &self.scripts.renew, id, None::<u64>).await
+        self.call(&self.renewal_pool, &self.scripts.renew, id, None::<u64>).await
     }
 
     /// Runs the commands of the other scripts without an effect.

@@ -128,10 +128,10 @@ impl RedisLock {
         timeout(CHECK_TIMEOUT, self.topology.auth_answer()).await.ok().flatten()
     }
 
-    pub(super) async fn status(&self) -> Result<LockStatus, AttemptError> {
+    /// Reads the status; `None` if Redis does not answer as it should. For the runtime of background calls.
+    pub(super) fn status(&self) -> impl Future<Output = Option<LockStatus>> + Send + 'static {
         let client = Arc::clone(&self.client);
-        let answer = self.client.spawn(async move { client.status().await }).await;
-        status::parse(answer.unwrap_or(Err(AttemptError::Unexpected("the process is ending")))?)
+        async move { status::parse(client.status().await.ok()?).ok() }
     }
 
     pub(super) async fn next_token(&self) -> Result<FencingToken, AttemptError> {

@@ -26,7 +26,7 @@ use crate::{
     metrics::{Counter, Meter},
 };
 
-/// The most connections that callers use at the same time: one to acquire, one to renew, and some for status calls.
+/// The most connections of one pool. Callers rarely use more than one at the same time.
 const CONNECTIONS_MAX: usize = 4;
 /// A cluster's connection is several, opened one after the other, and some nodes may hang.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(5);
