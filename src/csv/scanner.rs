@@ -53,6 +53,12 @@ impl Scanner {
     pub(super) fn feed(&mut self, mut text: &[u8]) {
         let mut cell = [0; CELL_BYTES];
         while !text.is_empty() {
+            if text[0] == b'\n' && self.fed == self.whole {
+                // The parser skips a blank line. Nothing is open after it.
+                (self.fed, self.whole, self.last_byte) = (self.fed + 1, self.whole + 1, b'\n');
+                text = &text[1..];
+                continue;
+            }
             let (result, read, _) = self.reader.read_field(text, &mut cell);
             self.fed += read as u64;
             if read > 0 {
@@ -183,6 +189,9 @@ mod tests {
         assert_eq!(scan(""), (0, None));
         assert_eq!(scan("a,b\n"), (4, None));
         assert_eq!(scan("a,b\r\nc,d\r\n"), (10, None));
+        assert_eq!(scan("a,b\n\n"), (5, None));
+        assert_eq!(scan("\n\na,b\n\n\nc"), (8, Some((1, 1, false))));
+        assert_eq!(scan("a,\"b\n\n"), (0, Some((6, 2, true))));
         assert_eq!(scan("a,b\nc"), (4, Some((1, 1, false))));
         assert_eq!(scan("a,b\nc,"), (4, Some((2, 2, false))));
         assert_eq!(scan("a,\"b\n"), (0, Some((5, 2, true))));

@@ -300,9 +300,11 @@ impl<D: Disk> Ledger<D> {
         tracing::warn!(csv = %self.path.display(), at = record.offset, landed = appended.start, "another process appended to the CSV without the lock");
         self.meter.count(Counter::UnlockedAppends);
         let in_one_piece = appended.end - appended.start == record.payload.len() as u64;
+        // guard: prefix_after_slip: rows whose line end another process has written first are acknowledged where they are
         if !in_one_piece || prefix_len > 0 || !self.is_whole(record.offset, appended.start)? {
             return self.rebuild(Some(appended.start));
         }
+        // guard: moved_keys: a retry is answered with the offset of rows that landed elsewhere than recorded
         self.keys.move_since(record.first_key, appended.start - record.offset);
         (self.whole_end, self.len, self.verified) = (appended.end, appended.end, self.known);
         self.see_end(&record.payload);

@@ -85,6 +85,7 @@ impl<D: Disk> Ledger<D> {
     ) -> Result<(), AppendError> {
         let pages = self.disk.read(FileKind::Journal, 0, self.layout.space()).map_err(AppendError::before("read"))?;
         match Header::newest(&pages, self.layout) {
+            // guard: checkpoint_in_doubt: no checkpoint is made of a page cache that a failed sync left clean and not on the disk
             Ok((head, page)) if head.number == header.number && !self.layout.sync_failed_flag_is_set(&pages) => {
                 (self.head, self.head_page) = (head, page);
                 self.write_header(header.clone())?;

@@ -76,6 +76,7 @@ impl<D: Disk> Ledger<D> {
         let mut outcomes = Vec::with_capacity(entries.len());
         let mut keys_in_batch = HashSet::new();
         for entry in entries {
+            // guard: key_once_in_batch: a key that a batch holds twice writes once
             if entry.key.is_some_and(|key| !keys_in_batch.insert(key.hash)) {
                 // A key that is repeated within the batch waits for the next record, and replays the first one's answer.
                 break;

@@ -293,6 +293,7 @@ impl<D: Disk> Ledger<D> {
         }
         if self.verified.sequence <= head.base && (head.number != self.head.number || !self.started) {
             // The process that wrote the header may have rebuilt the CSV behind what we verified.
+            // guard: rebuilt_behind: nothing that a rebuild moved counts as verified
             (self.verified, self.whole_end) = (base, head.csv_bytes);
         }
         if self.known.sequence < head.base || !self.started {

@@ -126,10 +126,12 @@ impl NewTail {
                     self.keep_line(row);
                 }
             }
-            let is_ours = || known.iter().any(|line| find(line, open).is_some());
-            if is_last && self.scanner.is_closable(open, self.format.width()) && !is_ours() {
-                let open = open.strip_suffix(b"\r").unwrap_or(open);
-                self.keep_line(&[open, self.format.line_end].concat());
+            let line_end = if open.ends_with(b"\r") { b"\n" } else { self.format.line_end };
+            let closed = [open, line_end].concat();
+            // guard: closed_line_once: an interrupted rebuild does not keep an open line again that it has closed
+            let is_known = known.contains(&closed[..]) || known.iter().any(|line| find(line, open).is_some());
+            if is_last && self.scanner.is_closable(open, self.format.width()) && !is_known {
+                self.keep_line(&closed);
             }
             return;
         }

@@ -37,6 +37,7 @@ impl<D: Disk> Ledger<D> {
         let mut tail = self.compose_tail(&old, &records)?;
         let last = base + tail.last_record_at();
         if let (Some(_), Some((first_key, offset))) = (appended_at, recorded) {
+            // guard: rebuilt_keys: a retry is answered with the offset that a rebuild gave the rows before their first answer
             self.keys.move_since(first_key, last.wrapping_sub(offset));
         }
         // Start over if another process without the lock appends just when the new tail is appended.

@@ -3,7 +3,7 @@
 //! It is the disk of one host, with a page cache, or the server of several hosts that write directly. There, a power cut is the
 //! server's: it loses what calls without an answer have written, the hosts go on, and their call is sent again.
 
-use std::{cell::RefCell, collections::BTreeMap, io, mem, ops::Range, rc::Rc};
+use std::{cell::RefCell, io, mem, ops::Range, rc::Rc};
 
 use crate::{
     csv::scanner::split_rows,
@@ -11,6 +11,7 @@ use crate::{
     storage::{
         disk::{AppendedRange, Disk, FileKind},
         journal::Layout,
+        testing::simulation::{foreign::ForeignLines, moments::Recording, scenario::Scenario},
     },
 };
 
@@ -95,6 +96,10 @@ impl SimFile {
         change.apply(&mut self.disk);
     }
 
+    pub(super) fn durable(&self) -> &[u8] {
+        &self.disk
+    }
+
     /// Loses everything that was written since the file was like this.
     pub(super) fn revert(&mut self, earlier: &[u8]) {
         (self.cache, self.disk) = (earlier.to_vec(), earlier.to_vec());
@@ -131,6 +136,7 @@ pub(super) enum Stop {
 }
 
 pub(super) struct Host {
+    pub(super) scenario: Scenario,
     /// Whether this is the server of several hosts.
     pub(super) is_direct: bool,
     pub(super) random: Random,
@@ -141,11 +147,15 @@ pub(super) struct Host {
     pub(super) calls_until_failure: Option<u32>,
     /// No more faults happen.
     pub(super) calm: bool,
+    pub(super) fails_next_sync: bool,
     pub(super) stopped: Option<Stop>,
-    /// Lines that a foreign holder of the lock appended, and whether each must still be in the CSV.
-    pub(super) foreign: BTreeMap<Vec<u8>, bool>,
+    pub(super) foreign: ForeignLines,
     /// How many lines were appended without the lock.
     pub(super) unlocked_lines: u32,
+    /// What a reader sees of the current step.
+    pub(super) recording: Recording,
+    /// Everything before this offset of the CSV is as it was when a reader looked last, unless an error of ours moved it.
+    pub(super) unmoved_end: usize,
     pub(super) power_cuts: u32,
     /// Whether a sync of the CSV has failed.
     pub(super) csv_sync_failed: bool,
@@ -172,18 +182,22 @@ fn index(kind: FileKind) -> usize {
 
 impl Host {
     /// A host without faults yet. The disk runs full now and then in one history of four.
-    pub(super) fn new(seed: u64, is_direct: bool, files: [SimFile; 6]) -> Self {
+    pub(super) fn new(seed: u64, scenario: Scenario, files: [SimFile; 6]) -> Self {
         Self {
-            is_direct,
+            scenario,
+            is_direct: scenario.is_direct,
             random: Random(seed),
             files,
             trace: Vec::new(),
             faults: 0,
             calls_until_failure: None,
             calm: true,
+            fails_next_sync: false,
             stopped: None,
-            foreign: BTreeMap::new(),
+            foreign: ForeignLines::default(),
             unlocked_lines: 0,
+            recording: Recording::default(),
+            unmoved_end: usize::MAX,
             power_cuts: 0,
             csv_sync_failed: false,
             runs_full: seed % 4 == 3,
@@ -209,6 +223,7 @@ impl Host {
             return Err(lost_lock());
         }
         self.trace.push(what());
+        self.recording.add(&self.files);
         if self.calm || self.faults >= FAULTS_MAX {
             return Ok(());
         }
@@ -228,6 +243,10 @@ impl Host {
         Err(lost_lock())
     }
 
+    fn draw_failed_sync(&mut self) -> bool {
+        self.random.chance(self.scenario.sync_failures)
+    }
+
     fn stop(&mut self, stop: Stop) {
         self.trace.push(format!("{stop:?}"));
         self.stopped = Some(stop);
@@ -238,19 +257,15 @@ impl Host {
 
     pub(super) fn lose_power(&mut self) {
         self.power_cuts += 1;
-        // A power cut must not remove foreign lines that are whole on the disk.
-        let durable = self.files[0].disk.clone();
-        for (line, must_stand) in &mut self.foreign {
-            *must_stand = *must_stand && contains(&durable, line);
-        }
+        self.recording.lose_power();
+        let (durable, before) = (self.files[0].disk.clone(), self.files[0].cache.clone());
         for file in &mut self.files {
             file.lose_power(&mut self.random);
         }
-        // It may where the bytes before the line are lost: then it is unknown where the line begins.
         let csv = &self.files[0].cache;
-        for (line, must_stand) in &mut self.foreign {
-            *must_stand = *must_stand && !contains(csv, &[b"\0", &line[..]].concat());
-        }
+        self.foreign.lose_power(&durable, csv);
+        self.unmoved_end =
+            self.unmoved_end.min(before.iter().zip(csv).take_while(|(before, now)| before == now).count());
         self.trace.push(format!("csv is now {:?}", text(csv)));
     }
 }
@@ -266,7 +281,7 @@ fn contains_remnant(text: &[u8], part: &[u8]) -> bool {
 
 /// Whether the CSV ends with a whole row. A well-behaved foreign writer appends only then.
 pub(super) fn ends_whole(csv: &[u8]) -> bool {
-    csv.ends_with(b"\n") && split_rows(csv).1.is_empty()
+    csv.is_empty() || csv.ends_with(b"\n") && split_rows(csv).1.is_empty()
 }
 
 pub(super) fn text(bytes: &[u8]) -> String {
@@ -327,6 +342,8 @@ impl Disk for SimDisk {
         let start = self.len(kind)?;
         if kind == FileKind::Csv && self.runs_full() {
             let fits = self.0.borrow_mut().random.below(bytes.len() + 1);
+            // A local disk does not refuse what it has taken whole.
+            let fits = if self.is_direct() { fits } else { fits.min(bytes.len().saturating_sub(1)) };
             self.write(kind, start as usize, &bytes[..fits])?;
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -340,6 +357,9 @@ impl Disk for SimDisk {
         if kind == FileKind::Csv {
             let removed = host.files[0].cache[len as usize..].to_vec();
             let is_undone = mem::take(&mut host.full);
+            if !is_undone {
+                host.unmoved_end = host.unmoved_end.min(len as usize);
+            }
             let torn = &host.files[index(FileKind::Torn)].disk;
             // The server may have lost a part of it since.
             let is_quarantined = contains(torn, &removed) || host.is_direct && contains_remnant(torn, &removed);
@@ -364,7 +384,7 @@ impl Disk for SimDisk {
             return Ok(());
         }
         host.step(|| format!("before sync {kind:?}"))?;
-        if !host.calm && host.faults < FAULTS_MAX && host.random.chance(2) {
+        if mem::take(&mut host.fails_next_sync) || !host.calm && host.faults < FAULTS_MAX && host.draw_failed_sync() {
             host.faults += 1;
             host.trace.push(format!("SYNC OF {kind:?} FAILS"));
             // The cache is now clean, but not on the disk. After a power cut there is a hole before foreign lines that were
@@ -420,19 +440,8 @@ impl SimDisk {
         if host.calm || host.stopped.is_some() || !host.random.chance(4) {
             return;
         }
-        host.unlocked_lines += 1;
-        let line = format!(",s{:02}\n", host.unlocked_lines).into_bytes();
-        let half = host.random.chance(25);
-        let end = host.files[0].cache.len();
-        if !ends_whole(&host.files[0].cache) {
-            return;
-        }
-        let line = if half { b"\"sl".to_vec() } else { line };
-        host.trace.push(format!("append without lock {:?}", text(&line)));
-        if host.is_direct {
-            host.files[0].write_durably(end, &line);
-        } else {
-            host.files[0].change(Change::Write(end, line));
+        if let Some(text) = host.draw_unlocked_text() {
+            host.append_foreign(&text);
         }
     }
 }

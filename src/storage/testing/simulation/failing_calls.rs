@@ -5,8 +5,8 @@ use std::time::Instant;
 use crate::storage::{
     error::AppendError,
     ledger::direct::Resolution,
-    testing::simulation::{disk::text, history::History},
-    types::{AppendEntry, EntryOutcome, Turn},
+    testing::simulation::{disk::text, history::History, requests::Request},
+    types::{EntryOutcome, Turn},
 };
 
 impl History {
@@ -24,10 +24,9 @@ impl History {
     }
 
     fn append_by_ledger(&mut self) -> Result<Vec<EntryOutcome>, AppendError> {
-        let (rows, now) = (self.rows(&["row".to_owned()]), Instant::now());
+        let (row, now) = (self.pending(Request { rows: vec![vec!["row".to_owned()]], key: None }), Instant::now());
         let turn = Turn { token: 1, lease: 1, granted: now, timestamp: "", deadline: now, still_held: &|| true };
-        let entry = AppendEntry { rows: &rows, key: None, keys_seen: 0, waited_ms: 0, released: true };
-        self.ledger(0).expect("opens").append(&[entry], &turn)
+        self.ledger(0).expect("opens").append(&[row.entry()], &turn)
     }
 
     fn is_found_written(&mut self, failing_call: u32) -> bool {
