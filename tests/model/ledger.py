@@ -163,8 +163,6 @@ class Ledger:
             # Rows that stand prove that their record is stable. This one has none.
             if self.on("rowless_anew"):
                 yield from self.write_record(record)
-            if record.cancels is not None:
-                yield from self.remove_cancelled(record, csv)
             return
         found = csv[record.offset : record.offset + len(record.payload)]
         if bytes(found) == record.payload:
@@ -183,13 +181,6 @@ class Ledger:
                 yield from self.sync("csv")
         else:
             yield from self.rebuild(record, csv)
-
-    def remove_cancelled(self, record, csv):
-        """A cancelled record's bytes are in the journal, so they need no quarantine, which a full disk would refuse."""
-        cancelled = next(found for found in self.records if found.sequence == record.cancels)
-        tail = csv[record.offset :]
-        if tail and is_part(tail, cancelled.payload):
-            yield from self.truncate(record.offset, cancelled.payload)
 
     def rebuild(self, record, csv):
         """Foreign bytes stand where the record's rows belong. Its rows are written there, and foreign whole lines behind them."""
@@ -335,15 +326,15 @@ class Ledger:
         is_seen = is_written and self.on("doubt_whole_rows")
         if is_seen or self.sequence != record.sequence or not is_part(tail, record.payload) or self.on("leave_when_full"):
             raise NoSpace("the rows may have been seen")
-        if self.on("erase_when_full"):
+        # A record that is taken back while its rows stand would leave them, if somebody appends behind them.
+        if tail:
             yield from self.truncate(record.offset, record.payload)
+        if self.on("erase_when_full"):
             yield from self.write_cell("journal", slot_of(record.sequence, self.world.slots), None)
             self.take_over(self.header, self.header_index, self.records[:-1])
         elif self.on("cancel_when_full"):
             cancellation = self.next_record(record.token, record.lease, record.offset, b"")
             yield from self.record(cancellation._replace(replaced=b"", cancels=record.sequence))
-            if tail:
-                yield from self.truncate(record.offset, record.payload)
         self.end, self.stable, self.is_writing_rows = record.offset, self.checksum, False
 
     def outcome_of_attempt(self):

@@ -2,8 +2,7 @@
 
 SEEDS = {
     "lock_journal": 130,
-    "lock_csv": 130,
-    "lock_keys": 18472,
+    "lock_csv": 2120,
     "refresh": 28,
     "record_first": 0,
     "answer_after_rows": 0,
@@ -18,7 +17,7 @@ SEEDS = {
     "stop_at_failure": 13,
     "doubt_checkpointed": 3,
     "cancel_when_full": 54,
-    "doubt_whole_rows": 3,
+    "doubt_whole_rows": 870,
     "fence": 2,
     "token_in_header": 1710,
     "known_keys": 0,
@@ -35,7 +34,7 @@ SEEDS = {
     "reader_compares": 10,
     "reader_headers_again": 508,
     "fenced_writes": 37,
-    "fenced_truncate": 10783,
+    "fenced_truncate": 4522,
     "stable_is_stable": 0,
     "lock_excludes": 3,
 }
