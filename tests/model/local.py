@@ -131,7 +131,8 @@ class History:
 
     def is_durable(self, line):
         durable = self.host.durable_csv
-        return any(line + end in durable for end in (b"\n", b"\r\n")) or durable.endswith((line, line + b"\r"))
+        # Without its line end it is known for a line only at the end.
+        return any(line + end in durable for end in (b"\n", b"\r\n")) or bytes(self.host.csv.cache).endswith((line, line + b"\r"))
 
     # Requests
 
