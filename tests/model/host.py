@@ -158,10 +158,12 @@ class Host:
             self.server.write(file, offset, part if outcome == 1 else [Torn(part[0])], lock)
 
     def run_out_of_space(self, file, offset, data, lock):
-        """The server has none, a part, or (with delayed allocation) all of it in memory, and none is stable."""
-        outcome = self.world.pick(3, "out of space")
+        """The server has none, a part, (with delayed allocation) all, or some rows of it in memory, and none is stable."""
+        outcome = self.world.pick(4, "out of space")
         if outcome == 1 and file not in CELL_FILES:
             data = data[:PIECE]
+        if outcome == 3 and file not in CELL_FILES:
+            data = data[: bytes(data).find(b"\n") + 1]
         if outcome:
             self.server.write(file, offset, data, lock)
         raise NoSpace(f"no space for {file}")

@@ -27,7 +27,8 @@ class Record(NamedTuple):
     lease: int
     offset: int
     payload: bytes
-    key: object
+    # (key, offset) of each of its keys.
+    keys: tuple
     # The old tail that a rebuild replaces, or that a cancellation removes. None: these rows are new.
     replaced: object
     cancels: object
@@ -50,7 +51,8 @@ class Slot(NamedTuple):
     offset: int
 
 
-EMPTY = (Header(1, 0, 0, 0, 0, 0, 0), Header(0, 0, 0, 0, 0, 0, 0))
+def first_headers(csv_length):
+    return Header(1, 0, 0, csv_length, 0, 0, 0), Header(0, 0, 0, csv_length, 0, 0, 0)
 
 
 def slot_of(sequence, slots):
@@ -98,6 +100,7 @@ def known_keys(records, number):
     cancelled = {record.cancels for record in records if record.cancels is not None}
     slots = []
     for record in records:
-        if record.key is not None and record.sequence not in cancelled:
-            slots.append(Slot(number + len(slots), record.key, record.offset))
+        if record.sequence not in cancelled:
+            for key, offset in record.keys:
+                slots.append(Slot(number + len(slots), key, offset))
     return slots

@@ -5,7 +5,7 @@ Each method is a generator. It yields before everything that others may see or d
 
 from failures import NoSpace, Stuck
 from journal import Header, Record, Slot, known_keys, live, newest_header, records_since, slot_of
-from rows import is_foreign, lines, row_of
+from rows import is_foreign, is_whole, lines, row_of
 from rules import DIRECT
 
 
@@ -23,6 +23,10 @@ class Ledger:
         """Nothing that was known before a failure is believed."""
         self.calling = None
         self.header, self.sequence, self.stable, self.attempt, self.end = None, None, None, None, 0
+        # What the batch's requests are answered with, if its rows are written.
+        self.outcomes = []
+        # Bytes of a foreign whole line without its line end, at the CSV's end.
+        self.open_line = b""
         self.stored_keys = []
 
     def on(self, rule):
@@ -110,21 +114,30 @@ class Ledger:
 
     def find_key(self, key):
         count = self.key_count()
-        for slot in self.stored_keys + self.recorded_keys():
+        for slot in reversed(self.stored_keys + self.recorded_keys()):
             if slot.key == key and slot.number >= count - self.world.key_slots:
                 return slot
         return None
 
+    def may_be_forgotten(self, keys_seen):
+        """Whether a key that was among the newest when the request arrived may be forgotten by now."""
+        if not self.on("keys_seen"):
+            return False
+        if not self.on("keys_remembered"):
+            return self.key_count() - keys_seen >= self.world.keys_max
+        return max(0, self.key_count() - self.world.key_slots) > max(0, keys_seen - self.world.keys_max)
+
     def may_skip_csv(self, is_known):
         """The rows are known to be stable, and the CSV ends where they end: there is nothing to read or to write anew."""
         end = self.records[-1].offset + len(self.records[-1].payload) if self.records else self.header.csv_length
+        open_line = b""
         if self.on("skip_own_rows") and is_known and self.stable == self.checksum:
-            end = self.end
+            end, open_line = self.end, self.open_line
         elif not self.on("skip_hinted_rows") or self.world.hint != self.checksum:
             return False
         if (yield from self.fresh_size()) != end:
             return False
-        self.end, self.stable = end, self.checksum
+        self.end, self.stable, self.open_line = end, self.checksum, open_line
         return True
 
     def match_csv(self):
@@ -135,6 +148,10 @@ class Ledger:
             yield from self.repair(last[0], csv)
         csv = yield from self.read("csv")
         rest = lines(csv)[1]
+        if self.on("close_open_line") and is_whole(rest.rstrip(b"\r") + b"\n"):
+            self.open_line, rest = rest, b""
+        else:
+            self.open_line = b""
         if rest:
             yield from self.quarantine(rest)
             yield from self.truncate(len(csv) - len(rest))
@@ -146,8 +163,6 @@ class Ledger:
             # Rows that stand prove that their record is stable. This one has none.
             if self.on("rowless_anew"):
                 yield from self.write_record(record)
-            if record.cancels is not None:
-                yield from self.remove_cancelled(record, csv)
             return
         found = csv[record.offset : record.offset + len(record.payload)]
         if bytes(found) == record.payload:
@@ -167,18 +182,12 @@ class Ledger:
         else:
             yield from self.rebuild(record, csv)
 
-    def remove_cancelled(self, record, csv):
-        """A cancelled record's bytes are in the journal, so they need no quarantine, which a full disk would refuse."""
-        cancelled = next(found for found in self.records if found.sequence == record.cancels)
-        tail = csv[record.offset :]
-        if tail and is_part(tail, cancelled.payload):
-            yield from self.truncate(record.offset, cancelled.payload)
-
     def rebuild(self, record, csv):
         """Foreign bytes stand where the record's rows belong. Its rows are written there, and foreign whole lines behind them."""
         old = bytes(csv[record.offset :])
         ours = lines(record.payload)[0]
-        found = [line.split(b"\0")[-1] for line in lines(old)[0]]
+        whole, rest = lines(old)
+        found = [line.split(b"\0")[-1] for line in whole + [rest.rstrip(b"\r") + self.world.line_end]]
         new = record.payload + b"".join(line for line in found if line not in ours and is_foreign(line))
         yield from self.quarantine(old)
         if self.on("rebuild_record") and (record.replaced is None or new != record.payload):
@@ -188,7 +197,7 @@ class Ledger:
         yield from self.truncate(record.offset)
         yield from self.put("csv", record.offset, new)
         yield from self.sync("csv")
-        self.end, self.stable = record.offset + len(new), self.checksum
+        self.end, self.stable, self.open_line = record.offset + len(new), self.checksum, b""
 
     def quarantine(self, data):
         if not self.on("quarantine_first") or not data:
@@ -207,7 +216,7 @@ class Ledger:
     # Append
 
     def next_record(self, token, lease, offset, payload):
-        return Record(self.sequence + 1, token, lease, offset, payload, None, None, None, self.checksum, self.world.new_checksum())
+        return Record(self.sequence + 1, token, lease, offset, payload, (), None, None, self.checksum, self.world.new_checksum())
 
     def record(self, record):
         if record.sequence - self.header.sequence > self.world.slots:
@@ -221,31 +230,65 @@ class Ledger:
         if used >= max(1, self.world.slots - 3) or used and self.world.flip(0.25, "checkpoint"):
             yield from self.checkpoint()
 
-    def append(self, request, token, lease):
-        """One batch of one row. Returns the outcome and the row's offset."""
+    def append(self, requests, token, lease):
+        """One record. Returns (outcome, offset) of as many requests as it holds, one at least."""
         self.attempt = None
         is_stale = token < self.highest_token or token == self.highest_token and lease != self.highest_lease
         if self.on("fence") and is_stale:
-            return "fenced", None
-        if request.key and self.on("known_keys"):
-            if slot := self.find_key(request.key):
-                return "known", slot.offset
-            if self.key_count() - self.world.first_seen(request.key, self.key_count()) >= self.world.key_slots:
-                return "unknown", None  # An earlier attempt may have been forgotten.
+            return [("fenced", None)]
+        prefix = self.line_end_prefix()
+        outcomes, written, keys, payload = [], [], [], prefix
+        for request in requests:
+            if request.key and self.on("known_keys"):
+                if self.on("repeated_keys") and request.key in [key for key, _ in keys]:
+                    break
+                if slot := self.find_key(request.key):
+                    outcomes.append(("known", slot.offset))
+                    continue
+                if self.may_be_forgotten(request.keys_seen):
+                    outcomes.append(("unknown", None))
+                    continue
+            outcomes.append(("written", self.end + len(payload)))
+            if request.key:
+                keys.append((request.key, self.end + len(payload)))
+            written.append(request)
+            payload += b"".join(row_of(token, name, self.world.line_end) for name in request.names)
+        if not written:
+            return outcomes
+        self.outcomes = outcomes
+        return self.outcomes_if((yield from self.write_batch(token, lease, tuple(keys), payload, written)))
+
+    def outcomes_if(self, outcome):
+        """The requests' outcomes, if this is what became of their rows."""
+        if outcome == "written":
+            return self.outcomes
+        return [(outcome, None) if found == "written" else (found, offset) for found, offset in self.outcomes]
+
+    def line_end_prefix(self):
+        """The line end that closes a foreign open line; half of a line end may stand there."""
+        if not self.open_line:
+            return b""
+        return b"\n" if self.open_line.endswith(b"\r") and self.world.line_end == b"\r\n" else self.world.line_end
+
+    def write_batch(self, token, lease, keys, payload, requests):
         yield from self.make_space()
-        offset = self.end
-        record = self.next_record(token, lease, offset, row_of(token, request.name))._replace(key=request.key)
+        offset, open_line = self.end, self.open_line
+        record = self.next_record(token, lease, offset, payload)._replace(keys=keys)
         if not self.on("record_first"):
             self.host.write("csv", offset, record.payload, self.locks.get("csv"))
             yield None
         self.attempt = record
+        self.world.will_record(token, lease, requests, self.key_count())
         yield from self.record(record)
-        self.world.recorded(token, lease, request.name)
+        self.world.recorded(token)
         self.end = offset + len(record.payload)
         try:
-            return "written", (yield from self.append_rows(record))
+            yield from self.append_rows(record)
         except NoSpace:
-            return (yield from self.revoke(record))
+            yield from self.revoke(record)
+            self.open_line = open_line
+            return "disk_full"
+        return "written"
 
     def fence(self, token, lease):
         """Before a replica sleeps under its lease, a record without rows refuses all older tokens."""
@@ -264,18 +307,17 @@ class Ledger:
             if size > offset:
                 yield from self.rebuild(record, (yield from self.host.direct_read("csv")))
                 self.is_writing_rows = False
-                return offset
+                return
         else:
             yield None
         self.is_writing_rows = True
         if not self.is_direct("csv") and not self.on("fresh_size"):
             offset = len(self.host.pages["csv"])  # O_APPEND: the end by the host's cache.
         yield from self.put("csv", offset, record.payload)
-        self.end = offset + len(record.payload)
+        self.end, self.open_line = offset + len(record.payload), b""
         if self.on("answer_after_rows"):
             yield from self.sync("csv")
         self.stable, self.is_writing_rows = record.checksum, False
-        return offset
 
     def revoke(self, record):
         """The disk is full after the record is stable. No row is written; and no reader can have seen one, or the outcome is unknown."""
@@ -284,17 +326,16 @@ class Ledger:
         is_seen = is_written and self.on("doubt_whole_rows")
         if is_seen or self.sequence != record.sequence or not is_part(tail, record.payload) or self.on("leave_when_full"):
             raise NoSpace("the rows may have been seen")
-        if self.on("erase_when_full"):
+        # A record that is taken back while its rows stand would leave them, if somebody appends behind them.
+        if tail:
             yield from self.truncate(record.offset, record.payload)
+        if self.on("erase_when_full"):
             yield from self.write_cell("journal", slot_of(record.sequence, self.world.slots), None)
             self.take_over(self.header, self.header_index, self.records[:-1])
         elif self.on("cancel_when_full"):
             cancellation = self.next_record(record.token, record.lease, record.offset, b"")
             yield from self.record(cancellation._replace(replaced=b"", cancels=record.sequence))
-            if tail:
-                yield from self.truncate(record.offset, record.payload)
         self.end, self.stable, self.is_writing_rows = record.offset, self.checksum, False
-        return "disk_full", None
 
     def outcome_of_attempt(self):
         """After a failure, new locks and a refresh: was the record of the failed append written? None: certainly not."""
@@ -324,7 +365,8 @@ class Ledger:
         if self.on("keys_before_header"):
             yield from self.store_keys()
         token, lease = (self.highest_token, self.highest_lease) if self.on("token_in_header") else (0, 0)
-        header = Header(self.header.number + 1, self.sequence, self.checksum, self.end, token, lease, self.key_count())
+        length = self.end - len(self.open_line)
+        header = Header(self.header.number + 1, self.sequence, self.checksum, length, token, lease, self.key_count())
         keys = self.recorded_keys()
         index = 1 - self.header_index if self.on("two_headers") else self.header_index
         yield from self.write_cell("journal", index, header)

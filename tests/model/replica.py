@@ -4,7 +4,7 @@ from failures import Failed
 from ledger import Ledger
 from rules import DIRECT
 
-BATCHES_MAX = 3
+BATCHES_MAX, BATCH_MAX = 3, 3
 FILES = ("journal", "csv")
 
 
@@ -12,7 +12,7 @@ class Replica:
     def __init__(self, world, host, name):
         self.world, self.host, self.name = world, host, name
         self.ledger = Ledger(world, host, name)
-        self.request = None
+        self.requests = []
 
     def run(self):
         world = self.world
@@ -38,9 +38,9 @@ class Replica:
                     raise
                 world.say(f"{self.name} gives the hold up: {failure}")
                 self.ledger.forget()
-                if self.request:
-                    world.answer(self.request, "unknown", None)
-                    self.request = None
+                requests, self.requests = self.requests, []
+                for request in requests:
+                    world.answer(request, "unknown", None)
             yield from self.unlock_files()
             world.release(self.name, self.ledger)
 
@@ -63,36 +63,41 @@ class Replica:
         for _ in range(1 + self.world.pick(BATCHES_MAX, "batches") if self.world.protocol == DIRECT else 1):
             if not self.world.queue:
                 return
-            self.request = self.world.queue.pop(0)
-            try:
-                outcome, offset = yield from self.ledger.append(self.request, token, lease)
-            except Failed as failure:
-                if self.world.protocol != DIRECT:
-                    raise
-                if not self.ledger.on("stop_at_failure") and self.world.flip(0.5, "go on"):
-                    self.world.say(f"{self.name} goes on after: {failure}")
-                    outcome, offset = "unknown", None
-                else:
-                    outcome, offset = yield from self.recover(token, lease, failure)
-            request, self.request = self.request, None
-            if outcome == "fenced":
-                self.world.raise_token(self.ledger.highest_token)
-                self.world.queue.insert(0, request)
-                return
-            self.world.answer(request, outcome, offset)
+            size = 1 + self.world.pick(BATCH_MAX, "batch size")
+            self.requests, self.world.queue[:] = self.world.queue[:size], self.world.queue[size:]
+            while self.requests:
+                outcomes = yield from self.write(token, lease)
+                if outcomes[0][0] == "fenced":
+                    self.world.raise_token(self.ledger.highest_token)
+                    self.world.queue[:0], self.requests = self.requests, []
+                    return
+                answered, self.requests = self.requests[: len(outcomes)], self.requests[len(outcomes) :]
+                for request, (outcome, offset) in zip(answered, outcomes):
+                    self.world.answer(request, outcome, offset)
+
+    def write(self, token, lease):
+        try:
+            return (yield from self.ledger.append(self.requests, token, lease))
+        except Failed as failure:
+            if self.world.protocol != DIRECT:
+                raise
+            if not self.ledger.on("stop_at_failure") and self.world.flip(0.5, "go on"):
+                self.world.say(f"{self.name} goes on after: {failure}")
+                return [("unknown", None)] * len(self.requests)
+            return (yield from self.recover(token, lease, failure))
 
     def recover(self, token, lease, failure):
         """Drops the handles, locks anew and looks: the record stands, then the row is written; or it does not, then it is tried again."""
         ledger = self.ledger
-        attempt = ledger.attempt
+        attempt, outcomes = ledger.attempt, ledger.outcomes
         self.world.say(f"{self.name} locks anew and looks, after: {failure}")
         yield from self.unlock_files()
         ledger.forget()
         yield from self.lock_files()
         yield from ledger.refresh()
-        ledger.attempt = attempt
+        ledger.attempt, ledger.outcomes = attempt, outcomes
         outcome = ledger.outcome_of_attempt()
         self.world.say(f"{self.name} finds: {outcome or 'not written'}")
         if outcome is not None:
-            return outcome, attempt.offset if outcome == "written" else None
-        return (yield from ledger.append(self.request, token, lease))
+            return ledger.outcomes_if(outcome)
+        return (yield from ledger.append(self.requests, token, lease))

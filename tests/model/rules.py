@@ -20,7 +20,6 @@ BOTH = (BUFFERED, DIRECT)
 STEPS = {
     "lock_journal": Rule("the journal is locked by the handle that writes it", BOTH),
     "lock_csv": Rule("the CSV is locked by the handle that writes it"),
-    "lock_keys": Rule("the keys file is locked by the handle that writes it"),
     "refresh": Rule("each hold starts with a refresh from journal and CSV", BOTH),
     "record_first": Rule("the record is stable before its rows are sent", BOTH),
     "answer_after_rows": Rule("a row is acknowledged after it is stable in the CSV"),
@@ -39,6 +38,10 @@ STEPS = {
     "fence": Rule("a token older than the highest recorded one, or equal under another lease, is refused", BOTH),
     "token_in_header": Rule("a header keeps the highest token and its lease", BOTH),
     "known_keys": Rule("a known key is answered as before", BOTH),
+    "repeated_keys": Rule("a key stands once in a record: its repeat waits for the next one", BOTH),
+    "keys_remembered": Rule("twice as many keys are remembered as are promised", BOTH),
+    "keys_seen": Rule("a request is refused if a promised key of its arrival may be forgotten by now", BOTH),
+    "close_open_line": Rule("a foreign whole line without its line end is closed by the next record", BOTH),
     "checksum": Rule("a torn record is no record", BOTH),
     "sequence": Rule("a record counts only with the next sequence number and its predecessor's checksum", BOTH),
     "repair": Rule("missing rows of the last record are written by the next holder", BOTH),
@@ -59,6 +62,7 @@ GROUND = {
 
 # Rules whose removal no history shows. They cost nothing, and the model says what they are not needed for.
 SPARE = {
+    "lock_keys": Rule("the keys file is locked by the handle that writes it"),
     "direct_journal": Rule("the journal is read and written directly, not through the page cache"),
     "predecessor": Rule("a record carries its predecessor's checksum"),
     "own_by_checksum": Rule("a failed record is recognised by its checksum, not by sequence, token and lease"),

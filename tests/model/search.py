@@ -31,8 +31,10 @@ class Random:
         self.stickiness, self.eventfulness = self.random.choice((0.3, 0.8, 0.95)), self.random.choice((0.05, 0.15, 0.4))
 
     def pick(self, count, what):
-        if self.is_about_keys and what in ("slots", "key slots", "batches"):
+        if self.is_about_keys and what in ("slots", "batches"):
             return 0
+        if self.is_about_keys and what == "key slots":
+            return self.random.randrange(2)
         return self.random.randrange(count)
 
     def flip(self, probability, what):

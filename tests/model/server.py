@@ -3,7 +3,7 @@
 from collections import defaultdict
 
 from failures import Broken, Failed
-from journal import EMPTY, Torn
+from journal import Torn, first_headers
 from rows import overwrite
 
 # Bytes that are written, lost and torn together. Tiny, so that short rows have several.
@@ -20,12 +20,13 @@ class Lock:
 
 
 class Server:
-    def __init__(self, world):
+    def __init__(self, world, first_line):
         self.world, self.boot, self.locks, self.full = world, 0, {}, False
         self.memory, self.disk, self.unstable = defaultdict(list), defaultdict(list), defaultdict(list)
         # What was cut or overwritten and must stay in quarantine.
         self.quarantined = []
-        for i, header in enumerate(EMPTY):
+        self.write("csv", 0, first_line, None, stable=True)
+        for i, header in enumerate(first_headers(len(first_line))):
             self.write("journal", i, [header], None, stable=True)
 
     def fill(self, file):

@@ -19,8 +19,11 @@ LAST_ATTEMPTS = 4
 
 
 class Request(NamedTuple):
-    name: bytes
+    names: tuple
     key: object
+    # When it arrived: the keys that its replica knew, and all that were recorded.
+    keys_seen: int = 0
+    keys_recorded: int = 0
 
 
 class Event(NamedTuple):
@@ -47,14 +50,19 @@ class World:
         self.chooser, self.protocol, self.rules, self.trace = chooser, protocol, rules, []
         # Once calm, no new fault comes.
         self.is_calm = False
-        self.server = Server(self)
-        self.slots, self.key_slots = (3, 4, 8)[self.pick(3, "slots")], (2, 3, 8)[self.pick(3, "key slots")]
+        self.line_end = b"\r\n" if self.flip(0.3, "CRLF") else b"\n"
+        self.server = Server(self, b"<head>" + self.line_end if self.flip(0.5, "first line") else b"")
+        self.slots, self.keys_max = (3, 4, 8)[self.pick(3, "slots")], (1, 2, 8)[self.pick(3, "key slots")]
+        # Slots of the keys file; as many keys are remembered.
+        self.key_slots = self.keys_max * (2 if "keys_remembered" in rules else 1)
         self.copies_on_write = self.flip(0.2, "copies on write")
         # Redis: the lease's holder, the newest token, and what the last holder passed on.
         self.lease_holder, self.token, self.leases, self.fence, self.hint, self.checksums = None, 0, 0, 0, None, 0
         self.faults = self.foreign_appends = self.readers = self.processes = 0
         self.acknowledged, self.refused, self.foreign, self.shown = {}, set(), [], set()
-        self.leases_of_row, self.keys_at_first_attempt = defaultdict(set), {}
+        self.leases_of_row = defaultdict(set)
+        # How many keys were recorded, the number of each, and rows whose key was rightly forgotten: they may stand twice.
+        self.keys_recorded, self.key_numbers, self.forgotten = 0, {}, set()
         self.hosts = [Host(self, "ABC"[i]) for i in range(2 + self.pick(2, "hosts"))]
         for host in self.hosts:
             host.revalidate("journal")
@@ -64,14 +72,21 @@ class World:
         self.queue = self.first_requests()
 
     def first_requests(self):
-        names, queue = {}, []
+        by_key, queue = {}, []
         for number in range(self.chooser.appends()):
-            name, key = b"r%d" % number, None
+            names, key = tuple(b"r%d" % number + b"'" * i for i in range(1 + self.pick(3, "rows"))), None
             if self.flip(0.4, "keyed"):
                 key = f"k{self.pick(5, 'key')}"
-                name = names.setdefault(key, name)
-            queue.append(Request(name, key))
+                names = by_key.setdefault(key, names)
+            queue.append(Request(names, key))
         return queue
+
+    def arrive(self, request):
+        """A replica notes how many keys it knows; it may know fewer than are recorded."""
+        ledgers = [task.replica.ledger for task in self.tasks if task.replica]
+        known = [ledger.key_count() for ledger in ledgers if ledger.header] + [0]
+        seen = min(known[self.pick(len(known), "keys seen")], self.keys_recorded)
+        self.queue.append(request._replace(keys_seen=seen, keys_recorded=self.keys_recorded))
 
     # What replicas ask of the world
 
@@ -102,7 +117,8 @@ class World:
     def release(self, name, ledger):
         if self.lease_holder == name:
             self.lease_holder = None
-            self.hint = ledger.stable if ledger.sequence is not None and ledger.stable == ledger.checksum else None
+            is_stable = ledger.sequence is not None and ledger.stable == ledger.checksum
+            self.hint = ledger.stable if is_stable and not ledger.open_line else None
 
     def raise_token(self, highest):
         self.token = max(self.token, highest)
@@ -110,25 +126,36 @@ class World:
     def fenced(self, token):
         self.fence = max(self.fence, token)
 
-    def recorded(self, token, lease, name):
-        self.leases_of_row[token, name].add(lease)
+    def will_record(self, token, lease, requests, number):
+        """Notes a record's rows and keys, and which rows may stand twice: their key was rightly forgotten when they arrived."""
+        for request in requests:
+            for name in request.names:
+                self.leases_of_row[token, name].add(lease)
+            if request.key:
+                before = self.key_numbers.get(request.key)
+                if before is not None and before < request.keys_recorded - self.keys_max:
+                    self.forgotten.update(request.names)
+                self.key_numbers[request.key] = number
+                number += 1
+        self.keys_recorded = max(self.keys_recorded, number)
+
+    def recorded(self, token):
         if token < self.fence:
             raise Broken(f"token {token} wrote after token {self.fence} was recorded")
 
-    def first_seen(self, key, count):
-        """How many keys were recorded when the key's first request was attempted."""
-        return self.keys_at_first_attempt.setdefault(key, count)
-
     def answer(self, request, outcome, offset):
-        self.say(f"{request.name} is answered: {outcome} {offset}")
+        self.say(f"{request.names} key {request.key} is answered: {outcome} {offset}")
         if outcome in ("written", "known"):
-            self.acknowledged.setdefault(request.name, offset)
-            promises.check_visible(self, request.name)
+            for index, name in enumerate(request.names):
+                self.acknowledged.setdefault(name, None if index else offset)
+                promises.check_visible(self, name)
+            if request.key and self.flip(0.3, "repeated") and len(self.queue) < 20:
+                self.arrive(request)
         elif outcome == "disk_full":
             if not request.key:
-                self.refused.add(request.name)
+                self.refused.update(request.names)
         elif request.key and len(self.queue) < 20 and not self.is_calm:
-            self.queue.append(request)
+            self.arrive(request)
 
     # Processes
 
@@ -159,8 +186,8 @@ class World:
         self.tasks.remove(task)
         if not replica:
             return
-        if replica.request:
-            self.answer(replica.request, "unknown", None)
+        for request in replica.requests:
+            self.answer(request, "unknown", None)
         locks = list(replica.ledger.locks.values())
         if self.pick(2, "order"):
             locks.reverse()
@@ -220,11 +247,12 @@ class World:
             return
         self.foreign_appends += 1
         is_half = self.flip(0.3, "half")
-        line = b"<ha" if is_half else b"<f%d>\n" % self.foreign_appends
-        self.say(f"somebody appends {line}")
-        self.server.write("csv", len(csv), line, None, stable=True)
+        line = b"<ha" if is_half else b"<f%d>" % self.foreign_appends
         if not is_half:
             self.foreign.append(line)
+            line += (self.line_end, self.line_end, b"", b"\r")[self.pick(4, "foreign line end")]
+        self.say(f"somebody appends {line}")
+        self.server.write("csv", len(csv), line, None, stable=True)
 
     def kernel_events(self):
         """What kernels and the server do by themselves, faults or not."""
@@ -329,7 +357,7 @@ class World:
 
     def append_at_the_end(self, name):
         for attempt in range(LAST_ATTEMPTS):
-            self.queue.append(Request(name + b"x" * attempt, None))
+            self.queue.append(Request((name + b"x" * attempt,), None))
             self.run_until_idle()
             if name + b"x" * attempt in self.acknowledged:
                 return
