@@ -19,7 +19,7 @@ use tokio::sync::broadcast;
 use crate::commit::{appender::Appender, lock_changes::KNOWN_FOR_MS, queue::QueueLoad, reading::Reading};
 use crate::{
     api::events::{Figures, LockChange, ReplicaState, ReplicaStats, Stats},
-    storage::{NewRows, PeerFile, Place},
+    storage::{NewRows, PeerFile, Position},
     time::{ms, unix_ms},
 };
 
@@ -169,7 +169,7 @@ struct EventPump {
     published: Instant,
     figures: BTreeMap<String, (Instant, Figures)>,
     /// The end of the rows that subscribers were sent; `None` while there are none.
-    rows_end: Option<Place>,
+    rows_end: Option<Position>,
 }
 
 impl EventPump {

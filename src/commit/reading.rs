@@ -9,7 +9,7 @@ use crate::commit::{
     open::{OpenError, storage_options},
     storage_watch::StorageWatch,
 };
-pub use crate::storage::{FileParts, NewRows, Page, Place, ReadError, Row, Snapshot};
+pub use crate::storage::{FileParts, NewRows, Page, Position, ReadError, Row, Snapshot};
 use crate::{api::volume::Volume, config::Config, storage::Reader};
 
 /// The handle to read one CSV. Tasks wait for each other in order, without occupying a thread.
@@ -59,20 +59,20 @@ impl Reading {
         self.read(Reader::snapshot).await
     }
 
-    /// The rows after a place; at most the newest `rows_max` of them. They begin before it if a rebuild may have moved rows since.
+    /// The rows after a position; at most the newest `rows_max` of them. They begin before it if a rebuild may have moved rows since.
     ///
     /// # Errors
     /// If the files cannot be read.
-    pub async fn new_rows(&self, from: Place, rows_max: usize) -> Result<NewRows, ReadError> {
+    pub async fn new_rows(&self, from: Position, rows_max: usize) -> Result<NewRows, ReadError> {
         self.read(move |reader| reader.new_rows(from, rows_max)).await
     }
 
-    /// The place at `offset`, if a row begins there or the last one ends there.
+    /// The position at `offset`, if a row begins there or the last one ends there.
     ///
     /// # Errors
     /// `Behind`, or if the files cannot be read.
-    pub async fn place_at(&self, offset: u64) -> Result<Option<Place>, ReadError> {
-        self.read(move |reader| reader.place_at(offset)).await
+    pub async fn position_at(&self, offset: u64) -> Result<Option<Position>, ReadError> {
+        self.read(move |reader| reader.position_at(offset)).await
     }
 
     /// File, journal and volume, as of now.
@@ -88,13 +88,13 @@ impl Reading {
     }
 
     /// `new_rows`, for a thread that may block.
-    pub(super) fn new_rows_blocking(&self, from: Place, rows_max: usize) -> Result<NewRows, ReadError> {
+    pub(super) fn new_rows_blocking(&self, from: Position, rows_max: usize) -> Result<NewRows, ReadError> {
         with_reader(&mut self.reader.blocking_lock(), |reader| reader.new_rows(from, rows_max))
     }
 
-    /// The place where the last row ends.
-    pub(super) fn end_blocking(&self) -> Result<Place, ReadError> {
-        with_reader(&mut self.reader.blocking_lock(), Reader::end_place)
+    /// The position where the last row ends.
+    pub(super) fn end_blocking(&self) -> Result<Position, ReadError> {
+        with_reader(&mut self.reader.blocking_lock(), Reader::end_position)
     }
 
     /// File, journal and volume, as of the last read.

@@ -23,7 +23,7 @@ pub(crate) struct OpenLine {
 
 /// Parses CSV text chunk by chunk. Only `\n` ends a row, so that `\r\n` is never split. The text begins behind a BOM.
 ///
-/// Making one takes longer than parsing a line, so whoever has many texts uses one for all of them.
+/// Making one takes longer than parsing a line, so callers with many texts use one for all of them.
 pub(crate) struct Scanner {
     reader: Reader,
     /// Bytes fed so far.

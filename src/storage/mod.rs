@@ -60,7 +60,7 @@ pub use crate::storage::{
     probe::probe,
     reader::{ReadError, Reader},
     side_files::resolve,
-    types::{AppendEntry, EntryOutcome, IdleOutcome, KnownKey, NewRows, Options, Page, Place, Row, Turn},
+    types::{AppendEntry, EntryOutcome, IdleOutcome, KnownKey, NewRows, Options, Page, Position, Row, Turn},
     unsafe_side_file::UnsafeSideFile,
     volume::{VolumeInfo, VolumeKind, VolumeRefusal},
 };

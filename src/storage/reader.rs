@@ -25,7 +25,7 @@ use crate::{
         ledger::{Ledger, LedgerOptions, Purpose, RefreshOutcome},
         row_index::RowIndex,
         side_files,
-        types::{NewRows, Options, Page, Place, Row},
+        types::{NewRows, Options, Page, Position, Row},
     },
 };
 
@@ -197,29 +197,29 @@ impl Reader {
         })
     }
 
-    /// The rows from a place on: up to 8 MiB of them, and at least one row, if there is one. They begin before the place if a rebuild
+    /// The rows from a position on: up to 8 MiB of them, and at least one row, if there is one. They begin before the position if a rebuild
     /// may have moved rows since it was taken. Only the newest are returned as cells, at most `rows_max` rows and 64 KiB.
     ///
     /// # Errors
     /// That the files can't be read.
-    pub fn new_rows(&mut self, from: Place, rows_max: usize) -> Result<NewRows, ReadError> {
+    pub fn new_rows(&mut self, from: Position, rows_max: usize) -> Result<NewRows, ReadError> {
         self.read(|reader, end| Ok(reader.rows_after(reader.still_valid(from), end, rows_max)?))
     }
 
-    /// The place itself, or the last one before it where no row can have moved.
-    fn still_valid(&self, place: Place) -> Place {
-        // guard: place_goes_back: a reader that follows the file does not begin in the middle of a row that a rebuild moved
-        if place.rebuilds == self.ledger.rebuilds() {
-            return self.place(place.offset);
+    /// The position itself, or the last one before it where no row can have moved.
+    fn still_valid(&self, position: Position) -> Position {
+        // guard: position_goes_back: a reader that follows the file does not begin in the middle of a row that a rebuild moved
+        if position.rebuilds == self.ledger.rebuilds() {
+            return self.position(position.offset);
         }
-        self.place(place.offset.min(place.settled))
+        self.position(position.offset.min(position.settled))
     }
 
-    fn place(&self, offset: u64) -> Place {
-        Place { offset, settled: self.ledger.checkpoint_end(), rebuilds: self.ledger.rebuilds() }
+    fn position(&self, offset: u64) -> Position {
+        Position { offset, settled: self.ledger.checkpoint_end(), rebuilds: self.ledger.rebuilds() }
     }
 
-    fn rows_after(&self, start: Place, file_end: u64, rows_max: usize) -> io::Result<NewRows> {
+    fn rows_after(&self, start: Position, file_end: u64, rows_max: usize) -> io::Result<NewRows> {
         let from = start.offset;
         let mut new_rows = NewRows { start, end: start, count: 0, rows: Vec::new() };
         let (mut newest, mut newest_bytes) = (VecDeque::new(), 0);
@@ -248,21 +248,21 @@ impl Reader {
         Ok(new_rows)
     }
 
-    /// The place where the last row ends.
+    /// The position where the last row ends.
     ///
     /// # Errors
     /// That the files can't be read.
-    pub fn end_place(&mut self) -> Result<Place, ReadError> {
+    pub fn end_position(&mut self) -> Result<Position, ReadError> {
         let end = self.committed()?;
-        Ok(self.place(end))
+        Ok(self.position(end))
     }
 
-    /// The place at `offset`, if a row begins there or the last row ends there.
+    /// The position at `offset`, if a row begins there or the last row ends there.
     ///
     /// # Errors
     /// `Behind`, or that the files can't be read.
-    pub fn place_at(&mut self, offset: u64) -> Result<Option<Place>, ReadError> {
-        self.read_indexed(|reader, end| Ok(reader.is_row_start(offset, end)?.then(|| reader.place(offset))))
+    pub fn position_at(&mut self, offset: u64) -> Result<Option<Position>, ReadError> {
+        self.read_indexed(|reader, end| Ok(reader.is_row_start(offset, end)?.then(|| reader.position(offset))))
     }
 
     /// Sizes of the files as of the last refresh, and the space on the volume.

@@ -175,7 +175,7 @@ fn reader_goes_back_when_a_rebuild_moves_rows() {
     let mut storage = Storage::open(options.clone()).expect("opens");
     let mut reader = Reader::open(&options).expect("opens");
     append(&mut storage, "r1");
-    let begin = reader.end_place().expect("reads");
+    let begin = reader.end_position().expect("reads");
     append_as_another_program(&path, "of another width\n");
     append(&mut storage, "r2");
     let news = reader.new_rows(begin, 10).expect("reads");
@@ -196,7 +196,7 @@ fn reader_goes_back_when_a_rebuild_moves_rows() {
     let news = reader.new_rows(news.end, 10).expect("reads");
     assert_eq!(cells(&news), ["1,r1", "1,r2", "1,r3"], "from where no row can have moved");
     assert_eq!(reader.last(1).expect("reads").rows.len(), 1);
-    assert!(reader.place_at(last.start).expect("reads").is_none(), "no row begins there any more");
+    assert!(reader.position_at(last.start).expect("reads").is_none(), "no row begins there any more");
     assert_eq!(cells(&reader.new_rows(news.end, 10).expect("reads")), [""; 0], "each row is sent again only once");
     append(&mut storage, "r4");
     assert_eq!(cells(&reader.new_rows(news.end, 10).expect("reads")), ["1,r4"]);

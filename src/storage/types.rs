@@ -128,9 +128,9 @@ pub struct Page {
     pub next: Option<u64>,
 }
 
-/// A place between two rows, for a reader that follows the file. If a rebuild moves rows, it goes back to where none can have moved.
+/// A position between two rows, for a reader that follows the file. If a rebuild moves rows, it goes back to where none can have moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct Position {
     /// Byte offset.
     pub offset: u64,
     /// No rebuild moves a row before this offset.
@@ -139,20 +139,20 @@ pub struct Place {
     pub(super) rebuilds: u64,
 }
 
-impl Place {
+impl Position {
     /// Whether no rebuild began between the moments at which the two were taken.
     pub fn is_of_same_rows(self, other: Self) -> bool {
         self.rebuilds == other.rebuilds
     }
 }
 
-/// The rows after a place.
+/// The rows after a position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewRows {
     /// The start of the first row.
-    pub start: Place,
+    pub start: Position,
     /// The end of the last row.
-    pub end: Place,
+    pub end: Position,
     /// How many rows there are.
     pub count: u64,
     /// The newest of them.

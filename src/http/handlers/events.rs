@@ -31,7 +31,7 @@ use crate::{
     api::events::{LockChange, Stats},
     commit::{
         peer_events::{Event, NEW_ROWS_MAX},
-        reading::{NewRows, Place},
+        reading::{NewRows, Position},
     },
     csv::schema::InvalidField,
     time::ms,
@@ -115,7 +115,7 @@ struct Subscription {
     app: App,
     live: broadcast::Receiver<Event>,
     /// Where the next row to send begins; `None` until the first live rows arrive.
-    at: Option<Place>,
+    at: Option<Position>,
     /// Live rows that start after `at`, so that the rows between are read from the file first.
     ahead: Option<Arc<NewRows>>,
     /// Rows of the file are sent before live ones.
@@ -219,9 +219,9 @@ impl Subscription {
     /// The event after `hello`: the `last` rows, or whether the stream continues where the subscriber wants.
     async fn begin(&mut self, resume: Option<u64>, last: usize) -> Result<SseEvent, ApiError> {
         Ok(match resume {
-            Some(offset) => match self.app.reading.place_at(offset).await? {
-                Some(place) => {
-                    (self.at, self.catching_up) = (Some(place), true);
+            Some(offset) => match self.app.reading.position_at(offset).await? {
+                Some(position) => {
+                    (self.at, self.catching_up) = (Some(position), true);
                     SseEvent::default().comment("resumed")
                 }
                 None => lagged(None, "the file was replaced or repaired at this offset; rows are sent from now on"),
@@ -229,7 +229,7 @@ impl Subscription {
             None if last == 0 => SseEvent::default().comment("from now on"),
             None => {
                 let (page, _) = self.app.reading.last(last).await?;
-                let Some(start) = self.app.reading.place_at(page.start).await? else {
+                let Some(start) = self.app.reading.position_at(page.start).await? else {
                     return Ok(lagged(None, MOVED));
                 };
                 let news = self.app.reading.new_rows(start, last).await?;

@@ -237,8 +237,8 @@ impl<D: Disk> Ledger<D> {
         if len < record.offset || !record.payload.starts_with(&written) {
             return Err(io::Error::other("the disk is full, and another process wrote to the CSV at the same time"));
         }
-        if self.disk.is_direct() && len == record.end() {
-            // Readers on other hosts may have seen them.
+        if len == record.end() {
+            // Readers may have seen them.
             return Err(io::Error::other("the disk is full, but the rows are there"));
         }
         if len > record.offset {

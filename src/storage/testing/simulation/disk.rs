@@ -3,128 +3,23 @@
 //! It is the disk of one host, with a page cache, or the server of several hosts that write directly. There, a power cut is the
 //! server's: it loses what calls without an answer have written, the hosts go on, and their call is sent again.
 
-use std::{cell::RefCell, io, mem, ops::Range, rc::Rc};
+use std::{cell::RefCell, io, mem, rc::Rc};
 
 use crate::{
-    csv::scanner::split_rows,
     random::Random,
     storage::{
         disk::{AppendedRange, Disk, FileKind},
-        journal::Layout,
-        testing::simulation::{foreign::ForeignLines, moments::Recording, scenario::Scenario},
+        testing::simulation::{
+            file::{Change, SimFile},
+            foreign_lines::ForeignLines,
+            moments::Recording,
+            scenario::{LAYOUT, Scenario},
+            text::{contains, contains_remnant, text},
+        },
     },
 };
 
-pub(super) const LAYOUT: Layout = Layout { page: 256 };
 const FAULTS_MAX: u32 = 6;
-
-/// A file: its bytes in the page cache, its bytes on the disk, and the changes that are not synced yet.
-#[derive(Default)]
-pub(super) struct SimFile {
-    pub(super) cache: Vec<u8>,
-    disk: Vec<u8>,
-    pending: Vec<Change>,
-}
-
-pub(super) enum Change {
-    Write(usize, Vec<u8>),
-    Truncate(usize),
-}
-
-impl Change {
-    fn apply(&self, image: &mut Vec<u8>) {
-        match self {
-            Self::Write(at, bytes) => {
-                if image.len() < at + bytes.len() {
-                    image.resize(at + bytes.len(), 0);
-                }
-                image[*at..at + bytes.len()].copy_from_slice(bytes);
-            }
-            Self::Truncate(len) => image.resize(*len, 0),
-        }
-    }
-}
-
-impl SimFile {
-    pub(super) fn change(&mut self, change: Change) {
-        change.apply(&mut self.cache);
-        self.pending.push(change);
-    }
-
-    /// Writes a random part of the unsynced changes to the disk, in pieces of any size.
-    fn survive(&mut self, random: &mut Random) {
-        for change in mem::take(&mut self.pending) {
-            let Change::Write(at, bytes) = &change else {
-                if random.chance(50) {
-                    change.apply(&mut self.disk);
-                }
-                continue;
-            };
-            let mut from = 0;
-            while from < bytes.len() {
-                let to = (from + 1 + random.below(24)).min(bytes.len());
-                if random.chance(50) {
-                    Change::Write(at + from, bytes[from..to].to_vec()).apply(&mut self.disk);
-                }
-                from = to;
-            }
-        }
-    }
-
-    pub(super) fn sync(&mut self) {
-        for change in mem::take(&mut self.pending) {
-            change.apply(&mut self.disk);
-        }
-    }
-
-    fn lose_power(&mut self, random: &mut Random) {
-        self.survive(random);
-        self.cache.clone_from(&self.disk);
-    }
-
-    /// Makes one write durable, and nothing that other calls wrote.
-    pub(super) fn write_durably(&mut self, at: usize, bytes: &[u8]) {
-        for change in mem::take(&mut self.pending) {
-            match change {
-                Change::Write(from, old) => self.pending.extend(outside(from, &old, at..at + bytes.len())),
-                // A file system makes an older truncation durable first.
-                Change::Truncate(_) => change.apply(&mut self.disk),
-            }
-        }
-        let change = Change::Write(at, bytes.to_vec());
-        change.apply(&mut self.cache);
-        change.apply(&mut self.disk);
-    }
-
-    pub(super) fn durable(&self) -> &[u8] {
-        &self.disk
-    }
-
-    /// Loses everything that was written since the file was like this.
-    pub(super) fn revert(&mut self, earlier: &[u8]) {
-        (self.cache, self.disk) = (earlier.to_vec(), earlier.to_vec());
-        self.pending.clear();
-    }
-
-    fn truncate_durably(&mut self, len: usize) {
-        self.pending.clear();
-        self.cache.truncate(len);
-        self.disk.clone_from(&self.cache);
-    }
-}
-
-/// The parts of a write that another one does not overwrite.
-fn outside(from: usize, bytes: &[u8], other: Range<usize>) -> impl Iterator<Item = Change> {
-    let index = |at: usize| at.saturating_sub(from).min(bytes.len());
-    let (start, end) = (index(other.start), index(other.end));
-    let parts = [(from, &bytes[..start]), (from + end, &bytes[end..])];
-    parts
-        .into_iter()
-        .filter(|(_, part)| !part.is_empty())
-        .map(|(at, part)| Change::Write(at, part.to_vec()))
-        .collect::<Vec<_>>()
-        .into_iter()
-}
 
 /// What stopped the current process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -258,7 +153,7 @@ impl Host {
     pub(super) fn lose_power(&mut self) {
         self.power_cuts += 1;
         self.recording.lose_power();
-        let (durable, before) = (self.files[0].disk.clone(), self.files[0].cache.clone());
+        let (durable, before) = (self.files[0].durable().to_vec(), self.files[0].cache.clone());
         for file in &mut self.files {
             file.lose_power(&mut self.random);
         }
@@ -268,24 +163,6 @@ impl Host {
             self.unmoved_end.min(before.iter().zip(csv).take_while(|(before, now)| before == now).count());
         self.trace.push(format!("csv is now {:?}", text(csv)));
     }
-}
-
-pub(super) fn contains(text: &[u8], part: &[u8]) -> bool {
-    part.is_empty() || text.windows(part.len()).any(|window| window == part)
-}
-
-/// Whether the text has the part, apart from bytes that a power cut made zero.
-fn contains_remnant(text: &[u8], part: &[u8]) -> bool {
-    text.windows(part.len()).any(|window| window.iter().zip(part).all(|(was, is)| was == is || *is == 0))
-}
-
-/// Whether the CSV ends with a whole row. A well-behaved foreign writer appends only then.
-pub(super) fn ends_whole(csv: &[u8]) -> bool {
-    csv.is_empty() || csv.ends_with(b"\n") && split_rows(csv).1.is_empty()
-}
-
-pub(super) fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// The disk as one process sees it.
@@ -360,7 +237,7 @@ impl Disk for SimDisk {
             if !is_undone {
                 host.unmoved_end = host.unmoved_end.min(len as usize);
             }
-            let torn = &host.files[index(FileKind::Torn)].disk;
+            let torn = &host.files[index(FileKind::Torn)].durable();
             // The server may have lost a part of it since.
             let is_quarantined = contains(torn, &removed) || host.is_direct && contains_remnant(torn, &removed);
             assert!(is_undone || is_quarantined, "{:?} was truncated and not quarantined", text(&removed));

@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::storage::{
     error::AppendError,
     ledger::direct::Resolution,
-    testing::simulation::{disk::text, history::History, requests::Request},
+    testing::simulation::{history::History, request::Request, text::text},
     types::{EntryOutcome, Turn},
 };
 

@@ -3,40 +3,36 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, HashSet},
-    path::PathBuf,
     rc::Rc,
-    sync::{Arc, LazyLock},
+    sync::Arc,
     time::Instant,
 };
 
 use crate::{
     csv::schema::Schema,
     fencing::{FencingToken, LeaseId},
-    metrics::Meter,
     random::Random,
     storage::{
         disk::{Disk, FileKind},
         error::AppendError,
-        format::Format,
         journal::{Header, csv_tail_checksum},
         keys::preamble,
         ledger::{
-            Ledger, LedgerOptions, Purpose, RefreshOutcome, RepairMode,
+            Ledger, Purpose, RefreshOutcome, RepairMode,
             checkpoint::{PendingCheckpoint, sync_for_checkpoint},
         },
         testing::simulation::{
-            disk::{Change, Host, LAYOUT, SimDisk, SimFile, Stop},
+            disk::{Host, SimDisk, Stop},
+            file::{Change, SimFile},
             keys::KeyBook,
-            reader::LiveReader,
-            requests::{Attempt, Pending, Request},
-            scenario::Scenario,
+            live_reader::LiveReader,
+            open::open_ledger,
+            request::{Attempt, Pending, Request},
+            scenario::{LAYOUT, Scenario},
         },
         types::Turn,
     },
 };
-
-/// Shared by all histories, since no test reads it.
-static METER: LazyLock<Arc<Meter>> = LazyLock::new(Arc::default);
 
 type SimLedger = Ledger<SimDisk>;
 
@@ -306,18 +302,4 @@ impl History {
         self.check();
         self.last_look();
     }
-}
-
-/// Opens a process's view of the files. `None`: they can't be read.
-pub(super) fn open_ledger<D: Disk>(
-    disk: D,
-    schema: &Arc<Schema>,
-    replica: String,
-    keys: usize,
-    purpose: Purpose,
-) -> Option<Ledger<D>> {
-    let path = PathBuf::from("rows.csv");
-    let format = Format::read(&disk, &path, schema).ok()?;
-    let options = LedgerOptions { path, layout: LAYOUT, format, replica, keys, purpose, meter: Arc::clone(&METER) };
-    Some(Ledger::open(disk, options).expect("one header is always valid"))
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::storage::testing::simulation::requests::Request;
+use crate::storage::testing::simulation::request::Request;
 
 /// A retry uses one of so many of the newest keys, more than are remembered.
 const RETRIED_MAX: usize = 12;

@@ -10,18 +10,24 @@
 
 mod disk;
 mod failing_calls;
+mod file;
 mod foreign;
+mod foreign_lines;
 mod history;
 mod keys;
+mod live_reader;
 mod moments;
+mod open;
 mod promises;
 mod reader;
+mod request;
 mod requests;
 mod scenario;
+mod text;
 
 use std::{panic, rc::Rc};
 
-use crate::storage::testing::simulation::{disk::text, history::History, scenario::Scenario};
+use crate::storage::testing::simulation::{history::History, scenario::Scenario, text::text};
 
 /// Runs histories until one breaks a promise, and prints that one.
 fn run_histories(is_direct: bool) {

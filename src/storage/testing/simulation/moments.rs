@@ -7,7 +7,7 @@ use crate::{
     random::Random,
     storage::{
         disk::{AppendedRange, Disk, FileKind},
-        testing::simulation::disk::SimFile,
+        testing::simulation::file::SimFile,
     },
 };
 

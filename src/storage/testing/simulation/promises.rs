@@ -7,8 +7,8 @@ use crate::{
     storage::{
         ledger::RefreshOutcome,
         testing::simulation::{
-            disk::{ends_whole, text},
             history::History,
+            text::{cells_of, ends_whole, text},
         },
     },
 };
@@ -120,12 +120,6 @@ fn tokens_of(token: Option<&String>, tokens: &mut Vec<u64>, broken: &impl Fn() -
     if let Some(token) = token {
         tokens.push(token.parse().unwrap_or_else(|_| panic!("{}", broken())));
     }
-}
-
-pub(super) fn cells_of(row: &[u8]) -> Vec<String> {
-    let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(row);
-    let record = reader.records().next().expect("a row").expect("the CSV parses");
-    record.iter().map(str::to_owned).collect()
 }
 
 /// Whether this is the data of a foreign row, or of one that its writer did not complete, or that a power cut ended early.

@@ -1,64 +1,20 @@
 //! A reader that lives through a history, and looks at the files in the middle of what writers do.
 
-use std::{cell::RefCell, mem, rc::Rc};
+use std::{mem, rc::Rc};
 
-use crate::{
-    random::Random,
-    storage::{
-        ledger::{Ledger, Purpose, RefreshOutcome},
-        testing::simulation::{
-            disk::text,
-            history::{History, open_ledger},
-            moments::{Moment, Moments, ReaderDisk},
-        },
+use crate::storage::{
+    ledger::{Ledger, Purpose, RefreshOutcome},
+    testing::simulation::{
+        history::History,
+        live_reader::LiveReader,
+        moments::{Moment, ReaderDisk},
+        open::open_ledger,
+        text::text,
     },
 };
 
-/// Tells the draws of a reader from those of its history.
-const READER_SEED: u64 = 0x4ead_e400;
 /// How many of 100 steps it looks at.
 const LOOKS: usize = 40;
-
-/// A reader's process, and what it showed last.
-pub(super) struct LiveReader {
-    moments: Rc<RefCell<Moments>>,
-    /// Whether it is on a host of its own.
-    is_direct: bool,
-    ledger: Option<Ledger<ReaderDisk>>,
-    shown: Vec<u8>,
-    /// How many rebuilds there were then, and the checkpoint before the rows that the next one may move.
-    rebuilds: u64,
-    settled: usize,
-    /// How much of `shown` must still stand there.
-    unmoved_end: usize,
-    /// How often the host had lost power when it started.
-    power_cuts: u32,
-    /// How many rows were acknowledged when it began to look.
-    acked: Option<usize>,
-}
-
-impl LiveReader {
-    pub(super) fn new(seed: u64, is_direct: bool) -> Self {
-        let moments = Rc::new(RefCell::new(Moments::new(Random(seed ^ READER_SEED))));
-        Self {
-            moments,
-            is_direct,
-            ledger: None,
-            shown: Vec::new(),
-            rebuilds: 0,
-            settled: 0,
-            unmoved_end: 0,
-            power_cuts: 0,
-            acked: None,
-        }
-    }
-
-    fn show(&mut self, shown: Vec<u8>) {
-        let Some(ledger) = &self.ledger else { return };
-        (self.rebuilds, self.settled) = (ledger.rebuilds(), ledger.checkpoint_end() as usize);
-        (self.shown, self.unmoved_end) = (shown, usize::MAX);
-    }
-}
 
 impl History {
     /// Before a step.

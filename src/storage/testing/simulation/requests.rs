@@ -9,8 +9,10 @@ use crate::{
         error::{AppendError, Refusal},
         ledger::{Ledger, direct::Resolution},
         testing::simulation::{
-            disk::{Stop, contains, text},
+            disk::Stop,
             history::History,
+            request::{Attempt, Pending, Request},
+            text::{contains, text},
         },
         types::{AppendEntry, EntryOutcome, Turn},
     },
@@ -19,56 +21,6 @@ use crate::{
 const TRIES_MAX: usize = 6;
 const BATCH_MAX: usize = 4;
 const ROWS_MAX: usize = 3;
-
-/// The cells of each row, and the key.
-#[derive(Debug, Clone)]
-pub(super) struct Request {
-    pub(super) rows: Vec<Vec<String>>,
-    pub(super) key: Option<usize>,
-}
-
-impl Request {
-    /// The first data cell of each row, which tells it from all others.
-    pub(super) fn data(&self) -> impl Iterator<Item = &String> {
-        self.rows.iter().map(|cells| &cells[0])
-    }
-}
-
-/// A request that a client wants to be written.
-pub(super) struct Pending {
-    request: Request,
-    rows: Rows,
-    key: Option<Key>,
-    /// Where it waits.
-    replica: Option<usize>,
-    /// How many keys the replica knew when it arrived.
-    keys_seen: u64,
-    /// What became of the last try.
-    attempt: Attempt,
-}
-
-/// What a client learns of one attempt.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Attempt {
-    Written {
-        offset: u64,
-    },
-    Replayed {
-        offset: u64,
-    },
-    Fenced {
-        highest_token: FencingToken,
-    },
-    DiskFull,
-    /// The rows do not fit.
-    Refused,
-    /// Too many newer keys were recorded while it waited.
-    KeyMayBeForgotten,
-    /// The lock on the files was lost before the rows were written.
-    LockLost,
-    /// The rows may be written or not.
-    Unknown,
-}
 
 impl History {
     /// Draws new requests, and appends them together with those that wait at the same replica.

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::{csv::schema::Schema, random::Random, storage::testing::simulation::disk::LAYOUT};
+use crate::{csv::schema::Schema, random::Random, storage::journal::Layout};
 
+pub(super) const LAYOUT: Layout = Layout { page: 256 };
 /// Headers, the failed-sync flag, and space for six small records.
 const JOURNAL_PAGES: u64 = 9;
 /// Space for records of several pages.
