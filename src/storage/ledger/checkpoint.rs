@@ -9,7 +9,7 @@ use crate::{
         disk::{Disk, FileKind, write_zeros},
         error::AppendError,
         journal::{Header, Layout, Rebuild, csv_tail_checksum, set_sync_failed_flag},
-        ledger::{Ledger, verify::Damage},
+        ledger::{Ledger, damage::Damage},
     },
 };
 

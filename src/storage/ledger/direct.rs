@@ -14,7 +14,7 @@ use crate::{
         error::{AppendError, is_full},
         journal::{Cursor, JournalRecord},
         keys::Keys,
-        ledger::{Ledger, in_doubt::move_outcomes, verify::Damage},
+        ledger::{Ledger, damage::Damage, in_doubt::move_outcomes},
         types::EntryOutcome,
     },
 };

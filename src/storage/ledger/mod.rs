@@ -4,6 +4,7 @@
 
 mod append;
 pub(crate) mod checkpoint;
+mod damage;
 pub(crate) mod direct;
 mod encode;
 mod identity;
@@ -27,9 +28,9 @@ use crate::{
         journal::{Cursor, Header, JournalRecord, Layout, read_after, records_since, set_sync_failed_flag},
         keys::Keys,
         ledger::{
+            damage::{CsvEnd, Damage},
             in_doubt::InDoubt,
             seen_end::SeenEnd,
-            verify::{CsvEnd, Damage},
         },
     },
 };

@@ -36,17 +36,19 @@ impl<D: Disk> Ledger<D> {
             let were_read_ahead = next >= from && next + self.layout.page <= ahead_end;
             // guard: headers_again: records whose space was used again meanwhile are not missed
             let is_of_one_moment = self.head.number == number && were_read_ahead || self.is_newest_header()?;
-            // A record that is undone while records are read looks like an edit.
-            if is_of_one_moment && !matches!(outcome, Err(AppendError::Unfit(_))) {
-                return outcome;
+            match outcome {
+                // A record that is undone while records are read looks like an edit.
+                Err(AppendError::Unfit(e)) if is_of_one_moment || e.is_of_journal() => {
+                    last = Err(AppendError::Unfit(e))
+                }
+                Err(AppendError::Unfit(_)) => last = Ok(RefreshOutcome::NeedsRepair),
+                other if is_of_one_moment || other.is_err() => return other,
+                _ => {
+                    // What was found is of several moments.
+                    (self.verified, self.whole_end) = (self.base(), self.head.csv_bytes);
+                    last = Ok(RefreshOutcome::NeedsRepair);
+                }
             }
-            // What was found is of several moments.
-            (self.verified, self.whole_end) = (self.base(), self.head.csv_bytes);
-            last = match outcome {
-                Err(AppendError::Unfit(e)) if is_of_one_moment || e.is_of_journal() => Err(AppendError::Unfit(e)),
-                Err(e) if !matches!(e, AppendError::Unfit(_)) => return Err(e),
-                _ => Ok(RefreshOutcome::NeedsRepair),
-            };
         }
         if self.head.rebuilds == rebuilds {
             self.whole_end = self.whole_end.max(accepted_end);

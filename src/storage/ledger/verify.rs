@@ -3,33 +3,18 @@
 use std::io::Read;
 
 use crate::{
-    csv::scanner::{OpenLine, scan_rows},
+    csv::scanner::scan_rows,
     metrics::Counter,
     storage::{
         disk::{Disk, FileKind, FileRange},
         error::AppendError,
         journal::JournalRecord,
-        ledger::{Ledger, RepairMode},
+        ledger::{
+            Ledger, RepairMode,
+            damage::{CsvEnd, Damage},
+        },
     },
 };
-
-/// Whether the CSV differs from the journal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Damage {
-    None,
-    Some,
-}
-
-/// What the CSV ends with.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum CsvEnd {
-    /// A whole row.
-    Whole,
-    /// A line that another process left open.
-    OpenLine(OpenLine),
-    /// It differs from the journal, or has a hole that a power cut left.
-    Damaged,
-}
 
 impl<D: Disk> Ledger<D> {
     /// Whether a record may not be durable: the last one, if a server may lose it or its writer may not have synced it.
