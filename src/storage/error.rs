@@ -191,7 +191,7 @@ pub enum Refusal {
         /// The limit.
         bytes_max: u64,
     },
-    /// So many newer keys were recorded while it waited that its own key may have been among them and forgotten.
+    /// So many newer keys were recorded while it waited that its own, if it was among the newest when it arrived, may be forgotten.
     #[error("too many newer keys were recorded while the request waited")]
     KeyMayBeForgotten,
 }

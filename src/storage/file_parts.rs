@@ -14,7 +14,7 @@ pub struct FileParts {
     files: Arc<Files>,
     /// No rebuild moves a row before this offset.
     settled: u64,
-    /// How many rebuilds there were when the rows were found.
+    /// `Header::rebuilds` when the rows were found.
     rebuilds: u64,
 }
 

@@ -90,7 +90,7 @@ pub(crate) struct Header {
     pub(crate) keys: u64,
     /// Set while the CSV after `csv_bytes` is being rebuilt.
     pub(crate) rebuild: Option<Rebuild>,
-    /// How many rebuilds have begun, so that readers notice them; 0 in headers of older versions.
+    /// The number of the header that noted the last rebuild, so that readers notice each; 0 in headers of older versions.
     pub(crate) rebuilds: u64,
 }
 

@@ -1,7 +1,7 @@
 //! Opens the embedded lock's file. What is in it is the lock's business.
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io::{self, ErrorKind},
     path::{Path, PathBuf},
 };
@@ -10,7 +10,7 @@ use rustix::fs::OFlags;
 
 use crate::storage::{
     error::OpenError,
-    safe_open::{Access, open_or_create, open_side_file},
+    safe_open::{Access, open_side_file},
     side_files::{ensure_side_file, refuse_unfit, side_path},
 };
 
@@ -36,6 +36,10 @@ fn create(csv: &Path, path: &Path) -> io::Result<()> {
     let journal = side_path(csv, ".journal");
     match [csv, &journal].into_iter().find(|file| file.exists()) {
         Some(model) => ensure_side_file(path, model, |_| Ok(())),
-        None => open_or_create(path, csv, Access::Write, OFlags::empty()).map(drop),
+        // The CSV that is made later gets the same mode.
+        None => match OpenOptions::new().write(true).create_new(true).open(path) {
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(e),
+            _ => Ok(()),
+        },
     }
 }

@@ -149,7 +149,7 @@ impl Reader {
             }
             self.index.forget_from(self.ledger.checkpoint_end(), self.ledger.format());
         }
-        Err(io::Error::other("the end of the file is being rebuilt").into())
+        Err(ReadError::Behind { offset: self.end() })
     }
 
     /// As `read`, with an index of all rows.

@@ -23,6 +23,8 @@ use crate::storage::{
 
 /// What each side file has behind the CSV's name. `<csv>.lock` belongs to the embedded lock.
 const SIDE_SUFFIXES: [&str; 6] = [".journal", ".keys", ".torn", ".rebuild-0", ".rebuild-1", ".events"];
+/// Those that are never made by a second link, as NFS makes others.
+const ONE_NAME: [&str; 4] = [".torn", ".rebuild-0", ".rebuild-1", ".events"];
 /// How often a side file is looked for again that appears or disappears meanwhile.
 const CREATE_TRIES: u32 = 5;
 /// What is asked of a file. Not its times: see `files::handles::stat`.
@@ -85,7 +87,10 @@ pub(crate) fn refuse_unsafe_side_files(csv: &Path) -> Result<(), OpenError> {
         let path = side_path(csv, suffix);
         let found = match stat_name(&path) {
             Err(e) if e.kind() == ErrorKind::NotFound => continue,
-            other => other.and_then(|found| fault_of(&found, csv)),
+            other => other.and_then(|found| {
+                let is_linked = ONE_NAME.contains(&suffix) && found.stx_nlink > 1;
+                Ok(fault_of(&found, csv)?.or(is_linked.then_some(SideFileFault::HardLinks)))
+            }),
         };
         if let Some(fault) = found.map_err(|e| OpenError::io(&path, "stat", e))? {
             return Err(OpenError::SideFile(UnsafeSideFile { path, fault }));
@@ -97,14 +102,22 @@ pub(crate) fn refuse_unsafe_side_files(csv: &Path) -> Result<(), OpenError> {
 /// Warns of a folder in which every user may plant files.
 pub(crate) fn warn_of_open_folder(csv: &Path) {
     let folder = parent_directory(csv);
-    let Ok(found) = retry_on_intr(|| statx(CWD, folder, AtFlags::empty(), StatxFlags::MODE)) else { return };
-    let mode = u32::from(found.stx_mode);
+    let Ok(mode) = mode_of(folder) else { return };
     if mode & WRITABLE_FOR_ALL != 0 {
         tracing::warn!(
             folder = %folder.display(), sticky = mode & STICKY != 0,
             "every user may write to the folder of the CSV, and so put other files in the place of its side files"
         );
     }
+}
+
+fn is_open_to_all(folder: &Path) -> io::Result<bool> {
+    Ok(mode_of(folder)? & WRITABLE_FOR_ALL != 0)
+}
+
+fn mode_of(folder: &Path) -> io::Result<u32> {
+    let found = retry_on_intr(|| statx(CWD, folder, AtFlags::empty(), StatxFlags::MODE))?;
+    Ok(found.stx_mode.into())
 }
 
 /// Whether the name, or the open file, is where something is mounted. `None` before Linux 5.8.
@@ -148,8 +161,10 @@ fn fault_of(found: &Statx, csv: &Path) -> io::Result<Option<SideFileFault>> {
     })
 }
 
+/// Whether nobody else can have put the file there. In a folder that not every user may write to, its users trust each other: they
+/// could as well rename the journal.
 fn is_trusted(owner: u32, csv: &Path) -> io::Result<bool> {
-    if owner == 0 || owner == geteuid().as_raw() {
+    if owner == 0 || owner == geteuid().as_raw() || !is_open_to_all(parent_directory(csv))? {
         return Ok(true);
     }
     match stat_name(csv) {

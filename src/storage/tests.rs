@@ -58,6 +58,15 @@ fn append(storage: &mut Storage, text: &str) -> EntryOutcome {
     append_rows(storage, &rows, &|| true).expect("appended").remove(0)
 }
 
+/// Appends a row with the key of this number, by a request that arrived when `seen` keys were recorded.
+fn append_key(storage: &mut Storage, number: u64, seen: u64) -> EntryOutcome {
+    let rows = rows_of(storage, &[Data::Text("x".into())]);
+    let (now, key) = (Instant::now(), Key::new(&format!("k{number}"), &rows).expect("a key"));
+    let turn = Turn { token: 1, lease: 1, granted: now, timestamp: "", deadline: now, still_held: &|| true };
+    let entry = AppendEntry { rows: &rows, key: Some(&key), keys_seen: seen, waited_ms: 0, released: true };
+    storage.append(&[entry], &turn).expect("judged").remove(0)
+}
+
 fn append_as_another_program(path: &Path, text: &str) {
     let file = OpenOptions::new().append(true).open(path);
     file.and_then(|mut file| file.write_all(text.as_bytes())).expect("writable");
@@ -84,25 +93,34 @@ fn lost_lease_or_held_os_lock_writes_nothing() {
 fn key_that_may_be_forgotten_is_refused() {
     let (_folder, options) = options("token,data", 1 << 20);
     let mut storage = Storage::open(options).expect("opens");
-    let rows = rows_of(&storage, &[Data::Text("x".into())]);
-    let mut append = |name: String, keys_seen| {
-        let (now, key) = (Instant::now(), Key::new(&name, &rows).expect("a key"));
-        let turn = Turn { token: 1, lease: 1, granted: now, timestamp: "", deadline: now, still_held: &|| true };
-        let entry = AppendEntry { rows: &rows, key: Some(&key), keys_seen, waited_ms: 0, released: true };
-        storage.append(&[entry], &turn).expect("written").remove(0)
-    };
-    for n in 0..51 {
-        assert!(matches!(append(format!("k{n}"), n), EntryOutcome::Written { .. }));
-    }
     // More keys are recorded while a repeat of one of the newest 50 waits.
-    for n in 51..100 {
-        append(format!("k{n}"), n);
+    (0..100).for_each(|n| assert!(matches!(append_key(&mut storage, n, n), EntryOutcome::Written { .. })));
+    assert!(matches!(append_key(&mut storage, 1, 51), EntryOutcome::Replayed(_)), "it was remembered when it arrived");
+    append_key(&mut storage, 100, 100);
+    assert_eq!(append_key(&mut storage, 0, 50), EntryOutcome::Refused(Refusal::KeyMayBeForgotten));
+    assert_eq!(append_key(&mut storage, 200, 50), EntryOutcome::Refused(Refusal::KeyMayBeForgotten));
+    assert!(matches!(append_key(&mut storage, 200, 51), EntryOutcome::Written { .. }));
+}
+
+#[test]
+fn new_key_is_accepted_where_older_ones_cannot_be_read() {
+    for (keys, loses_file) in [(50, false), (120, false), (20, false), (50, true)] {
+        let (_folder, mut options) = options("token,data", 1 << 20);
+        let mut storage = Storage::open(options.clone()).expect("opens");
+        (0..300).for_each(|n| assert!(matches!(append_key(&mut storage, n, n), EntryOutcome::Written { .. })));
+        storage.close().expect("a checkpoint");
+        if loses_file {
+            fs::remove_file(side_path(&options.path, ".keys")).expect("removed");
+        }
+        options.keys = keys;
+        let mut storage = Storage::open(options).expect("opens");
+        let seen = storage.keys_recorded().load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(seen, 300);
+        assert!(matches!(append_key(&mut storage, 1_000, seen), EntryOutcome::Written { .. }), "{keys} {loses_file}");
+        if !loses_file {
+            assert!(matches!(append_key(&mut storage, 299, seen), EntryOutcome::Replayed(_)), "{keys}");
+        }
     }
-    assert!(matches!(append("k1".to_owned(), 51), EntryOutcome::Replayed(_)), "it was remembered when it arrived");
-    append("k100".to_owned(), 100);
-    assert_eq!(append("k0".to_owned(), 50), EntryOutcome::Refused(Refusal::KeyMayBeForgotten));
-    assert_eq!(append("late".to_owned(), 50), EntryOutcome::Refused(Refusal::KeyMayBeForgotten));
-    assert!(matches!(append("late".to_owned(), 51), EntryOutcome::Written { .. }));
 }
 
 #[test]

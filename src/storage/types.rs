@@ -135,7 +135,7 @@ pub struct Position {
     pub offset: u64,
     /// No rebuild moves a row before this offset.
     pub(super) settled: u64,
-    /// How many rebuilds there were.
+    /// `Header::rebuilds` then.
     pub(super) rebuilds: u64,
 }
 

@@ -56,6 +56,8 @@ fn planted_side_file_refuses_start_and_is_left_alone() {
             let (victim, side) =
                 (bench.folder().join("victim"), PathBuf::from(format!("{}{suffix}", bench.csv.display())));
             fs::write(&victim, SECRET).expect("written");
+            // So that everybody may plant files.
+            fs::set_permissions(bench.folder(), fs::Permissions::from_mode(0o1777)).expect("ours");
             plant(&side, &victim);
             let before = names(bench.folder());
             let csv = bench.csv.to_string_lossy();
@@ -88,15 +90,35 @@ async fn folder_that_all_may_write_to_is_warned_about() {
 }
 
 #[tokio::test]
-async fn side_files_of_csv_owner_are_used() {
+async fn side_files_of_csv_owner_and_of_group_are_used() {
     if !rustix::process::geteuid().is_root() {
         return not_run("only root may make files of other users");
     }
     let bench = Bench::with_file(On::Embedded, b"token,data\n");
     chown(&bench.csv, Some(FOREIGN), Some(FOREIGN)).expect("root may");
-    for _ in 0..2 {
+    for owner in [FOREIGN, FOREIGN + 1, FOREIGN + 2] {
         let output = bench.run(&["append", "--data", "x"], &[]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        // Where not every user may write, a replica of another user of the group may have made them.
+        for suffix in [".journal", ".keys", ".lock"] {
+            chown(format!("{}{suffix}", bench.csv.display()), Some(owner), None).expect("root may");
+        }
     }
-    assert_eq!(bench.rows().len(), 2);
+    assert_eq!(bench.rows().len(), 3);
+    let output = bench.run(&["check", &bench.csv.to_string_lossy()], &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn linked_side_file_refuses_start() {
+    for suffix in [".torn", ".rebuild-0", ".rebuild-1", ".events"] {
+        let bench = Bench::with_file(On::Embedded, b"token,data\n");
+        let victim = bench.folder().join("victim");
+        fs::write(&victim, SECRET).expect("written");
+        fs::hard_link(&victim, format!("{}{suffix}", bench.csv.display())).expect("linked");
+        let output = bench.run(&["append", "--data", "x"], &[]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains(&format!("rows.csv{suffix} has several hard links")), "{stderr}");
+        assert_eq!((output.status.code(), fs::read_to_string(&victim).expect("readable").as_str()), (Some(1), SECRET));
+    }
 }

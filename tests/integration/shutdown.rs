@@ -123,7 +123,7 @@ async fn make_wait(wait: Wait, bench: &Bench, replica: &Replica) -> (Vec<Answer>
             let file = locked(".journal");
             (retried(row()).await, file)
         }
-        Wait::BusyAfterSleep => (vec![send_sleeper(bench, replica, 0.5).await], locked(".journal")),
+        Wait::BusyAfterSleep => (vec![send_sleeper(bench, replica, 2.0).await], locked(".journal")),
         Wait::Lock | Wait::Probe | Wait::Release | Wait::ForcedRelease | Wait::ForcedReleaseOfSleeper => {
             (make_wait_for_redis(wait, bench, replica).await, None)
         }
@@ -186,8 +186,10 @@ async fn request_that_waits_when_the_grace_time_ends_is_refused() {
         (Wait::ForcedReleaseOfSleeper, On::Redis, 0),
     ] {
         let bench = Bench::new(on);
+        // The row has slept when the grace time ends; a call to Redis has not timed out.
+        let grace = if matches!(wait, Wait::BusyAfterSleep) { "4s" } else { "300ms" };
         let mut replica =
-            bench.replica(&[("ROWLOCK_GRACE", "1s"), ("ROWLOCK_LOCK_TTL", "60s"), ("ROWLOCK_WAIT_TIMEOUT", "10m")]);
+            bench.replica(&[("ROWLOCK_GRACE", grace), ("ROWLOCK_LOCK_TTL", "60s"), ("ROWLOCK_WAIT_TIMEOUT", "10m")]);
         let (answers, _locked) = make_wait(wait, &bench, &replica).await;
         replica.signal("TERM");
         for sent in answers {

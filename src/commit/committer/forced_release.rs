@@ -45,7 +45,10 @@ impl Committer {
         let (holder, token) = tokio::select! {
             fenced = self.fence_holder() => fenced?,
             // guard: no_release_after_grace: an admin's request is answered when the grace time ends
-            () = queue.grace_over() => return Err(AppendError::Draining),
+            () = queue.grace_over() => {
+                self.storage.end_hold();
+                return Err(AppendError::Draining);
+            }
         };
         let released = tokio::select! {
             released = lock.force_release() => released.ok_or_else(|| AppendError::of_lock(&lock, FILE_LOCK_WAIT))?,

@@ -46,6 +46,8 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// How polyfills of `EventSource` send it, since a header would need a CORS preflight.
 const LAST_EVENT_ID_PARAMETER: &str = "lastEventId";
 
+/// Said if the rows to begin with cannot be found.
+const MOVED_AWAY: &str = "the file was replaced or repaired at this offset; rows are sent from now on";
 /// Said before rows are sent again.
 const MOVED: &str = "the file was repaired; the rows that may have moved are sent again";
 
@@ -224,13 +226,13 @@ impl Subscription {
                     (self.at, self.catching_up) = (Some(position), true);
                     SseEvent::default().comment("resumed")
                 }
-                None => lagged(None, "the file was replaced or repaired at this offset; rows are sent from now on"),
+                None => lagged(None, MOVED_AWAY),
             },
             None if last == 0 => SseEvent::default().comment("from now on"),
             None => {
                 let (page, _) = self.app.reading.last(last).await?;
                 let Some(start) = self.app.reading.position_at(page.start).await? else {
-                    return Ok(lagged(None, MOVED));
+                    return Ok(lagged(None, MOVED_AWAY));
                 };
                 let news = self.app.reading.new_rows(start, last).await?;
                 // The rows may be more than `new_rows` reads at once.

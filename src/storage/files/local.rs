@@ -46,6 +46,8 @@ pub(crate) struct LocalFiles {
     inodes: [Inode; 2],
     /// Opened again after a replica that remembers more keys has replaced it.
     keys: Mutex<File>,
+    /// Whether the handles can only read.
+    read_only: bool,
     /// False on a volume without file locks that was accepted as it is.
     locks: bool,
 }
@@ -85,6 +87,7 @@ impl LocalFiles {
             keys: Mutex::new(open(".keys")?),
             journal_path: side_path(path, ".journal"),
             path: path.to_owned(),
+            read_only: false,
             locks: true,
             csv,
             journal,
@@ -108,7 +111,7 @@ impl LocalFiles {
         let journal = Arc::new(journal.map_or_else(|| csv.try_clone(), Ok)?);
         let keys = Mutex::new(keys.map_or_else(|| csv.try_clone(), Ok)?);
         let inodes = [inode_of(&csv)?, inode_of(&journal)?];
-        Ok(Self { path: path.to_owned(), journal_path, csv, inodes, journal, keys, locks: true })
+        Ok(Self { path: path.to_owned(), journal_path, csv, inodes, journal, keys, read_only: true, locks: true })
     }
 
     /// Whether a lock held through one handle excludes another handle.
@@ -145,7 +148,8 @@ impl LocalFiles {
         let (csv, [csv_inode, journal_inode]) = (csv?, self.inodes);
         refuse_other_file(&csv, csv_inode)?;
         refuse_other_file(&journal?, journal_inode)?;
-        refuse_second_path(&self.path, &csv)
+        // A check writes nothing, so that it may look at linked copies, such as those of a backup.
+        if self.read_only { Ok(()) } else { refuse_second_path(&self.path, &csv) }
     }
 
     /// Opens a side file that exists once more.

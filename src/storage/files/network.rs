@@ -162,7 +162,9 @@ impl NetworkFiles {
         // guard: lock_csv: rows are written through a handle that holds the CSV's lock
         lock(&csv, deadline.max(Instant::now() + SIDE_LOCK_WAIT))?;
         self.refuse_replaced(&csv)?;
-        refuse_second_path(&self.path, &opened)?;
+        if !self.read_only {
+            refuse_second_path(&self.path, &opened)?;
+        }
         self.csv_len.store(csv_len, Ordering::Relaxed);
         *self.hold.lock().expect("not poisoned") = Some(Hold { csv, csv_len: Some(csv_len), side: Vec::new() });
         Ok(held)
@@ -255,7 +257,12 @@ impl NetworkFiles {
             return Ok(file);
         }
         let flags = flags(Access::Write, self.direct);
-        let file = open_or_create(&self.path_of(kind), &self.path, Access::Write, flags)?;
+        let path = self.path_of(kind);
+        let file = match kind {
+            // A start has made it, perhaps by a second link that is still there.
+            FileKind::Keys => open_side_file(&path, &self.path, Access::Write, flags)?,
+            _ => open_or_create(&path, &self.path, Access::Write, flags)?,
+        };
         // guard: lock_side_files: a late write of a host that lost its locks can't hit another host's side files
         try_until(Instant::now() + SIDE_LOCK_WAIT, || if self.locks { file.try_lock() } else { Ok(()) })
             .map_err(io::Error::other)?;

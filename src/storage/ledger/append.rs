@@ -237,7 +237,7 @@ impl<D: Disk> Ledger<D> {
         if len < record.offset || !record.payload.starts_with(&written) {
             return Err(io::Error::other("the disk is full, and another process wrote to the CSV at the same time"));
         }
-        if len == record.end() {
+        if len == record.end() && !record.payload.is_empty() {
             // Readers may have seen them.
             return Err(io::Error::other("the disk is full, but the rows are there"));
         }

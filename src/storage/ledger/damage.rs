@@ -7,6 +7,8 @@ use crate::csv::scanner::OpenLine;
 pub(super) enum Damage {
     None,
     Some,
+    /// Another process is writing, or a repair is needed: without the OS lock, nobody can tell.
+    Unclear,
 }
 
 /// What the CSV ends with.
@@ -18,4 +20,6 @@ pub(super) enum CsvEnd {
     OpenLine(OpenLine),
     /// It differs from the journal, or has a hole that a power cut left.
     Damaged,
+    /// As `Damage::Unclear`.
+    Unclear,
 }

@@ -216,7 +216,7 @@ impl<D: Disk> Ledger<D> {
         self.keys.capacity()
     }
 
-    /// How many rebuilds there were. Each may have moved the rows after the checkpoint before it.
+    /// Changes with each rebuild, which may move the rows after the checkpoint before it.
     pub(crate) fn rebuilds(&self) -> u64 {
         self.head.rebuilds
     }
@@ -257,12 +257,14 @@ impl<D: Disk> Ledger<D> {
         let end = match self.learn_and_verify(repair, sync_failed)? {
             Damage::None => self.scan_foreign_rows(repair)?,
             Damage::Some => CsvEnd::Damaged,
+            Damage::Unclear => CsvEnd::Unclear,
         };
-        // A rebuild tells whole lines by it.
+        // A rebuild tells whole lines by their width.
         self.learn_width().map_err(AppendError::before("read"))?;
         let open_line = match (end, repair) {
             (CsvEnd::Whole, _) => None,
             (CsvEnd::OpenLine(line), _) => Some(line),
+            (CsvEnd::Unclear, _) => return Ok(RefreshOutcome::NeedsRepair),
             (CsvEnd::Damaged, RepairMode::Forbidden | RepairMode::Unlocked) => {
                 self.refuse_edited(repair, sync_failed)?;
                 return Ok(RefreshOutcome::NeedsRepair);
@@ -319,7 +321,12 @@ impl<D: Disk> Ledger<D> {
             let may_be_lost = self.may_be_lost(&record, following.is_none(), repair);
             // guard: believe_last: a record that may not be durable yet is not believed
             if may_be_lost && repair != RepairMode::Allowed && !self.rows_stand(&record)? {
-                return Ok(if record.payload.is_empty() { damage } else { Damage::Some });
+                let is_underway = damage == Damage::None && repair == RepairMode::Unlocked;
+                return Ok(match record.payload.is_empty() {
+                    true => damage,
+                    false if is_underway => Damage::Unclear,
+                    false => Damage::Some,
+                });
             }
             self.learn(&record, cursor);
             if damage == Damage::None {

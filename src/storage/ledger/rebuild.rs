@@ -88,7 +88,7 @@ impl<D: Disk> Ledger<D> {
         self.sync(FileKind::Keys)?;
         let rebuild = Rebuild { bytes: new.len() as u64, which, torn_at, old_bytes: old.len() as u64 };
         // guard: rebuild_journaled: an interrupted rebuild continues from its new tail
-        self.write_header(Header { rebuild: Some(rebuild), rebuilds: self.head.rebuilds + 1, ..self.head.clone() })?;
+        self.write_header(Header { rebuild: Some(rebuild), rebuilds: self.head.number + 1, ..self.head.clone() })?;
         failpoints::hit("rebuild_journaled");
 
         // Also if the rest of this fails.

@@ -37,11 +37,17 @@ impl<D: Disk> Ledger<D> {
             // guard: headers_again: records whose space was used again meanwhile are not missed
             let is_of_one_moment = self.head.number == number && were_read_ahead || self.is_newest_header()?;
             match outcome {
-                // A record that is undone while records are read looks like an edit.
+                // Tried again: a record that is undone while records are read looks like an edit, and a header that is being written
+                // like a damaged one.
                 Err(AppendError::Unfit(e)) if is_of_one_moment || e.is_of_journal() => {
                     last = Err(AppendError::Unfit(e))
                 }
                 Err(AppendError::Unfit(_)) => last = Ok(RefreshOutcome::NeedsRepair),
+                Ok(RefreshOutcome::NeedsRepair) if is_of_one_moment && self.head.rebuilds == rebuilds => {
+                    // What was shown stays, even if it is not verified again yet.
+                    self.whole_end = self.whole_end.max(accepted_end.min(len));
+                    return outcome;
+                }
                 other if is_of_one_moment || other.is_err() => return other,
                 _ => {
                     // What was found is of several moments.

@@ -97,7 +97,7 @@ impl<D: Disk> Ledger<D> {
         }
         // guard: no_rows_underway: rows that may be undone are not shown as another program's
         if rows.whole_bytes > 0 && repair == RepairMode::Unlocked && self.is_record_underway()? {
-            return Ok(CsvEnd::Damaged);
+            return Ok(CsvEnd::Unclear);
         }
         self.whole_end += rows.whole_bytes;
         self.see_foreign_end()?;
@@ -107,9 +107,14 @@ impl<D: Disk> Ledger<D> {
     /// Whether another process has recorded rows since the records were read.
     fn is_record_underway(&self) -> Result<bool, AppendError> {
         self.disk.forget_read_ahead();
-        // On a direct disk, a last record without rows is not learned, and may be there for long.
-        Ok(self
-            .record_after(self.known)?
-            .is_some_and(|(record, _)| !self.disk.is_direct() || !record.payload.is_empty()))
+        let mut cursor = self.known;
+        while let Some((record, next)) = self.record_after(cursor)? {
+            // On a direct disk, a last record without rows is not learned, and may be there for long.
+            if !self.disk.is_direct() || !record.payload.is_empty() {
+                return Ok(true);
+            }
+            cursor = next;
+        }
+        Ok(false)
     }
 }
