@@ -256,13 +256,9 @@ impl NetworkFiles {
         if let Some(file) = hold.side(kind) {
             return Ok(file);
         }
-        let flags = flags(Access::Write, self.direct);
-        let path = self.path_of(kind);
-        let file = match kind {
-            // A start has made it, perhaps by a second link that is still there.
-            FileKind::Keys => open_side_file(&path, &self.path, Access::Write, flags)?,
-            _ => open_or_create(&path, &self.path, Access::Write, flags)?,
-        };
+        // A start has made the keys, perhaps by a second link that is still there.
+        let open = if kind == FileKind::Keys { open_side_file } else { open_or_create };
+        let file = open(&self.path_of(kind), &self.path, Access::Write, flags(Access::Write, self.direct))?;
         // guard: lock_side_files: a late write of a host that lost its locks can't hit another host's side files
         try_until(Instant::now() + SIDE_LOCK_WAIT, || if self.locks { file.try_lock() } else { Ok(()) })
             .map_err(io::Error::other)?;

@@ -243,7 +243,7 @@ impl<D: Disk> Ledger<D> {
         }
         if len > record.offset {
             self.disk.truncate(FileKind::Csv, record.offset)?;
-            // guard: truncate_before_erasing: a power cut does not bring back rows without their record
+            // guard: cut_before_cancelling: a power cut does not bring back rows without their record
             self.disk.sync(FileKind::Csv)?;
         }
         let cancelled =
@@ -251,7 +251,7 @@ impl<D: Disk> Ledger<D> {
         let head = cancelled.encode_head(self.head.journal);
         let padding = &ZEROS[..self.layout.page as usize - head.len()];
         self.disk.write_parts_at(FileKind::Journal, at, &[&head, padding])?;
-        // guard: erased_before_answer: a row that was answered with `disk_full` is not written later
+        // guard: cancelled_before_answer: a row that was answered with `disk_full` is not written later
         self.disk.sync(FileKind::Journal)?;
         self.learn_without_rows(&cancelled, Cursor { sequence: record.sequence, next: at + self.layout.page });
         Ok(())

@@ -100,7 +100,7 @@ impl<D: Disk> Ledger<D> {
         Ok((content, outcomes))
     }
 
-    /// The most bytes that a request's rows encode to, whichever columns the file has, so that the payload of one record never reallocates.
+    /// The most bytes that a request's rows encode to, whichever columns the file has, so that the payload of one record hardly ever reallocates.
     fn encoded_bytes_max(&self, entry: &AppendEntry<'_>, turn: &Turn<'_>) -> usize {
         let key = entry.key.map_or(0, |key| 2 * key.text.len() + 2);
         let service = turn.timestamp.len() + self.replica_cell.len() + "18446744073709551615append".len() + key;

@@ -68,7 +68,7 @@ impl<D: Disk> Ledger<D> {
 
     /// Refuses to repair an edited file: rows of the journal would stand in it beside the edited ones.
     pub(super) fn refuse_edited(&self, repair: RepairMode, sync_failed: bool) -> Result<(), AppendError> {
-        // Without the OS lock, headers and records may be of different moments.
+        // Other hosts may write, or a host that lost its lock: headers and records may be of different moments.
         let is_unclear = self.disk.is_direct() && repair != RepairMode::Allowed;
         if self.purpose == Purpose::Repair || sync_failed || self.head.rebuild.is_some() || is_unclear {
             return Ok(());
