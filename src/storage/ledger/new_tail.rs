@@ -129,7 +129,7 @@ impl NewTail {
             let line_end = if open.ends_with(b"\r") { b"\n" } else { self.format.line_end };
             let closed = [open, line_end].concat();
             // guard: closed_line_once: an interrupted rebuild does not keep an open line again that it has closed
-            let is_known = known.contains(&closed[..]) || known.iter().any(|line| find(line, open).is_some());
+            let is_known = known.contains(&closed[..]) || is_remnant_of_lines(open, known);
             if is_last && self.scanner.is_closable(open, self.format.width()) && !is_known {
                 self.keep_line(&closed);
             }
@@ -153,8 +153,14 @@ pub(super) fn tail_index(offset: u64, base: u64, old: &[u8]) -> usize {
     usize::try_from(offset.saturating_sub(base)).unwrap_or(usize::MAX).min(old.len())
 }
 
-fn rows_of(record: &JournalRecord) -> &[u8] {
+pub(super) fn rows_of(record: &JournalRecord) -> &[u8] {
     &record.payload[usize::from(record.line_end_prefix_len)..]
+}
+
+/// Whether an open row is what is left of one of these lines, or of a row that has several of them.
+fn is_remnant_of_lines(open: &[u8], lines: &HashSet<&[u8]>) -> bool {
+    let (whole_lines, last) = open.split_at(memchr::memrchr(b'\n', open).map_or(0, |at| at + 1));
+    lines_of(whole_lines).is_subset(lines) && lines.iter().any(|line| find(line, last).is_some())
 }
 
 /// How many bytes of the text are whole rows.

@@ -8,6 +8,7 @@
 use std::io;
 
 use crate::{
+    csv::scanner::first_record,
     failpoints,
     metrics::Counter,
     storage::{
@@ -16,7 +17,7 @@ use crate::{
         journal::{Header, JournalRecord, Rebuild},
         ledger::{
             Ledger,
-            new_tail::{NewTail, tail_index},
+            new_tail::{NewTail, rows_of, tail_index},
         },
     },
 };
@@ -30,6 +31,7 @@ impl<D: Disk> Ledger<D> {
         let base = self.head.csv_bytes;
         let mut old = self.read_tail()?;
         let mut records = self.records()?;
+        self.learn_width_of(&records)?;
         let recorded = records.last().map(|last| (last.first_key, last.offset + u64::from(last.line_end_prefix_len)));
         if let (Some(appended_at), Some(last)) = (appended_at, records.last_mut()) {
             last.offset = appended_at;
@@ -119,6 +121,16 @@ impl<D: Disk> Ledger<D> {
         self.sync(FileKind::Torn)?;
         self.meter.add(Counter::QuarantinedBytes, bytes.len() as u64);
         Ok(appended.start)
+    }
+
+    /// Takes the width of a headerless file from our rows, if its first row is after the checkpoint: they are filled up to it.
+    fn learn_width_of(&mut self, records: &[JournalRecord]) -> Result<(), AppendError> {
+        let Some(record) = records.iter().find(|record| !record.payload.is_empty()) else { return Ok(()) };
+        if self.format.width().is_none() {
+            let first = first_record(rows_of(record)).map_err(AppendError::before("read"))?;
+            self.format.headerless_width = Some(first.width);
+        }
+        Ok(())
     }
 
     fn compose_tail(&self, old: &[u8], records: &[JournalRecord]) -> Result<NewTail, AppendError> {

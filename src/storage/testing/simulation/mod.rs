@@ -128,6 +128,18 @@ fn interrupted_append_is_not_answered_for_another_one() {
     run(66_366, Scenario::plain(true));
 }
 
+/// Regression: a row of several lines without a token, cut short by a power cut in the middle of a rebuild, was kept as another's.
+#[test]
+fn remnant_of_a_row_of_several_lines_is_not_a_row() {
+    run(84_655, Scenario::draw(84_655, false));
+}
+
+/// Regression: a rebuild that held the first row of a headerless file did not know how wide whole rows are.
+#[test]
+fn half_a_row_is_no_row_of_a_file_of_unknown_width() {
+    run(46_567, Scenario::draw(46_567, true));
+}
+
 #[test]
 fn random_histories_keep_every_promise() {
     run_histories(false);
