@@ -89,9 +89,8 @@ impl<D: Disk> Ledger<D> {
         }
         let range = FileRange::new(&self.disk, FileKind::Csv, self.whole_end, len);
         let rows = scan_rows(range).map_err(AppendError::before("read"))?;
-        // Rows of another process may be on their way while this one reads without the OS lock; on a network volume also those of a
-        // host that lost its lock.
-        let is_unclear = self.disk.is_direct() && repair == RepairMode::Forbidden || repair == RepairMode::Unlocked;
+        // On a network volume, rows of another host may be on their way.
+        let is_unclear = self.disk.is_direct() && repair != RepairMode::Allowed;
         // guard: scan_at_start: a hole that a power cut left in foreign rows is repaired
         if rows.has_hole && (!self.started || is_unclear) {
             return Ok(CsvEnd::Damaged);
