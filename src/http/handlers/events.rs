@@ -133,7 +133,7 @@ struct Subscription {
 ///
 /// Server-sent events with a JSON object as data: `hello` (a `HelloEvent`, always first), `rows` (a `RowsEvent`; its id is the offset
 /// where its rows end), `lock` (a `LockEvent`), `stats` (a `StatsEvent`, once a second) and `lagged` (a `LaggedEvent`: the subscriber
-/// read too slowly and lost events other than `rows`).
+/// read too slowly and lost events other than `rows`, or a repair moved rows, as its `detail` says).
 #[utoipa::path(
     get,
     path = "/events",
