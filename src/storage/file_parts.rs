@@ -30,16 +30,10 @@ impl FileParts {
     pub fn read(&self, offset: u64, bytes: u64) -> io::Result<Vec<u8>> {
         let text = self.files.read(FileKind::Csv, offset, bytes)?;
         // guard: moved_rows: no row is served in parts because a rebuild moved it
-        if offset + bytes > self.settled && self.have_moved()? {
+        if offset + bytes > self.settled && Header::tells_of_moved_rows(&self.files, Layout::REAL, self.rebuilds)? {
             return Err(io::Error::other("the end of the file was rebuilt meanwhile; read it again"));
         }
         Ok(text)
-    }
-
-    fn have_moved(&self) -> io::Result<bool> {
-        self.files.forget_read_ahead();
-        let pages = self.files.read(FileKind::Journal, 0, Layout::REAL.sync_failed_flag_offset())?;
-        Ok(!Header::newest(&pages, Layout::REAL).is_ok_and(|(head, _)| head.rebuilds == self.rebuilds))
     }
 }
 

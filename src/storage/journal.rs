@@ -192,6 +192,18 @@ impl Header {
         })
     }
 
+    /// Reads the newer of the two headers; `None` if neither is valid.
+    pub(crate) fn read_newest(disk: &impl Disk, layout: Layout) -> io::Result<Option<Self>> {
+        let pages = disk.read(FileKind::Journal, 0, layout.sync_failed_flag_offset())?;
+        Ok(Self::newest(&pages, layout).ok().map(|(head, _)| head))
+    }
+
+    /// Whether a rebuild has begun since the header had this value of `rebuilds`: then rows after the checkpoint may have moved.
+    pub(crate) fn tells_of_moved_rows(disk: &impl Disk, layout: Layout, rebuilds: u64) -> io::Result<bool> {
+        disk.forget_read_ahead();
+        Ok(Self::read_newest(disk, layout)?.is_none_or(|head| head.rebuilds != rebuilds))
+    }
+
     /// The newer of the two headers, and the page that it is on.
     pub(crate) fn newest(pages: &[u8], layout: Layout) -> Result<(Self, u64), HeaderFault> {
         let page = |slot: u64| {

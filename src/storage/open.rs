@@ -161,18 +161,13 @@ mod tests {
     use std::{
         fs::{self, File},
         path::PathBuf,
+        sync::atomic::Ordering,
         thread,
         time::Duration,
     };
 
     use super::*;
-    use crate::{
-        csv::{idempotency_key::Key, rows::Rows, schema::Data},
-        storage::{
-            keys,
-            types::{AppendEntry, EntryOutcome, Turn},
-        },
-    };
+    use crate::storage::{keys, tests::append_key, types::EntryOutcome};
 
     const FEW: usize = 50;
     const MANY: usize = 400;
@@ -191,19 +186,10 @@ mod tests {
         Storage::open(options).expect("opens")
     }
 
-    fn one_row(storage: &Storage) -> Rows {
-        let mut rows = storage.schema().rows();
-        storage.schema().push(&Data::Text("x".into()), &mut rows).expect("fits");
-        rows
-    }
-
+    /// Appends a row with the key of this number.
     fn append(storage: &mut Storage, number: usize) -> EntryOutcome {
-        let rows = one_row(storage);
-        let key = Key::new(&format!("k{number}"), &rows).expect("a key");
-        let (now, keys_seen) = (Instant::now(), storage.keys_recorded().load(std::sync::atomic::Ordering::Relaxed));
-        let turn = Turn { token: 1, lease: 1, granted: now, timestamp: "", deadline: now, still_held: &|| true };
-        let entry = AppendEntry { rows: &rows, key: Some(&key), keys_seen, waited_ms: 0, released: true };
-        storage.append(&[entry], &turn).expect("written").remove(0)
+        let seen = storage.keys_recorded().load(Ordering::Relaxed);
+        append_key(storage, number as u64, seen)
     }
 
     /// A CSV whose keys file has few slots, and the lock on its journal, as a stopped process holds it.

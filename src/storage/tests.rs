@@ -59,7 +59,7 @@ fn append(storage: &mut Storage, text: &str) -> EntryOutcome {
 }
 
 /// Appends a row with the key of this number, by a request that arrived when `seen` keys were recorded.
-fn append_key(storage: &mut Storage, number: u64, seen: u64) -> EntryOutcome {
+pub(super) fn append_key(storage: &mut Storage, number: u64, seen: u64) -> EntryOutcome {
     let rows = rows_of(storage, &[Data::Text("x".into())]);
     let (now, key) = (Instant::now(), Key::new(&format!("k{number}"), &rows).expect("a key"));
     let turn = Turn { token: 1, lease: 1, granted: now, timestamp: "", deadline: now, still_held: &|| true };

@@ -206,9 +206,8 @@ impl<D: Disk> Ledger<D> {
 
     /// How many keys the newest checkpoint has stored in the keys file, also if no refresh has read it yet.
     pub(crate) fn keys_stored(&self) -> io::Result<u64> {
-        let pages = self.disk.read(FileKind::Journal, 0, self.layout.space())?;
         // A refresh refuses a damaged journal.
-        Ok(Header::newest(&pages, self.layout).map_or(self.head.keys, |(head, _)| head.keys))
+        Ok(Header::read_newest(&self.disk, self.layout)?.map_or(self.head.keys, |head| head.keys))
     }
 
     /// How many keys are remembered.
@@ -321,12 +320,11 @@ impl<D: Disk> Ledger<D> {
             let may_be_lost = self.may_be_lost(&record, following.is_none(), repair);
             // guard: believe_last: a record that may not be durable yet is not believed
             if may_be_lost && repair != RepairMode::Allowed && !self.rows_stand(&record)? {
+                if record.payload.is_empty() {
+                    return Ok(damage);
+                }
                 let is_underway = damage == Damage::None && repair == RepairMode::Unlocked;
-                return Ok(match record.payload.is_empty() {
-                    true => damage,
-                    false if is_underway => Damage::Unclear,
-                    false => Damage::Some,
-                });
+                return Ok(if is_underway { Damage::Unclear } else { Damage::Some });
             }
             self.learn(&record, cursor);
             if damage == Damage::None {

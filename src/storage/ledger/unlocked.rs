@@ -69,18 +69,13 @@ impl<D: Disk> Ledger<D> {
 
     /// Whether the header of the last refresh still is the newest.
     fn is_newest_header(&self) -> Result<bool, AppendError> {
-        Ok(self.newest_header()?.is_some_and(|head| head.number == self.head.number))
+        self.disk.forget_read_ahead();
+        let newest = Header::read_newest(&self.disk, self.layout).map_err(AppendError::before("read"))?;
+        Ok(newest.is_some_and(|head| head.number == self.head.number))
     }
 
     /// Whether a rebuild has begun since the last refresh. Then the rows after the checkpoint may have moved.
     pub(crate) fn has_moved(&self) -> Result<bool, AppendError> {
-        Ok(self.newest_header()?.is_none_or(|head| head.rebuilds != self.head.rebuilds))
-    }
-
-    fn newest_header(&self) -> Result<Option<Header>, AppendError> {
-        self.disk.forget_read_ahead();
-        let pages = self.disk.read(FileKind::Journal, 0, self.layout.sync_failed_flag_offset());
-        let newest = Header::newest(&pages.map_err(AppendError::before("read"))?, self.layout);
-        Ok(newest.ok().map(|(head, _)| head))
+        Header::tells_of_moved_rows(&self.disk, self.layout, self.head.rebuilds).map_err(AppendError::before("read"))
     }
 }

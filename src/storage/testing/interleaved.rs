@@ -27,6 +27,7 @@ use crate::{
         testing::{
             fuzz::{LAYOUT, first_header},
             memory::Memory,
+            reader_disk::{Moving, ReaderDisk},
         },
         types::{AppendEntry, Turn},
     },
@@ -110,7 +111,7 @@ impl Disk for Recorder {
     }
 }
 
-/// A reader's disk: the files of a moment that goes on.
+/// What a reader finds: the files of a moment that goes on.
 #[derive(Clone)]
 struct Moments {
     all: Rc<Vec<Memory>>,
@@ -133,45 +134,14 @@ impl Moments {
     }
 }
 
-impl Disk for Moments {
+impl Moving for Moments {
     fn is_direct(&self) -> bool {
         false
     }
 
-    fn csv_inode(&self) -> u64 {
-        self.now().csv_inode()
-    }
-
-    fn forget_read_ahead(&self) {}
-
-    fn len(&self, kind: FileKind) -> io::Result<u64> {
+    fn see<T>(&self, kind: FileKind, look: impl FnOnce(&[u8]) -> T) -> T {
         self.go_on();
-        self.now().len(kind)
-    }
-
-    fn read_at(&self, kind: FileKind, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        self.go_on();
-        self.now().read_at(kind, offset, buffer)
-    }
-
-    fn write_parts_at(&self, _: FileKind, _: u64, _: &[&[u8]]) -> io::Result<()> {
-        unreachable!("a reader writes nothing")
-    }
-
-    fn append(&self, _: FileKind, _: &[u8]) -> io::Result<AppendedRange> {
-        unreachable!("a reader writes nothing")
-    }
-
-    fn truncate(&self, _: FileKind, _: u64) -> io::Result<()> {
-        unreachable!("a reader writes nothing")
-    }
-
-    fn reserve(&self, _: FileKind, _: u64, _: u64) -> io::Result<()> {
-        unreachable!("a reader writes nothing")
-    }
-
-    fn sync(&self, _: FileKind) -> io::Result<()> {
-        unreachable!("a reader writes nothing")
+        self.now().edit(kind, |file| look(file))
     }
 }
 
@@ -268,10 +238,11 @@ fn check_reader(seed: u64) {
     let rebuilds = Header::newest(&pages, LAYOUT).expect("a header").0.rebuilds;
     let paces = [(20, 2), (50, 3), (90, 2), (70, 8)];
     let (at, pace) = (Rc::new(Cell::new(random.below(moments.len()))), paces[random.below(4)]);
-    let disk = Moments { all: Rc::new(moments), at, pace, random: Rc::new(RefCell::new(random)) };
+    let moments = Moments { all: Rc::new(moments), at, pace, random: Rc::new(RefCell::new(random)) };
+    let disk = ReaderDisk(moments.clone());
     let mut reader = open(disk.clone(), Purpose::Read);
     loop {
-        let begun = disk.at.get();
+        let begun = moments.at.get();
         let outcome = reader.refresh_unlocked().unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         let verified = reader.whole_end();
         let end = if reader.is_rebuilding() { verified.min(reader.checkpoint_end()) } else { verified };
@@ -287,11 +258,11 @@ fn check_reader(seed: u64) {
                 assert!(contains(&shown, row), "seed {seed}: {row:?} is missing in {text:?}");
             }
         }
-        if begun + 1 == disk.all.len() {
+        if begun + 1 == moments.all.len() {
             assert!(matches!(outcome, RefreshOutcome::Consistent(_)), "seed {seed}: {outcome:?}");
             return;
         }
-        disk.go_on();
+        moments.go_on();
     }
 }
 

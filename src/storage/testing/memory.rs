@@ -4,6 +4,14 @@ use std::{cell::RefCell, io, rc::Rc};
 
 use crate::storage::disk::{AppendedRange, Disk, FileKind};
 
+/// Fills `buffer` with a file's bytes from `offset` on, and returns how many there are.
+pub(super) fn copy_from(file: &[u8], offset: u64, buffer: &mut [u8]) -> usize {
+    let rest = usize::try_from(offset).ok().and_then(|offset| file.get(offset..)).unwrap_or_default();
+    let read = rest.len().min(buffer.len());
+    buffer[..read].copy_from_slice(&rest[..read]);
+    read
+}
+
 /// Files in memory.
 #[derive(Clone, Default)]
 pub(super) struct Memory(Rc<RefCell<[Vec<u8>; 6]>>);
@@ -42,13 +50,7 @@ impl Disk for Memory {
     }
 
     fn read_at(&self, kind: FileKind, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = |file: &mut Vec<u8>| {
-            let rest = usize::try_from(offset).ok().and_then(|offset| file.get(offset..)).unwrap_or_default();
-            let read = rest.len().min(buffer.len());
-            buffer[..read].copy_from_slice(&rest[..read]);
-            read
-        };
-        Ok(self.edit(kind, read))
+        Ok(self.edit(kind, |file| copy_from(file, offset, buffer)))
     }
 
     fn write_parts_at(&self, kind: FileKind, offset: u64, parts: &[&[u8]]) -> io::Result<()> {

@@ -5,4 +5,6 @@ pub mod fuzz;
 mod interleaved;
 mod memory;
 #[cfg(test)]
+mod reader_disk;
+#[cfg(test)]
 mod simulation;

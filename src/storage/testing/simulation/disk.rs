@@ -9,12 +9,15 @@ use crate::{
     random::Random,
     storage::{
         disk::{AppendedRange, Disk, FileKind},
-        testing::simulation::{
-            file::{Change, SimFile},
-            foreign_lines::ForeignLines,
-            moments::Recording,
-            scenario::{LAYOUT, Scenario},
-            text::{contains, contains_remnant, text},
+        testing::{
+            memory::copy_from,
+            simulation::{
+                file::{Change, SimFile},
+                foreign_lines::ForeignLines,
+                moments::Recording,
+                scenario::{LAYOUT, Scenario},
+                text::{contains, contains_remnant, text},
+            },
         },
     },
 };
@@ -190,10 +193,7 @@ impl Disk for SimDisk {
             return Err(lost_lock());
         }
         host.count_call()?;
-        let rest = host.files[index(kind)].cache.get(offset as usize..).unwrap_or_default();
-        let read = rest.len().min(buffer.len());
-        buffer[..read].copy_from_slice(&rest[..read]);
-        Ok(read)
+        Ok(copy_from(&host.files[index(kind)].cache, offset, buffer))
     }
 
     fn write_parts_at(&self, kind: FileKind, offset: u64, parts: &[&[u8]]) -> io::Result<()> {

@@ -6,7 +6,10 @@ use crate::{
     random::Random,
     storage::{
         ledger::Ledger,
-        testing::simulation::moments::{Moments, ReaderDisk},
+        testing::{
+            reader_disk::ReaderDisk,
+            simulation::moments::{Moments, SharedMoments},
+        },
     },
 };
 
@@ -17,7 +20,7 @@ pub(super) struct LiveReader {
     pub(super) moments: Rc<RefCell<Moments>>,
     /// Whether it is on a host of its own.
     pub(super) is_direct: bool,
-    pub(super) ledger: Option<Ledger<ReaderDisk>>,
+    pub(super) ledger: Option<Ledger<ReaderDisk<SharedMoments>>>,
     pub(super) shown: Vec<u8>,
     /// How many rebuilds there were then, and the checkpoint before the rows that the next one may move.
     pub(super) rebuilds: u64,

@@ -1,13 +1,13 @@
 //! The files as a reader without the lock finds them: each of its reads may come later than the one before, in the middle of
 //! what a writer does.
 
-use std::{cell::RefCell, io, mem, rc::Rc};
+use std::{cell::RefCell, mem, rc::Rc};
 
 use crate::{
     random::Random,
     storage::{
-        disk::{AppendedRange, Disk, FileKind},
-        testing::simulation::file::SimFile,
+        disk::FileKind,
+        testing::{reader_disk::Moving, simulation::file::SimFile},
     },
 };
 
@@ -69,9 +69,9 @@ impl Moments {
     }
 }
 
-/// The disk as a reader sees it.
+/// Where a reader is among them. Clones share it.
 #[derive(Clone)]
-pub(super) struct ReaderDisk {
+pub(super) struct SharedMoments {
     pub(super) moments: Rc<RefCell<Moments>>,
     pub(super) is_direct: bool,
 }
@@ -85,50 +85,15 @@ fn image(moment: &Moment, kind: FileKind) -> &[u8] {
     }
 }
 
-impl Disk for ReaderDisk {
+impl Moving for SharedMoments {
     fn is_direct(&self) -> bool {
         self.is_direct
     }
 
-    fn csv_inode(&self) -> u64 {
-        1
-    }
-
-    fn forget_read_ahead(&self) {}
-
-    fn len(&self, kind: FileKind) -> io::Result<u64> {
+    fn see<T>(&self, kind: FileKind, look: impl FnOnce(&[u8]) -> T) -> T {
         let mut moments = self.moments.borrow_mut();
         moments.advance();
-        Ok(image(moments.now(), kind).len() as u64)
-    }
-
-    fn read_at(&self, kind: FileKind, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut moments = self.moments.borrow_mut();
-        moments.advance();
-        let rest = image(moments.now(), kind).get(offset as usize..).unwrap_or_default();
-        let read = rest.len().min(buffer.len());
-        buffer[..read].copy_from_slice(&rest[..read]);
-        Ok(read)
-    }
-
-    fn write_parts_at(&self, kind: FileKind, _: u64, _: &[&[u8]]) -> io::Result<()> {
-        unreachable!("a reader writes {kind:?}")
-    }
-
-    fn append(&self, kind: FileKind, _: &[u8]) -> io::Result<AppendedRange> {
-        unreachable!("a reader appends to {kind:?}")
-    }
-
-    fn truncate(&self, kind: FileKind, _: u64) -> io::Result<()> {
-        unreachable!("a reader truncates {kind:?}")
-    }
-
-    fn reserve(&self, _: FileKind, _: u64, _: u64) -> io::Result<()> {
-        unreachable!("a reader reserves space")
-    }
-
-    fn sync(&self, kind: FileKind) -> io::Result<()> {
-        unreachable!("a reader syncs {kind:?}")
+        look(image(moments.now(), kind))
     }
 }
 

@@ -4,12 +4,15 @@ use std::{mem, rc::Rc};
 
 use crate::storage::{
     ledger::{Ledger, Purpose, RefreshOutcome},
-    testing::simulation::{
-        history::History,
-        live_reader::LiveReader,
-        moments::{Moment, ReaderDisk},
-        open::open_ledger,
-        text::text,
+    testing::{
+        reader_disk::ReaderDisk,
+        simulation::{
+            history::History,
+            live_reader::LiveReader,
+            moments::{Moment, SharedMoments},
+            open::open_ledger,
+            text::text,
+        },
     },
 };
 
@@ -74,7 +77,8 @@ impl History {
         self.note(format!("-- the reader looks at {} moments", moments.len()));
         self.reader.moments.borrow_mut().begin(moments);
         if self.reader.ledger.is_none() {
-            let disk = ReaderDisk { moments: Rc::clone(&self.reader.moments), is_direct: self.reader.is_direct };
+            let moments = Rc::clone(&self.reader.moments);
+            let disk = ReaderDisk(SharedMoments { moments, is_direct: self.reader.is_direct });
             self.reader.ledger = open_ledger(disk, &self.schema, "reader".to_owned(), 1, Purpose::Read);
         }
         let ledger = self.reader.ledger.as_mut()?;
@@ -113,7 +117,7 @@ impl History {
 }
 
 /// Where the rows end that `Reader` serves.
-fn shown_end(ledger: &Ledger<ReaderDisk>) -> usize {
+fn shown_end(ledger: &Ledger<ReaderDisk<SharedMoments>>) -> usize {
     let verified = ledger.whole_end();
     (if ledger.is_rebuilding() { verified.min(ledger.checkpoint_end()) } else { verified }) as usize
 }
